@@ -1,0 +1,329 @@
+//! The agent's unit of work: one container, or one group of processes, that runs one job.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{JobId, RunId};
+
+/// Everything the agent needs to run one job. It never asks for more.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskSpec {
+    /// The job's submission. A second spec with the same id and generation changes nothing.
+    pub id: JobId,
+    /// Grows when the server replaces the spec; an older one is refused.
+    pub generation: u64,
+    /// The job's name, for people and for the container's name.
+    pub job_name: String,
+    /// The run that the job belongs to.
+    pub run_id: RunId,
+    /// The run's name.
+    pub run_name: String,
+    /// The project's name.
+    pub project_name: String,
+    /// How the job runs.
+    pub runtime: Runtime,
+    /// The command and its arguments. Empty: the image's own entry point and command.
+    pub argv: Vec<String>,
+    /// The job's own environment, literal, secrets already put in. It wins over `DSTACK_*`.
+    pub env: BTreeMap<String, String>,
+    /// The node's place among its peers.
+    pub cluster: ClusterInfo,
+    /// The share of the host that the job may use.
+    pub share: HostShare,
+    /// `uid[:gid]` or `name[:group]`; unset: the image's user, or the agent's own for processes.
+    pub user: Option<String>,
+    /// The directory where the command starts; unset: the image's, or the task's own for processes.
+    pub working_dir: Option<String>,
+    /// The Python version of a virtual environment to make before the command, for instance `3.12`.
+    pub python: Option<String>,
+    /// Where uploaded code goes, and which.
+    pub code: Option<CodeDelivery>,
+    /// Uploaded files and where they go.
+    pub files: Vec<FileDelivery>,
+    /// The repository's identifier, for `DSTACK_REPO_ID`.
+    pub repo_id: Option<String>,
+    /// Longest run time in seconds, counted from the start of the command.
+    pub max_duration_secs: Option<u64>,
+    /// Grace between the polite signal and the kill, in seconds, where the agent stops the job itself.
+    pub stop_grace_secs: u64,
+    /// The job may start as soon as it is ready. Otherwise it waits for `go`.
+    pub released: bool,
+}
+
+// Environment values and registry passwords are secrets; only their names may be printed.
+impl std::fmt::Debug for TaskSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TaskSpec")
+            .field("id", &self.id)
+            .field("generation", &self.generation)
+            .field("job_name", &self.job_name)
+            .field("runtime", &self.runtime)
+            .field("env", &self.env.keys().collect::<Vec<_>>())
+            .field("cluster", &self.cluster)
+            .field("released", &self.released)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a task runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Runtime {
+    /// As a group of plain processes on the host.
+    Process,
+    /// In a container of the host's Docker engine.
+    Docker(Box<ContainerSpec>),
+}
+
+/// What is particular to a container.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// The image's reference.
+    pub image: String,
+    /// Credentials for the image's registry.
+    pub registry_auth: Option<RegistryAuth>,
+    /// All capabilities and devices of the host.
+    pub privileged: bool,
+    /// Size of `/dev/shm` in bytes; unset: the engine's default.
+    pub shm_size_bytes: Option<u64>,
+    /// The network the container joins.
+    pub network: ContainerNetwork,
+    /// Directories of the host inside the container.
+    pub mounts: Vec<InstanceMount>,
+    /// Device nodes of the host that the container sees, beside those of its GPUs.
+    pub devices: Vec<String>,
+    /// `HOME` inside the container, unless the user's entry in its passwd says otherwise.
+    pub home_dir: Option<String>,
+}
+
+/// The network of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ContainerNetwork {
+    /// The host's own.
+    Host,
+    /// The engine's default bridge.
+    Bridge,
+    /// A user-defined bridge network, made if it is missing, and the container's address on it.
+    Named {
+        /// The network's name.
+        name: String,
+        /// The network's subnet in CIDR notation.
+        subnet: String,
+        /// The container's address.
+        address: String,
+    },
+}
+
+/// A registry's user and password.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistryAuth {
+    /// The user.
+    pub username: String,
+    /// The password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for RegistryAuth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RegistryAuth").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+/// A directory of the host inside the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceMount {
+    /// Where it is on the host. It is made if it is missing.
+    pub instance_path: String,
+    /// Where it is in the container.
+    pub path: String,
+}
+
+/// The node's place among its peers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterInfo {
+    /// This node's rank, from 0.
+    pub node_rank: u32,
+    /// The addresses of all nodes by rank.
+    pub node_ips: Vec<String>,
+    /// The GPUs of each node by rank.
+    pub gpus_per_node: Vec<u32>,
+}
+
+/// The share of a host that a job may use. Unset means all that the agent has.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostShare {
+    /// The GPUs by UUID; unset: all of them.
+    pub gpu_uuids: Option<Vec<String>>,
+    /// How many GPUs the agent picks, where the server does not name them.
+    pub gpu_count: Option<u32>,
+    /// CPUs.
+    pub cpus: Option<f64>,
+    /// Memory in bytes.
+    pub memory_bytes: Option<u64>,
+}
+
+/// Uploaded code.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CodeDelivery {
+    /// The blob's SHA-256 in hex; unset: nothing was uploaded.
+    pub blob_sha256: Option<String>,
+    /// Where the code goes.
+    pub repo_dir: String,
+    /// What happens when that directory is not empty.
+    pub skip_if_exists: bool,
+}
+
+/// Uploaded files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileDelivery {
+    /// The SHA-256 of the tar archive, in hex.
+    pub blob_sha256: String,
+    /// The path where the archive's only root goes; relative to the working directory.
+    pub path: String,
+}
+
+/// An order about one task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskOrder {
+    /// The generation that the order is for.
+    pub generation: u64,
+}
+
+/// The order to end a task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopOrder {
+    /// The generation that the order is for.
+    pub generation: u64,
+    /// Seconds between the polite signals and the kill; 0 kills at once. A repeated order may only shorten it.
+    pub grace_secs: u64,
+}
+
+/// The server has the log up to an offset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogAck {
+    /// The first byte that the server does not have.
+    pub offset: u64,
+}
+
+/// Where a task is in its life. Each step is journaled before its side effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskPhase {
+    /// The spec is on disk.
+    Accepted,
+    /// Directories, files and GPUs are being taken.
+    Preparing,
+    /// The image is being pulled.
+    Pulling,
+    /// All is there; the command waits for `go`.
+    Ready,
+    /// The command runs.
+    Running,
+    /// The command was told to end.
+    Stopping,
+    /// The command ended; its log may still be read.
+    Exited,
+    /// The log is complete and nothing of the task runs.
+    Sealed,
+}
+
+impl TaskPhase {
+    /// Whether the command has started, now or in the past.
+    pub fn has_started(self) -> bool {
+        self >= TaskPhase::Running
+    }
+}
+
+/// A task as the agent sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskState {
+    /// The job's submission.
+    pub id: JobId,
+    /// The generation of its spec.
+    pub generation: u64,
+    /// Where it is in its life.
+    pub phase: TaskPhase,
+    /// How far the image is, while it is pulled.
+    pub pull: Option<PullProgress>,
+    /// When the command started.
+    pub started_at: Option<Timestamp>,
+    /// How the command ended.
+    pub exit: Option<TaskExit>,
+    /// The log's length in bytes so far; final once sealed.
+    pub log_end: u64,
+    /// What was found out while preparing.
+    pub resolved: Resolved,
+    /// What the user should know, for instance a limit that the host forbids.
+    pub warnings: Vec<String>,
+}
+
+/// Facts that only the host could find out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Resolved {
+    /// The directory where the command started.
+    pub working_dir: Option<String>,
+    /// The user that the command runs as.
+    pub username: Option<String>,
+    /// Host ports by container port, where the network maps them.
+    pub ports: BTreeMap<u16, u16>,
+    /// The container's identifier.
+    pub container_id: Option<String>,
+    /// The GPUs by UUID.
+    pub gpu_uuids: Vec<String>,
+}
+
+/// How far an image is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullProgress {
+    /// Bytes downloaded so far.
+    pub downloaded_bytes: u64,
+    /// Bytes extracted so far.
+    pub extracted_bytes: u64,
+    /// Bytes of all layers whose size is known.
+    pub total_bytes: u64,
+    /// Every layer has said its size.
+    pub is_total_bytes_final: bool,
+}
+
+/// How a task ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskExit {
+    /// Why it ended.
+    pub reason: ExitReason,
+    /// The exit status: 0..=255, or 128 + the signal's number.
+    pub exit_status: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// The kernel ended it for want of memory.
+    pub oom_killed: bool,
+    /// What happened, for people.
+    pub message: Option<String>,
+    /// When it ended.
+    pub finished_at: Timestamp,
+}
+
+/// Why a task ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitReason {
+    /// The command exited with status 0.
+    Done,
+    /// The command exited with another status or by a signal.
+    Failed,
+    /// It was told to stop.
+    Stopped,
+    /// It ran longer than `max_duration`.
+    MaxDurationExceeded,
+    /// The image could not be pulled or the container not be made.
+    CreatingContainerError,
+    /// Something of ours failed: files, user, directory, or the supervisor itself.
+    ExecutorError,
+    /// A port was taken.
+    PortsBindingFailed,
+    /// The host rebooted, or its container engine ended the container.
+    HostInterrupted,
+}
