@@ -1,0 +1,65 @@
+//! A fleet: a set of instances and the template for more.
+//!
+//! ```text
+//! active ──▶ terminating ──▶ terminated
+//!            not wanted       all its instances are gone
+//! ```
+
+mod decide;
+
+pub use decide::{Effect, FleetDecision, LaunchPlan, OffersSeen, Surroundings, decide};
+
+use api::fleets::{FleetSpec, FleetStatus};
+use api::ids::{FleetId, ProjectId, UserId};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// A fleet's row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fleet {
+    /// Its identifier.
+    pub id: FleetId,
+    /// Its project.
+    pub project_id: ProjectId,
+    /// Who made it.
+    pub user_id: UserId,
+    /// Its name.
+    pub name: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Where it is in its life.
+    pub status: FleetStatus,
+    /// Somebody wants it. Written by requests only.
+    pub wanted: bool,
+    /// What is wanted.
+    pub spec: FleetSpec,
+    /// What is only carried.
+    pub state: FleetState,
+}
+
+/// The part of a fleet that no query asks for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FleetState {
+    /// Why it is as it is, for people.
+    pub status_message: Option<String>,
+    /// How many purchases in a row came to nothing.
+    pub failures: u32,
+    /// Nothing is bought before this.
+    pub not_before: Option<Timestamp>,
+    /// The region, backend and zone that its first machine fixed, for a cluster.
+    pub home: Option<Home>,
+    /// The maker may use this server's own machine.
+    pub user_is_admin: bool,
+}
+
+/// Where a cluster's machines are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Home {
+    /// The kind of backend.
+    pub backend: String,
+    /// The region.
+    pub region: String,
+    /// The zone.
+    pub zone: Option<String>,
+}

@@ -1,0 +1,119 @@
+//! An instance: a machine, or its slot in a fleet.
+//!
+//! ```text
+//! pending ──▶ provisioning ──▶ idle ⇄ busy ──▶ terminating ──▶ terminated
+//!    │  has a launch     its agent answers      not wanted, idle too long,       ▲
+//!    └── not wanted, or nobody sells it ───────  vanished or unreachable ────────┘
+//! ```
+//!
+//! `terminated` means that the backend says the machine is gone, never that we asked for it.
+
+mod decide;
+
+pub use decide::{AgentSeen, Effect, InstanceDecision, MachineSeen, Surroundings, decide};
+
+use api::ids::{FleetId, InstanceId, LaunchId, ProjectId};
+use api::instances::{GpuDriver, InstanceStatus, InstanceTerminationReason, InstanceType};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// An instance's row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Instance {
+    /// Its identifier.
+    pub id: InstanceId,
+    /// Its project.
+    pub project_id: ProjectId,
+    /// Its fleet.
+    pub fleet_id: FleetId,
+    /// Its number in the fleet.
+    pub instance_num: u32,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// Where it is in its life.
+    pub status: InstanceStatus,
+    /// Somebody wants it ended. Written by requests and the fleet's reconciler.
+    pub end: Option<EndOrder>,
+    /// The purchase that it came from.
+    pub launch_id: Option<LaunchId>,
+    /// Its index in that purchase.
+    pub launch_index: Option<u32>,
+    /// What is only carried.
+    pub state: InstanceState,
+}
+
+/// Why an instance is to end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndOrder {
+    /// The instance ends with this reason.
+    pub reason: InstanceTerminationReason,
+    /// For people.
+    pub message: Option<String>,
+}
+
+/// The part of an instance that no query asks for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct InstanceState {
+    /// `{fleet}-{instance_num}`.
+    pub name: String,
+    /// When something last happened to it.
+    pub last_processed_at: Option<Timestamp>,
+    /// The kind of backend that sold it.
+    pub backend: Option<String>,
+    /// Only global admins may use it: its jobs run beside the server's secrets.
+    pub admins_only: bool,
+    /// Where it is.
+    pub region: Option<String>,
+    /// Its zone.
+    pub zone: Option<String>,
+    /// US dollars per hour.
+    pub price: Option<f64>,
+    /// The kind of machine.
+    pub instance_type: Option<InstanceType>,
+    /// The backend's own identifier.
+    pub provider_id: Option<String>,
+    /// Where it answers.
+    pub hostname: Option<String>,
+    /// The address that peers use.
+    pub internal_ip: Option<String>,
+    /// The network that its containers join, if they do not share the host's.
+    pub container_network: Option<ContainerNetwork>,
+    /// Blocks that it is split into.
+    pub total_blocks: u32,
+    /// The UUIDs of its GPUs, in the order of the blocks.
+    pub gpu_uuids: Vec<String>,
+    /// Its accelerators' driver.
+    pub gpu_driver: Option<GpuDriver>,
+    /// Whether it runs containers.
+    pub has_docker: bool,
+    /// Seconds that it may be idle; negative: for ever; unset: the default.
+    pub idle_duration_secs: Option<i64>,
+    /// When it was joined.
+    pub joined_at: Option<Timestamp>,
+    /// Since when it has no job.
+    pub idle_since: Option<Timestamp>,
+    /// Since when its agent does not answer.
+    pub unreachable_since: Option<Timestamp>,
+    /// Since when its backend does not list it.
+    pub absent_since: Option<Timestamp>,
+    /// When its backend was last told to end it.
+    pub terminate_sent_at: Option<Timestamp>,
+    /// Why it ended.
+    pub termination_reason: Option<InstanceTerminationReason>,
+    /// Why it ended, for people.
+    pub termination_message: Option<String>,
+    /// When it was gone.
+    pub finished_at: Option<Timestamp>,
+}
+
+/// A network that containers join with an address of their own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerNetwork {
+    /// The network's name.
+    pub name: String,
+    /// Its subnet in CIDR notation.
+    pub subnet: String,
+    /// The address of this instance's container.
+    pub address: String,
+}

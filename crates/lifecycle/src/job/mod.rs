@@ -1,0 +1,98 @@
+//! A job: one node of one replica of a run. A row is one submission of it.
+//!
+//! ```text
+//! submitted ──▶ provisioning ──▶ pulling ──▶ running ──▶ terminating ──▶ done | failed | terminated | aborted
+//!   │  has a slot    its agent has it  all ready,      its task ended, or
+//!   │  on a machine                    released        the run wants it ended
+//!   └──────────── no capacity, or the run wants it ended ────▶ terminating
+//! ```
+
+mod decide;
+
+pub use decide::{Effect, JobDecision, Seen, Surroundings, decide};
+
+use api::agent::{ClusterInfo, PullProgress, TaskPhase};
+use api::ids::{InstanceId, JobId, ProjectId, RunId};
+use api::jobs::{JobProvisioningData, JobRuntimeData, JobSpec, JobStatus, JobTerminationReason};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// A submission's row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// Its identifier; the agent's task has the same.
+    pub id: JobId,
+    /// Its run.
+    pub run_id: RunId,
+    /// Its project.
+    pub project_id: ProjectId,
+    /// Its replica.
+    pub replica_num: u32,
+    /// Its number in the replica.
+    pub job_num: u32,
+    /// Its try, from 0.
+    pub submission_num: u32,
+    /// When it was made.
+    pub submitted_at: Timestamp,
+    /// Where it is in its life.
+    pub status: JobStatus,
+    /// Where it runs. Written when the gang is placed.
+    pub instance_id: Option<InstanceId>,
+    /// The run wants it ended. Written by the run's reconciler.
+    pub end: Option<EndOrder>,
+    /// All peers are ready, so its command may start. Written by the run's reconciler.
+    pub released_at: Option<Timestamp>,
+    /// What it does; secrets in it are sealed.
+    pub spec: JobSpec,
+    /// What is only carried.
+    pub state: JobState,
+}
+
+/// Why the run wants a job ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndOrder {
+    /// The job ends with this reason, unless it has one of its own already.
+    pub reason: JobTerminationReason,
+    /// For people.
+    pub message: Option<String>,
+    /// Seconds between the polite signal and the kill; 0 kills at once.
+    pub grace_secs: u64,
+}
+
+/// The part of a submission that no query asks for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct JobState {
+    /// When something last happened to it; unset: when it was submitted.
+    pub last_processed_at: Option<Timestamp>,
+    /// When it was given a machine.
+    pub placed_at: Option<Timestamp>,
+    /// How far its task is, as last seen.
+    pub phase: Option<TaskPhase>,
+    /// When its command started, by its host's clock.
+    pub started_at: Option<Timestamp>,
+    /// When its command ended, by its host's clock.
+    pub exited_at: Option<Timestamp>,
+    /// Why it ended.
+    pub termination_reason: Option<JobTerminationReason>,
+    /// Why it ended, for people.
+    pub termination_message: Option<String>,
+    /// Its command's exit status.
+    pub exit_status: Option<i32>,
+    /// How far its image is.
+    pub pull: Option<PullProgress>,
+    /// What it waits for, in words.
+    pub waiting_for: Option<String>,
+    /// What the host said about limits that it cannot keep.
+    pub warnings: Vec<String>,
+    /// Where it runs, as clients see it.
+    pub provisioning: Option<JobProvisioningData>,
+    /// How it uses its machine, as clients see it.
+    pub runtime: Option<JobRuntimeData>,
+    /// The gang's ranks, once every node has an address.
+    pub cluster: Option<ClusterInfo>,
+    /// The blocks of the machine that it holds.
+    pub blocks: Vec<u32>,
+    /// Its agent was told to stop it, with this grace in seconds.
+    pub stop_sent: Option<u64>,
+}

@@ -1,0 +1,104 @@
+//! A launch: one purchase of machines. Each new try is a new row, so its identifier is the backend's client token.
+//!
+//! ```text
+//! wanted ──▶ requested ──▶ done
+//!               │ recorded before the call, so that a lost reply is found again by the token
+//!               └────────▶ failed   nothing of it exists any more
+//! ```
+
+mod decide;
+
+pub use decide::{Effect, LaunchDecision, Seen, decide};
+
+use api::ids::{BackendId, FleetId, LaunchId, ProjectId};
+use api::instances::Offer;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// A launch's row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Launch {
+    /// Its identifier, the client token and the tag.
+    pub id: LaunchId,
+    /// The project that pays.
+    pub project_id: ProjectId,
+    /// The fleet that wants the machines.
+    pub fleet_id: FleetId,
+    /// The backend that sells them.
+    pub backend_id: BackendId,
+    /// When it was decided.
+    pub created_at: Timestamp,
+    /// Where it is in its life.
+    pub status: LaunchStatus,
+    /// Nobody wants its machines any more. Written by the fleet's reconciler.
+    pub cancelled: bool,
+    /// What is only carried.
+    pub state: LaunchState,
+}
+
+/// The life of a launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LaunchStatus {
+    /// Decided, not yet asked for.
+    Wanted,
+    /// The backend is being asked, or was.
+    Requested,
+    /// All its machines are listed.
+    Done,
+    /// It came to nothing.
+    Failed,
+}
+
+impl LaunchStatus {
+    /// The word in the database.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LaunchStatus::Wanted => "wanted",
+            LaunchStatus::Requested => "requested",
+            LaunchStatus::Done => "done",
+            LaunchStatus::Failed => "failed",
+        }
+    }
+
+    /// Whether nothing will happen to it any more.
+    pub fn is_final(self) -> bool {
+        matches!(self, LaunchStatus::Done | LaunchStatus::Failed)
+    }
+}
+
+/// The part of a launch that no query asks for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LaunchState {
+    /// What is bought.
+    pub offer: Offer,
+    /// The kind of backend.
+    pub backend: String,
+    /// The zone, where it is fixed.
+    pub zone: Option<String>,
+    /// How many machines.
+    pub count: u32,
+    /// With fewer than this the launch is worthless.
+    pub least: u32,
+    /// The gang needs a fast network between them.
+    pub cluster: bool,
+    /// When the backend was last asked.
+    pub requested_at: Option<Timestamp>,
+    /// How many times it was asked.
+    pub attempts: u32,
+    /// What the backend answered, if it refused.
+    pub error: Option<LaunchError>,
+    /// Since when none of its machines is listed.
+    pub absent_since: Option<Timestamp>,
+}
+
+/// Why a backend refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaunchError {
+    /// What kind of refusal it is, in one word.
+    pub kind: String,
+    /// What the backend said.
+    pub message: String,
+    /// Asking again, unchanged, may help.
+    pub transient: bool,
+}
