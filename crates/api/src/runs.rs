@@ -372,11 +372,39 @@ pub struct DeleteRunsRequest {
 
 /// A text message of a run's live stream: `GET /api/project/{project}/runs/{run}/stream`, a WebSocket.
 ///
-/// Binary messages of the same socket are log bytes: the job's number as a big-endian u32, then
-/// [`crate::agent::LogFrame`]s with their payloads, whole frames only.
+/// The request carries the usual `Authorization` and `X-API-VERSION` headers. Errors before the upgrade are the usual
+/// ones (an unknown run: 400 `resource_not_exists`).
 ///
-/// Query: `logs` (`true` unless told), `job` (only this job number), `since` (a timestamp), `follow` (`true` unless
-/// told; `false` ends the stream at what is there).
+/// Binary messages of the same socket are log bytes: the job's number as a big-endian u32, then one or more
+/// [`crate::agent::LogFrame`]s with their payloads, whole frames only, at most 1 MiB a message.
+///
+/// # Query
+///
+/// | key | value | unless told |
+/// |---|---|---|
+/// | `logs` | `false`: status messages only | `true` |
+/// | `replica` | logs of this replica only; job numbers are those of one replica | 0 |
+/// | `job` | logs of this job number only | all jobs of the replica |
+/// | `since` | RFC 3339: logs written at or after this time | all |
+/// | `follow` | `false`: the stream ends at what is there now | `true` |
+/// | `from` | where to resume: comma-separated `<submission id>:<offset>` | the start |
+///
+/// `from` names what the client has already: for a submission named in it, the log goes on at that offset (exactly:
+/// no byte before it, none left out) and `since` is ignored. Submissions that are not named start at offset 0, or at
+/// `since`. Names of unknown submissions are ignored, so that a client may name all it has seen.
+///
+/// # Order
+///
+/// 1. The first message is [`RunStreamMessage::Run`].
+/// 2. Before the first log bytes of a submission on this socket comes its [`RunStreamMessage::Submission`]; bytes of
+///    a job number belong to the submission announced last for that number. With a `since` or `from` the first
+///    frame's offset may be greater than 0.
+/// 3. Only the last submission of each job is sent, and each later one once it is made. All bytes of a submission come
+///    before the next one of the same job is announced.
+/// 4. When the run is finished and every log byte is sent: a last `Run` with the final status, then
+///    [`RunStreamMessage::End`], then the close. With `follow=false`, `Run`, the bytes that are there, `End`, close.
+///    A socket that closes without `End` was cut: the client comes back with `from`.
+/// 5. A WebSocket ping at least every 15 seconds, so that both sides see a dead peer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RunStreamMessage {
