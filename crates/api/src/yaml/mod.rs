@@ -1,0 +1,128 @@
+//! Reading of YAML files, with errors that show the line.
+//!
+//! A file is read in two steps: into nodes that know where they stand, and from those into a type.
+//! The first step is the only place that knows the YAML library.
+
+mod deserializer;
+mod node;
+mod reader;
+
+use std::fmt;
+
+use serde::de::DeserializeOwned;
+
+use crate::configurations::Configuration;
+pub(crate) use deserializer::{NodeError, read};
+pub(crate) use node::{Node, Span};
+
+/// Files above this are no configurations, in bytes.
+const MAX_LENGTH: usize = 1024 * 1024;
+
+/// Reads a configuration file of any type and checks it as the server will when it is submitted.
+pub fn parse_configuration(text: &str, file_name: &str) -> Result<Configuration, YamlError> {
+    parse_checked(text, file_name, Configuration::check_submission)
+}
+
+/// Reads a file of one type.
+pub fn parse<T: DeserializeOwned>(text: &str, file_name: &str) -> Result<T, YamlError> {
+    parse_checked(text, file_name, |_: &T| Ok(()))
+}
+
+fn parse_checked<T: DeserializeOwned>(
+    text: &str,
+    file_name: &str,
+    check: impl Fn(&T) -> Result<(), String>,
+) -> Result<T, YamlError> {
+    // A byte order mark is no part of the text, and would shift the columns of the first line.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let attempt = || -> Result<T, NodeError> {
+        if MAX_LENGTH < text.len() {
+            let limit = MAX_LENGTH / 1024;
+            return Err(NodeError::whole_file(format!(
+                "the file is larger than {limit} KB"
+            )));
+        }
+        let node = reader::read_document(text)?;
+        let value: T = read(&node)?;
+        match check(&value) {
+            Ok(()) => Ok(value),
+            Err(reason) => Err(NodeError::about(&node, reason)),
+        }
+    };
+    attempt().map_err(|error| YamlError::new(&error, text, file_name))
+}
+
+/// Why a file could not be read, and where. Its `Display` shows the line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct YamlError {
+    /// What is wrong.
+    pub message: String,
+    /// The file, as the caller named it.
+    pub file: String,
+    /// The line, from 1.
+    pub line: u64,
+    /// The column in characters, from 1.
+    pub column: u64,
+    /// How many characters are wrong, at least 1 and all on that line.
+    pub width: u64,
+    /// The text of the line.
+    pub source_line: String,
+    /// The key or value that was probably meant.
+    pub suggestion: Option<String>,
+}
+
+impl YamlError {
+    fn new(error: &NodeError, text: &str, file_name: &str) -> Self {
+        let problem = error.problem();
+        let Span {
+            line,
+            column,
+            width,
+        } = problem.at.unwrap_or(Span::NOWHERE);
+        let index = usize::try_from(line.saturating_sub(1)).unwrap_or(usize::MAX);
+        let source_line = text.lines().nth(index).unwrap_or_default().to_owned();
+        let rest = (source_line.chars().count() as u64 + 1).saturating_sub(column);
+        YamlError {
+            message: error.to_string(),
+            file: file_name.to_owned(),
+            line,
+            column,
+            width: width.clamp(1, rest.max(1)),
+            source_line,
+            suggestion: problem.suggestion.clone(),
+        }
+    }
+}
+
+impl fmt::Display for YamlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            message,
+            file,
+            line,
+            column,
+            width,
+            source_line,
+            suggestion,
+        } = self;
+        let margin = " ".repeat(line.to_string().len());
+        // A tab stays a tab, so that the carets stand below what they mean.
+        let indent: String = source_line
+            .chars()
+            .take(usize::try_from(column.saturating_sub(1)).unwrap_or(usize::MAX))
+            .map(|c| if c == '\t' { '\t' } else { ' ' })
+            .collect();
+        let carets = "^".repeat(usize::try_from(*width).unwrap_or(1));
+        writeln!(f, "error: {message}")?;
+        writeln!(f, "{margin}--> {file}:{line}:{column}")?;
+        writeln!(f, "{margin} |")?;
+        writeln!(f, "{line} | {source_line}")?;
+        write!(f, "{margin} | {indent}{carets}")?;
+        if let Some(suggestion) = suggestion {
+            write!(f, "\n{margin} = help: did you mean `{suggestion}`?")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for YamlError {}
