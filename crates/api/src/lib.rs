@@ -5,4 +5,6 @@
 
 pub mod agent;
 pub mod backends;
+pub mod configurations;
 pub mod ids;
+pub mod yaml;
