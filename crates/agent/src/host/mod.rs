@@ -1,0 +1,244 @@
+//! The host agent: keeps tasks on the disk and running, and answers the server on a unix socket.
+
+mod blobs;
+mod decide;
+mod gpus;
+mod http;
+mod journal;
+mod link;
+mod log_reader;
+mod process;
+mod record;
+mod runtime;
+mod state;
+mod steps;
+mod streams;
+mod task;
+mod task_dir;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use api::ids::JobId;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info, warn};
+
+use crate::disk::ShortPath;
+use crate::host::journal::Journal;
+use crate::host::record::Record;
+use crate::host::state::Host;
+pub(crate) use crate::host::state::{DockerMode, HostOptions};
+use crate::host::task_dir::TaskDir;
+use crate::{discover, disk, failpoint};
+
+/// What a stream and a connection may hold unread.
+const WINDOW: u32 = 1 << 20;
+/// What a stream may hold unsent, so that an order overtakes a flood.
+const SEND_BUFFER: usize = 128 * 1024;
+/// How often a silent peer is asked whether it lives, and how long it may take to answer.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Runs the host agent until it is told to exit.
+pub(crate) fn run(options: HostOptions) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("DSTACK_AGENT_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let home = &options.home;
+    disk::create_private_dir(home)
+        .with_context(|| format!("make the home `{}`", home.display()))?;
+    let home = home.canonicalize()?;
+    restrict(&home)?;
+    let options = HostOptions {
+        home: home.clone(),
+        ..options
+    };
+    let Some(_lock) = disk::lock(&home.join("agent.lock"))? else {
+        bail!(
+            "another agent already runs with the home `{}`",
+            home.display()
+        );
+    };
+    failpoint::set_home(home);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(serve(options));
+    runtime.shutdown_background();
+    result
+}
+
+/// Lets only the owner into the home.
+fn restrict(home: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(home, std::fs::Permissions::from_mode(0o700))
+}
+
+async fn serve(options: HostOptions) -> anyhow::Result<()> {
+    let machine = tokio::task::spawn_blocking(|| discover::machine(&discover::Roots::default()));
+    let host = Arc::new(Host::open(options, machine.await?)?);
+    restore(&host).await?;
+    let listener = listen(&host.options.socket)?;
+    info!("listening on `{}`", host.options.socket.display());
+    let hashing = host.clone();
+    tokio::task::spawn_blocking(move || {
+        hashing.binary_sha256();
+        hashing.prune_tombstones();
+        blobs::prune(&hashing, crate::clock::now().into());
+    });
+    let accepting = tokio::spawn(accept(host.clone(), listener));
+    let reason = tokio::select! {
+        reason = asked_to_exit(&host) => reason?,
+        () = idle(&host) => "nothing to do",
+        ended = accepting => bail!("the socket failed: {ended:?}"),
+    };
+    info!("exiting: {reason}");
+    let _ = std::fs::remove_file(&host.options.socket);
+    Ok(())
+}
+
+/// Brings the tasks back that the journals tell of.
+async fn restore(host: &Arc<Host>) -> anyhow::Result<()> {
+    for entry in std::fs::read_dir(host.tasks_dir())? {
+        let entry = entry?;
+        let Some(id) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<JobId>().ok())
+        else {
+            continue;
+        };
+        let dir = TaskDir::new(&host.tasks_dir(), id);
+        // One broken folder must not keep the others from coming back.
+        if let Err(error) = restore_task(host, &dir, id).await {
+            error!(task.id = %id, "cannot restore the task: {error:#}");
+        }
+    }
+    Ok(())
+}
+
+async fn restore_task(host: &Arc<Host>, dir: &TaskDir, id: JobId) -> anyhow::Result<()> {
+    let (journal, lines) = Journal::open(&dir.journal())?;
+    let Some(record) = Record::replay(&lines) else {
+        // The server was never told that the task was accepted.
+        drop(journal);
+        return Ok(dir.remove()?);
+    };
+    if record.forgotten {
+        drop(journal);
+        return Ok(task::finish_forgetting(host, dir, id, record.state.generation).await?);
+    }
+    info!(task.id = %id, "restored in phase {:?}", record.state.phase);
+    if record.state.exit.is_none() {
+        host.gpus.restore(id, &record.state.resolved.gpu_uuids);
+    }
+    host.task_or(id, || task::spawn_known(host, journal, record));
+    Ok(())
+}
+
+/// Listens on a socket that only the owner may use.
+fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt;
+    let parent = socket
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    disk::create_private_dir(parent)?;
+    let name = socket
+        .file_name()
+        .and_then(|name| name.to_str())
+        .context("a socket has a name")?;
+    let short = ShortPath::new(parent, name)?;
+    // The lock on the home says that nobody listens there any more.
+    let _ = std::fs::remove_file(short.path());
+    let listener = UnixListener::bind(short.path())
+        .with_context(|| format!("listen on `{}`", socket.display()))?;
+    std::fs::set_permissions(short.path(), std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+async fn accept(host: Arc<Host>, listener: UnixListener) {
+    let router = http::router(host.clone());
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (host, router) = (host.clone(), router.clone());
+                host.connections.send_modify(|count| *count += 1);
+                tokio::spawn(async move {
+                    converse(stream, router).await;
+                    host.connections.send_modify(|count| *count -= 1);
+                });
+            }
+            Err(error) => {
+                warn!("cannot accept a connection: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn converse(stream: UnixStream, router: axum::Router) {
+    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(4 * WINDOW)
+        .max_concurrent_streams(1024)
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+    let service = TowerToHyperService::new(router);
+    // A peer that goes away is no failure of ours.
+    let _ = builder
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
+
+async fn asked_to_exit(host: &Host) -> anyhow::Result<&'static str> {
+    let mut shutdown = host.shutdown.subscribe();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok("SIGTERM"),
+            _ = interrupt.recv() => return Ok("SIGINT"),
+            // The agent outlives the session that started it.
+            _ = hangup.recv() => {}
+            _ = shutdown.wait_for(|asked| *asked) => {
+                // The answer is still to leave.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                return Ok("the server asked for it");
+            }
+        }
+    }
+}
+
+/// Comes back when nothing was to do for as long as the options say.
+async fn idle(host: &Host) {
+    let Some(limit) = host.options.idle_exit else {
+        return std::future::pending().await;
+    };
+    let mut connections = host.connections.subscribe();
+    let mut changes = host.changes.subscribe();
+    loop {
+        let is_idle = *connections.borrow_and_update() == 0 && !host.is_busy();
+        changes.borrow_and_update();
+        let is_over = tokio::select! {
+            _ = connections.changed() => false,
+            _ = changes.changed() => false,
+            () = tokio::time::sleep(limit), if is_idle => true,
+        };
+        if is_over {
+            return;
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The two ways to run a task, behind one set of verbs. Every verb may be repeated.
+
+use api::agent::{ExitReason, PullProgress, Resolved, Runtime as WantedRuntime, TaskSpec};
+use api::ids::JobId;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::failpoint::failpoint;
+use crate::host::process;
+use crate::host::state::Host;
+use crate::host::task_dir::TaskDir;
+use crate::wire::JobFile;
+
+/// Whether a task's supervisor lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Liveness {
+    /// It does.
+    Alive,
+    /// It does not.
+    Gone(Gone),
+    /// Nobody could say; ask again.
+    Unknown,
+}
+
+/// What is known about a supervisor's end beside what it said itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Gone {
+    /// It ended because the host did something to it.
+    pub(crate) interrupted: Option<String>,
+    /// The kernel ended it for want of memory.
+    pub(crate) oom_killed: bool,
+}
+
+/// Why a task could not be brought to `ready`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// What kind of failure it is.
+    pub(crate) reason: ExitReason,
+    /// What happened, for people.
+    pub(crate) message: String,
+}
+
+impl Failure {
+    /// Something of ours failed.
+    pub(crate) fn executor(message: impl Into<String>) -> Failure {
+        Failure {
+            reason: ExitReason::ExecutorError,
+            message: message.into(),
+        }
+    }
+}
+
+/// What happens while a task is being launched.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Progress {
+    /// The image is about to be pulled.
+    Pulling,
+    /// The pull went on.
+    Pull(PullProgress),
+    /// The user should know.
+    Warning(String),
+    /// Something was found out.
+    Resolved(Resolved),
+}
+
+/// Launches the task's supervisor unless it lives already: job file, and for a container image and container.
+pub(crate) async fn launch(
+    host: &Host,
+    dir: &TaskDir,
+    spec: &TaskSpec,
+    gpus: Vec<String>,
+    progress: &mpsc::Sender<Progress>,
+    cancel: &CancellationToken,
+) -> Result<(), Failure> {
+    match &spec.runtime {
+        WantedRuntime::Process => {
+            if process::liveness(dir) == Liveness::Alive || dir.read_exit().is_some() {
+                return Ok(());
+            }
+            if dir.is_marked_started() {
+                return Err(Failure::executor(
+                    "the command was started before; it is not repeated",
+                ));
+            }
+            for warning in unenforced(spec) {
+                let _ = progress.send(Progress::Warning(warning)).await;
+            }
+            let job = process_job_file(host, dir, spec, gpus);
+            dir.write_job_file(&job).map_err(|error| {
+                Failure::executor(format!("cannot write the job's file: {error}"))
+            })?;
+            failpoint("launch:job-file-written");
+            process::launch(dir).await.map_err(Failure::executor)
+        }
+        WantedRuntime::Docker(_) => {
+            let _ = cancel;
+            Err(Failure::executor("containers are not there yet"))
+        }
+    }
+}
+
+/// Whether the task's supervisor lives.
+pub(crate) async fn liveness(_host: &Host, dir: &TaskDir, _container: bool) -> Liveness {
+    process::liveness(dir)
+}
+
+/// Ends everything of the task at once; answers what the user should know about it.
+pub(crate) async fn destroy(
+    _host: &Host,
+    dir: &TaskDir,
+    id: JobId,
+    _container: bool,
+) -> Vec<String> {
+    let dir = dir.clone();
+    tokio::task::spawn_blocking(move || process::destroy(&dir, id))
+        .await
+        .unwrap_or_default()
+}
+
+/// Removes what a task keeps outside its folder.
+pub(crate) async fn remove(_host: &Host, _dir: &TaskDir, _id: JobId) {}
+
+/// Limits that cannot be held for plain processes.
+fn unenforced(spec: &TaskSpec) -> Vec<String> {
+    let share = &spec.share;
+    let cpus = share.cpus.map(|cpus| format!("`cpus: {cpus}`"));
+    let memory = share
+        .memory_bytes
+        .map(|bytes| format!("a memory limit of {bytes} bytes"));
+    [cpus, memory]
+        .into_iter()
+        .flatten()
+        .map(|limit| format!("{limit} cannot be enforced for a process without a container"))
+        .collect()
+}
+
+fn process_job_file(host: &Host, dir: &TaskDir, spec: &TaskSpec, gpus: Vec<String>) -> JobFile {
+    JobFile {
+        spec: spec.clone(),
+        container: false,
+        default_working_dir: dir.work(),
+        home_dir: std::env::var_os("HOME").map(Into::into),
+        venv_dir: dir.venv(),
+        hostfile: dir.run().join("hostfile"),
+        blobs_dir: host.blobs_dir(),
+        gpu_env: host.gpu_env(&gpus),
+        gpu_uuids: gpus,
+        log_cap_bytes: host.options.log_cap_bytes,
+        failpoint_home: cfg!(debug_assertions).then(|| host.options.home.clone()),
+    }
+}

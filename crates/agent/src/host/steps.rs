@@ -1,0 +1,267 @@
+//! The steps of a task, each journaled before its effect.
+
+use std::time::Duration;
+
+use api::agent::{TaskExit, TaskPhase};
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+use tracing::info;
+
+use crate::clock;
+use crate::failpoint::failpoint;
+use crate::host::decide::{Seen, Step};
+use crate::host::link;
+use crate::host::record::Entry;
+use crate::host::runtime::{self, Failure, Progress};
+use crate::host::task::{LogMark, Message, Task};
+use crate::log_files;
+use crate::wire::{JobStatus, LOST_OUTPUT, Order};
+
+/// How soon a step that found no room on the disk is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How much longer than its grace a supervisor may take before it is ended from outside.
+const OVERDUE_AFTER: Duration = Duration::from_secs(15);
+/// How many orders may wait for a supervisor.
+const ORDERS: usize = 16;
+/// How many warnings of a supervisor are taken, and how long each may be.
+const WARNINGS_LIMIT: usize = 50;
+const WARNING_LENGTH: usize = 1000;
+
+impl Task {
+    /// Takes a step; answers whether another may follow at once.
+    pub(super) async fn take(&mut self, step: Step) -> bool {
+        match step {
+            Step::Wait => return false,
+            Step::Launch => self.launch(),
+            Step::CancelLaunch => {
+                self.cancel.cancel();
+                self.seen.cancelled = true;
+            }
+            Step::Attach => self.attach(),
+            Step::NoteReady(resolved) => {
+                failpoint("ready:before");
+                self.note_anyway(Entry::Ready(resolved));
+                failpoint("ready:after");
+            }
+            Step::NoteRunning => return self.note_running(),
+            Step::SendGo => {
+                self.seen.go_sent = true;
+                self.send(Order::Go);
+                failpoint("go:after");
+            }
+            Step::NoteStarted(at) => {
+                failpoint("started:before");
+                self.note_anyway(Entry::Started(at));
+                failpoint("started:after");
+                self.spec = None;
+                self.handle.dir.remove_secrets();
+            }
+            Step::SendStop(kill_at) => self.send_stop(kill_at),
+            Step::NoteExited(exit) => self.note_exited(exit),
+            Step::Seal => self.seal().await,
+        }
+        true
+    }
+
+    fn launch(&mut self) {
+        let relaunches = self.seen.relaunches + u32::from(self.seen.gone.is_some());
+        self.seen = Seen {
+            relaunches,
+            ..Seen::default()
+        };
+        failpoint("preparing:before");
+        self.note_anyway(Entry::Preparing);
+        failpoint("preparing:after");
+        if self.spec.is_none() {
+            match self.handle.dir.read_spec() {
+                Ok(spec) => self.spec = Some(spec),
+                Err(error) => {
+                    let message = format!("the task's spec cannot be read: {error}");
+                    self.seen.failure = Some(Failure::executor(message));
+                    return;
+                }
+            }
+        }
+        let Some(spec) = self.spec.clone() else {
+            return;
+        };
+        failpoint("gpus:before");
+        let gpus = match self.host.gpus.take(spec.id, &spec.share) {
+            Ok(gpus) => gpus,
+            Err(message) => {
+                self.seen.failure = Some(Failure::executor(message));
+                return;
+            }
+        };
+        self.note_anyway(Entry::Gpus(gpus.clone()));
+        failpoint("gpus:after");
+        self.seen.launching = true;
+        failpoint("launch:before");
+        let (host, handle) = (self.host.clone(), self.handle.clone());
+        let cancel = self.cancel.clone();
+        tokio::spawn(async move {
+            let (progress, mut news) = mpsc::channel(16);
+            let launch = runtime::launch(&host, &handle.dir, &spec, gpus, &progress, &cancel);
+            tokio::pin!(launch);
+            let result = loop {
+                tokio::select! {
+                    biased;
+                    Some(news) = news.recv() => {
+                        handle.tell(Message::Progress(news)).await;
+                    }
+                    result = &mut launch => break result,
+                }
+            };
+            while let Ok(news) = news.try_recv() {
+                handle.tell(Message::Progress(news)).await;
+            }
+            handle.tell(Message::Launched(result)).await;
+        });
+    }
+
+    /// Follows the supervisor that was started, now or by an earlier agent.
+    pub(super) fn attach(&mut self) {
+        let Some(record) = &self.record else {
+            return;
+        };
+        let (orders, inbox) = mpsc::channel(ORDERS);
+        self.orders = Some(orders);
+        self.seen.attached = true;
+        let (host, handle) = (self.host.clone(), self.handle.clone());
+        let dir = self.handle.dir.clone();
+        tokio::spawn(link::follow(
+            host,
+            handle,
+            dir,
+            record.accepted.container,
+            inbox,
+        ));
+    }
+
+    /// The start is the one step that must not come without its line.
+    fn note_running(&mut self) -> bool {
+        failpoint("running:before");
+        if self.note(Entry::Running).is_ok() {
+            failpoint("running:after");
+            return true;
+        }
+        let handle = self.handle.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(RETRY_AFTER).await;
+            handle.tell(Message::Retry).await;
+        });
+        false
+    }
+
+    fn send(&self, order: Order) {
+        if let Some(orders) = &self.orders {
+            // A supervisor that is gone needs no orders; the link says so.
+            let _ = orders.try_send(order);
+        }
+    }
+
+    fn send_stop(&mut self, kill_at: Timestamp) {
+        self.seen.stop_sent = Some(kill_at);
+        let grace = Duration::try_from(kill_at.duration_since(clock::now())).unwrap_or_default();
+        self.send(Order::Stop {
+            grace_millis: grace.as_millis() as u64,
+        });
+        failpoint("stop:after");
+        let handle = self.handle.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(grace + OVERDUE_AFTER).await;
+            if !handle.is_sealed() {
+                handle.tell(Message::Overdue).await;
+            }
+        });
+    }
+
+    fn note_exited(&mut self, mut exit: TaskExit) {
+        let is_silent = self.seen.gone.is_some() && self.record_phase().has_started();
+        if let (true, Some(message)) = (is_silent, &mut exit.message)
+            && let Some(words) = self.handle.dir.last_words()
+        {
+            message.push_str(": ");
+            message.push_str(&words);
+        }
+        let warnings = self
+            .seen
+            .status
+            .as_ref()
+            .map_or(&[][..], |status| &status.warnings[..]);
+        for warning in warnings
+            .iter()
+            .take(WARNINGS_LIMIT)
+            .cloned()
+            .collect::<Vec<_>>()
+        {
+            self.note_anyway(Entry::Warning(
+                warning.chars().take(WARNING_LENGTH).collect(),
+            ));
+        }
+        failpoint("exited:before");
+        info!(task.id = %self.handle.id, "ended: {:?}, status {:?}", exit.reason, exit.exit_status);
+        self.note_anyway(Entry::Exited(exit));
+        self.publish();
+        failpoint("exited:after");
+    }
+
+    async fn seal(&mut self) {
+        self.orders = None;
+        self.destroy().await;
+        self.host.gpus.release(self.handle.id);
+        self.spec = None;
+        self.handle.dir.remove_secrets();
+        let told = self.seen.status.as_ref().map_or(0, |status| status.log_end);
+        let end = told.max(log_files::end_on_disk(&self.handle.dir.logs()));
+        failpoint("sealed:before");
+        self.note_anyway(Entry::Sealed(end));
+        failpoint("sealed:after");
+        self.handle.log.send_replace(LogMark { end, sealed: true });
+    }
+
+    /// Takes in what the launch found out.
+    pub(super) fn note_progress(&mut self, progress: Progress) {
+        match progress {
+            Progress::Pulling => self.note_anyway(Entry::Pulling),
+            Progress::Warning(warning) => self.note_anyway(Entry::Warning(warning)),
+            Progress::Pull(pull) => {
+                if let Some(record) = &mut self.record {
+                    record.state.pull = Some(pull);
+                }
+            }
+            Progress::Resolved(resolved) => {
+                if let Some(record) = &mut self.record {
+                    let gpu_uuids = std::mem::take(&mut record.state.resolved.gpu_uuids);
+                    record.state.resolved = resolved;
+                    record.state.resolved.gpu_uuids = gpu_uuids;
+                }
+            }
+        }
+    }
+
+    /// Takes in what the supervisor said.
+    pub(super) fn note_status(&mut self, status: JobStatus) {
+        if let Some(record) = &mut self.record {
+            for warning in status.warnings.iter().take(WARNINGS_LIMIT) {
+                let warning: String = warning.chars().take(WARNING_LENGTH).collect();
+                if warning.starts_with(LOST_OUTPUT) {
+                    // It counts on, in place of the earlier count.
+                    record
+                        .state
+                        .warnings
+                        .retain(|other| !other.starts_with(LOST_OUTPUT));
+                }
+                record.warn(&warning);
+            }
+        }
+        self.seen.gone = None;
+        self.seen.status = Some(status);
+    }
+
+    fn record_phase(&self) -> TaskPhase {
+        self.record
+            .as_ref()
+            .map_or(TaskPhase::Accepted, |record| record.state.phase)
+    }
+}

@@ -1,0 +1,182 @@
+//! What must be there before the command can start: user, directories, code, files, virtual environment.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use crate::job::account::{Account, Database};
+use crate::job::delivery::{self, Owner};
+use crate::job::env::{self, Facts};
+use crate::job::python;
+use crate::sys::Credentials;
+use crate::wire::JobFile;
+
+/// A command that has only to be started.
+#[derive(Debug, Clone)]
+pub(crate) struct Prepared {
+    /// The command and its arguments.
+    pub(crate) argv: Vec<String>,
+    /// Its environment.
+    pub(crate) env: BTreeMap<String, String>,
+    /// Where it starts.
+    pub(crate) working_dir: String,
+    /// Whom it runs as.
+    pub(crate) username: String,
+    /// Who that is, where it is not who we are.
+    pub(crate) credentials: Option<Credentials>,
+    /// What the user should know.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Makes everything ready, or says in one sentence why it cannot be.
+pub(crate) fn prepare(job: &JobFile) -> Result<Prepared, String> {
+    let spec = &job.spec;
+    let (account, credentials) = account(job)?;
+    let owner = credentials.as_ref();
+    let home = home(job, &account);
+    let base = absolute(&job.default_working_dir, "", &home)?;
+    let working_dir = match &spec.working_dir {
+        Some(dir) => absolute(&base, dir, &home)?,
+        None => base.clone(),
+    };
+    delivery::make_dirs(&working_dir, owner)?;
+    let repo_dir = match &spec.code {
+        Some(code) => {
+            let target = absolute(&base, &code.repo_dir, &home)?;
+            delivery::deliver_code(code, &target, &job.blobs_dir, owner)?;
+            target
+        }
+        None => working_dir.clone(),
+    };
+    for file in &spec.files {
+        let target = absolute(&working_dir, &file.path, &home)?;
+        delivery::deliver_file(file, &target, &job.blobs_dir, owner)?;
+    }
+    write_file(&job.hostfile, &env::hostfile(&spec.cluster), 0o644, None)?;
+    let mut facts = Facts {
+        username: account.name.clone(),
+        home: home.to_string_lossy().into_owned(),
+        working_dir: working_dir.to_string_lossy().into_owned(),
+        repo_dir: repo_dir.to_string_lossy().into_owned(),
+        venv_dir: None,
+    };
+    let inherited = inherited();
+    if let Some(version) = &spec.python {
+        let env = env::build(job, &facts, &inherited);
+        make_venv(job, version, &env, owner)?;
+        facts.venv_dir = Some(job.venv_dir.to_string_lossy().into_owned());
+    }
+    let env = env::build(job, &facts, &inherited);
+    if job.container {
+        let profile = env::profile(&env, &facts.working_dir);
+        write_file(Path::new("/dstack/profile"), &profile, 0o600, owner)?;
+    }
+    Ok(Prepared {
+        argv: spec.argv.clone(),
+        env,
+        working_dir: facts.working_dir,
+        username: account.name,
+        credentials,
+        warnings: Vec::new(),
+    })
+}
+
+/// The job's account, and whom to become for it if that is not who we are already.
+fn account(job: &JobFile) -> Result<(Account, Option<Credentials>), String> {
+    let database = Database::read();
+    let uid = nix::unistd::geteuid().as_raw();
+    let gid = nix::unistd::getegid().as_raw();
+    let Some(user) = job.spec.user.as_deref().filter(|user| !user.is_empty()) else {
+        return Ok((database.by_uid(uid, gid), None));
+    };
+    let account = database.resolve(user)?;
+    if uid == 0 {
+        let credentials = account.credentials.clone();
+        return Ok((account, Some(credentials)));
+    }
+    if account.credentials.uid == uid {
+        return Ok((account, None));
+    }
+    Err(format!(
+        "cannot run as `{user}`: the agent itself is not root"
+    ))
+}
+
+fn home(job: &JobFile, account: &Account) -> PathBuf {
+    let own = account.home.as_ref().map(PathBuf::from);
+    own.or_else(|| job.home_dir.clone())
+        .unwrap_or_else(|| PathBuf::from("/"))
+}
+
+/// `path` as an absolute one: `~` is the home, a relative one begins at `base`.
+fn absolute(base: &Path, path: &str, home: &Path) -> Result<PathBuf, String> {
+    let joined = match path.strip_prefix('~') {
+        Some("") => home.to_owned(),
+        Some(rest) if rest.starts_with('/') => home.join(rest.trim_start_matches('/')),
+        Some(_) => return Err(format!("`{path}`: only `~/` stands for a home directory")),
+        None => base.join(path),
+    };
+    // Components drop the dots and slashes that mean nothing; `..` stays for the kernel.
+    let clean: PathBuf = joined.components().collect();
+    match clean.is_absolute() {
+        true => Ok(clean),
+        false => Err(format!("`{}` is not an absolute path", clean.display())),
+    }
+}
+
+fn make_venv(
+    job: &JobFile,
+    version: &str,
+    env: &BTreeMap<String, String>,
+    owner: Owner<'_>,
+) -> Result<(), String> {
+    if job.venv_dir.join("bin/python").exists() {
+        return Ok(());
+    }
+    delivery::make_dirs(&job.venv_dir, owner)?;
+    python::make_venv(version, &job.venv_dir, env, owner)
+}
+
+fn write_file(path: &Path, text: &str, mode: u32, owner: Owner<'_>) -> Result<(), String> {
+    let write = || -> std::io::Result<()> {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        // Restricted before the text is in it.
+        fs::write(path, "")?;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+        fs::write(path, text)?;
+        match owner {
+            Some(owner) => chown(path, Some(owner.uid), Some(owner.gid)),
+            None => Ok(()),
+        }
+    };
+    write().map_err(|error| format!("cannot write `{}`: {error}", path.display()))
+}
+
+/// The supervisor's own environment, without what is not text.
+fn inherited() -> BTreeMap<String, String> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_become_absolute() {
+        let check = |path: &str, expected: Option<&str>| {
+            let found = absolute(Path::new("/base"), path, Path::new("/home/ann")).ok();
+            assert_eq!(found.as_deref(), expected.map(Path::new), "{path}");
+        };
+        check("", Some("/base"));
+        check("a/./b/", Some("/base/a/b"));
+        check("/w", Some("/w"));
+        check("~", Some("/home/ann"));
+        check("~/x", Some("/home/ann/x"));
+        check("~bob/x", None);
+    }
+}

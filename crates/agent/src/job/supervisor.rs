@@ -1,0 +1,507 @@
+//! The supervisor's loop: one `poll` over the host agent's socket, signals, and the command's terminal.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use api::agent::{ExitReason, TaskExit};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::failpoint::{armed, failpoint};
+use crate::job::control::Control;
+use crate::job::ending::{Cause, Ending, LEFTOVER_GRACE};
+use crate::job::launch::{Launched, launch};
+use crate::job::logs::LogWriter;
+use crate::job::prepare::{Prepared, prepare};
+use crate::wire::{self, JobFile, JobStatus, Order, Stage};
+use crate::{clock, procs};
+
+/// How much of the terminal is read before anything else is looked at.
+const READ_BYTES: usize = 64 * 1024;
+/// How often the host agent learns that the log grew.
+const REPORT_INTERVAL: Duration = Duration::from_millis(20);
+/// How many of the last lines tell why a command failed.
+const MESSAGE_LINES: usize = 5;
+
+/// Supervises one job.
+pub(crate) struct Supervisor {
+    dir: PathBuf,
+    job: JobFile,
+    control: Control,
+    signals: SignalFd,
+    log: LogWriter,
+    status: JobStatus,
+    preparing: Option<Preparing>,
+    prepared: Option<Prepared>,
+    command: Option<Launched>,
+    command_status: Option<WaitStatus>,
+    released: bool,
+    deadline: Option<Instant>,
+    ending: Option<Ending>,
+    reaped: bool,
+    oom_kills_before: u64,
+    buffer: Vec<u8>,
+    changed: bool,
+    reported_at: Option<Instant>,
+    reported_end: u64,
+}
+
+/// The thread that makes everything ready. Its end of the stream closes when it is done.
+struct Preparing {
+    thread: JoinHandle<Result<Prepared, String>>,
+    done: UnixStream,
+}
+
+impl Supervisor {
+    /// A supervisor that has begun to prepare the job.
+    pub(crate) fn new(dir: &Path, job: JobFile, control: Control) -> io::Result<Supervisor> {
+        nix::sys::prctl::set_child_subreaper(true)?;
+        let mask: SigSet = [
+            Signal::SIGCHLD,
+            Signal::SIGTERM,
+            Signal::SIGINT,
+            Signal::SIGHUP,
+        ]
+        .into_iter()
+        .collect();
+        mask.thread_block()?;
+        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let log = LogWriter::create(&dir.join(wire::LOGS), job.log_cap_bytes)?;
+        let (done, thread_end) = UnixStream::pair()?;
+        let thread_job = job.clone();
+        let thread = std::thread::Builder::new()
+            .name("prepare".to_owned())
+            .spawn(move || {
+                let _closes_at_the_end = thread_end;
+                prepare(&thread_job)
+            })?;
+        Ok(Supervisor {
+            dir: dir.to_owned(),
+            control,
+            signals,
+            log,
+            status: JobStatus {
+                stage: Stage::Preparing,
+                pid: Pid::this().as_raw(),
+                working_dir: None,
+                username: None,
+                started_at: None,
+                log_end: 0,
+                warnings: Vec::new(),
+                exit: None,
+            },
+            preparing: Some(Preparing { thread, done }),
+            prepared: None,
+            command: None,
+            command_status: None,
+            released: false,
+            deadline: None,
+            ending: None,
+            reaped: false,
+            oom_kills_before: oom_kills(job.container),
+            buffer: vec![0; READ_BYTES],
+            changed: false,
+            reported_at: None,
+            reported_end: 0,
+            job,
+        })
+    }
+
+    /// Runs the job to its end: nothing of it runs and its log is complete when this returns.
+    pub(crate) fn supervise(mut self) -> io::Result<(JobStatus, Control)> {
+        loop {
+            self.wait()?;
+            for order in self.control.receive(&self.status) {
+                self.obey(order);
+            }
+            self.receive_signals()?;
+            self.finish_preparing();
+            self.start_if_released();
+            self.read_terminal();
+            if self.end_if_due() {
+                break;
+            }
+            self.report();
+        }
+        while self.read_terminal() {}
+        self.log.seal();
+        self.status.log_end = self.log.end();
+        self.note_lost_output();
+        self.status.stage = Stage::Ended;
+        Ok((self.status, self.control))
+    }
+
+    /// Waits until something happens or is due.
+    fn wait(&mut self) -> io::Result<()> {
+        let now = clock::monotonic();
+        let timeout = self
+            .next_due()
+            .map(|due| due.saturating_duration_since(now));
+        // Rounded up, so that what is due really is when the wait ends.
+        let timeout = timeout.map_or(PollTimeout::NONE, |timeout| {
+            let millis = timeout.as_nanos().div_ceil(1_000_000).min(60_000);
+            PollTimeout::from(millis as u16)
+        });
+        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut fds: Vec<PollFd<'_>> = self.control.readable().map(readable).collect();
+        fds.push(readable(self.signals.as_fd()));
+        fds.extend(
+            self.preparing
+                .iter()
+                .map(|preparing| readable(preparing.done.as_fd())),
+        );
+        fds.extend(self.terminal().map(readable));
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if self.control.has_output() {
+            self.control.flush();
+        }
+        Ok(())
+    }
+
+    fn terminal(&self) -> Option<BorrowedFd<'_>> {
+        self.command
+            .as_ref()
+            .map(|command| command.terminal.as_fd())
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        let log_grew = self.reported_end < self.log.end();
+        let report = self
+            .reported_at
+            .filter(|_| log_grew)
+            .map(|at| at + REPORT_INTERVAL);
+        // A client that reads slowly is tried again now and then.
+        let flush = self
+            .control
+            .has_output()
+            .then(|| clock::monotonic() + REPORT_INTERVAL);
+        let ending = self.ending.as_ref().map(Ending::next);
+        let deadline = self.deadline.filter(|_| self.ending.is_none());
+        [report, flush, ending, deadline]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Go => self.released = true,
+            Order::Stop { grace_millis } => self.stop(Duration::from_millis(grace_millis)),
+        }
+    }
+
+    fn stop(&mut self, grace: Duration) {
+        let now = clock::monotonic();
+        // Nothing is lost where nothing has started.
+        let grace = if self.command.is_some() {
+            grace
+        } else {
+            Duration::ZERO
+        };
+        match &mut self.ending {
+            Some(ending) => ending.shorten(grace, now),
+            None => self.begin_end(Cause::Stopped, grace),
+        }
+    }
+
+    fn begin_end(&mut self, cause: Cause, grace: Duration) {
+        self.ending = Some(Ending::begin(cause, grace, clock::monotonic()));
+        self.status.stage = self.status.stage.max(Stage::Ending);
+        self.changed = true;
+    }
+
+    fn receive_signals(&mut self) -> io::Result<()> {
+        while let Some(info) = self.signals.read_signal()? {
+            let asks_to_end = [Signal::SIGTERM, Signal::SIGINT]
+                .iter()
+                .any(|signal| *signal as i32 == info.ssi_signo as i32);
+            if asks_to_end {
+                self.stop(Duration::from_secs(self.job.spec.stop_grace_secs));
+            }
+        }
+        // While the preparing thread waits for its own children, nobody else may.
+        if self.preparing.is_none() {
+            self.reap();
+        }
+        Ok(())
+    }
+
+    /// Takes in every child that ended: the command, and strangers that lost their parent.
+    fn reap(&mut self) {
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
+                Err(Errno::EINTR) => {}
+                Err(_) => return,
+                Ok(status) => {
+                    self.reaped = true;
+                    let command = self.command.as_ref().map(|command| command.pid);
+                    if status.pid() == command {
+                        self.command_status = Some(status);
+                    }
+                }
+            }
+        }
+    }
+
+    fn finish_preparing(&mut self) {
+        let is_done = self
+            .preparing
+            .as_ref()
+            .is_some_and(|preparing| preparing.thread.is_finished());
+        let closed = self
+            .preparing
+            .as_mut()
+            .is_some_and(|preparing| preparing.is_closed());
+        if !is_done && !closed {
+            return;
+        }
+        let Some(preparing) = self.preparing.take() else {
+            return;
+        };
+        failpoint("job:before-ready");
+        assert!(!armed("job:panic"), "a test asked for it");
+        let outcome = preparing.thread.join();
+        let outcome = outcome.unwrap_or_else(|_| Err("preparing the job panicked".to_owned()));
+        match outcome {
+            Ok(prepared) => {
+                self.status.working_dir = Some(prepared.working_dir.clone());
+                self.status.username = Some(prepared.username.clone());
+                self.status
+                    .warnings
+                    .extend(prepared.warnings.iter().cloned());
+                self.status.stage = self.status.stage.max(Stage::Ready);
+                self.prepared = Some(prepared);
+                self.changed = true;
+            }
+            Err(message) => self.fail(message),
+        }
+    }
+
+    fn start_if_released(&mut self) {
+        if !self.released || self.ending.is_some() {
+            return;
+        }
+        let Some(prepared) = self.prepared.take() else {
+            return;
+        };
+        failpoint("job:go");
+        if let Err(error) = self.mark_started() {
+            self.fail(format!("cannot start the command: {error}"));
+            return;
+        }
+        failpoint("job:started-marked");
+        match launch(&prepared) {
+            Ok(command) => {
+                failpoint("job:started");
+                self.command = Some(command);
+                self.status.started_at = Some(clock::now());
+                self.status.stage = Stage::Running;
+                let longest = self.job.spec.max_duration_secs.map(Duration::from_secs);
+                self.deadline = longest.and_then(|longest| clock::monotonic().checked_add(longest));
+                self.changed = true;
+            }
+            Err(message) => self.fail(message),
+        }
+    }
+
+    /// Leaves a mark that the command may have started: it never starts twice, whatever happens.
+    fn mark_started(&self) -> io::Result<()> {
+        let path = self.dir.join(wire::STARTED_MARK);
+        let created = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&path);
+        match created {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(io::Error::other("it was started before"))
+            }
+            // A full disk does not keep a job from running: the host agent has journaled the start.
+            Err(error) if crate::disk::is_full(&error) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads what the command printed, once; answers whether there was something.
+    fn read_terminal(&mut self) -> bool {
+        let Some(command) = &mut self.command else {
+            return false;
+        };
+        let length = command.terminal.read(&mut self.buffer);
+        if length > 0 {
+            self.log.append(&self.buffer[..length]);
+        }
+        length > 0
+    }
+
+    /// Does what is due of the end; answers whether it is reached.
+    fn end_if_due(&mut self) -> bool {
+        if self.status.exit.is_some() {
+            return true;
+        }
+        let now = clock::monotonic();
+        let grace = Duration::from_secs(self.job.spec.stop_grace_secs);
+        let is_too_long = self.deadline.is_some_and(|deadline| deadline <= now);
+        if is_too_long && self.ending.is_none() {
+            self.begin_end(Cause::MaxDuration, grace);
+        }
+        if self.command_status.is_some() && self.ending.is_none() {
+            self.begin_end(Cause::Finished, LEFTOVER_GRACE);
+        }
+        let Some(ending) = &mut self.ending else {
+            return false;
+        };
+        let (job, this) = (self.job.spec.id, Some(Pid::this()));
+        let command_ended = self.command.is_none() || self.command_status.is_some();
+        // Processes are counted when it is time, and when one is known to have ended.
+        if now < ending.next() && !std::mem::take(&mut self.reaped) {
+            return false;
+        }
+        let signal = ending.due(now);
+        let left = match signal {
+            Some(signal) => procs::signal_all(job, this, signal),
+            None => procs::find(job, this).len(),
+        };
+        let hopeless = ending.is_hopeless(now);
+        let prepared = self.preparing.is_none();
+        if !(hopeless || left == 0 && command_ended && prepared) {
+            return false;
+        }
+        if left > 0 {
+            self.status
+                .warnings
+                .push(format!("{left} processes of the job would not die"));
+        }
+        let exit = self.exit();
+        self.status.exit = Some(exit);
+        true
+    }
+
+    /// Ends the job because something of ours failed.
+    fn fail(&mut self, message: String) {
+        self.status.exit = Some(TaskExit {
+            reason: ExitReason::ExecutorError,
+            exit_status: None,
+            signal: None,
+            oom_killed: false,
+            message: Some(message),
+            finished_at: clock::now(),
+        });
+    }
+
+    fn exit(&self) -> TaskExit {
+        let cause = self
+            .ending
+            .as_ref()
+            .map_or(Cause::Finished, |ending| ending.cause);
+        let (exit_status, signal) = match self.command_status {
+            Some(WaitStatus::Exited(_, status)) => (Some(status), None),
+            Some(WaitStatus::Signaled(_, signal, _)) => {
+                (Some(128 + signal as i32), Some(signal as i32))
+            }
+            _ => (None, None),
+        };
+        let was_killed = exit_status == Some(128 + Signal::SIGKILL as i32);
+        let oom_killed = cause == Cause::Finished
+            && was_killed
+            && self.oom_kills_before < oom_kills(self.job.container);
+        let (reason, message) = match cause {
+            Cause::Stopped => (ExitReason::Stopped, None),
+            Cause::MaxDuration => {
+                let longest = self.job.spec.max_duration_secs.unwrap_or_default();
+                (
+                    ExitReason::MaxDurationExceeded,
+                    Some(format!("ran longer than {longest} s")),
+                )
+            }
+            Cause::Finished if exit_status == Some(0) => (ExitReason::Done, None),
+            Cause::Finished if oom_killed => (
+                ExitReason::Failed,
+                Some("ended by the kernel for want of memory".to_owned()),
+            ),
+            Cause::Finished => (ExitReason::Failed, Some(self.log.last_lines(MESSAGE_LINES))),
+        };
+        TaskExit {
+            reason,
+            exit_status,
+            signal,
+            oom_killed,
+            message: message.filter(|message| !message.is_empty()),
+            finished_at: clock::now(),
+        }
+    }
+
+    /// Tells the host agent what changed: at once, but growth of the log only now and then.
+    fn report(&mut self) {
+        let end = self.log.end();
+        let now = clock::monotonic();
+        let may_tell = self
+            .reported_at
+            .is_none_or(|at| at + REPORT_INTERVAL <= now);
+        if !self.changed && !(self.reported_end < end && may_tell) {
+            return;
+        }
+        self.note_lost_output();
+        self.status.log_end = end;
+        self.control.report(&self.status);
+        self.changed = false;
+        self.reported_at = Some(now);
+        self.reported_end = end;
+    }
+
+    fn note_lost_output(&mut self) {
+        let Some(error) = &self.log.error else {
+            return;
+        };
+        let warning = format!(
+            "{}: {error} ({} bytes so far)",
+            wire::LOST_OUTPUT,
+            self.log.lost
+        );
+        self.status
+            .warnings
+            .retain(|other| !other.starts_with(wire::LOST_OUTPUT));
+        self.status.warnings.push(warning);
+    }
+}
+
+impl Preparing {
+    fn is_closed(&mut self) -> bool {
+        use std::io::Read;
+        let _ = self.done.set_nonblocking(true);
+        matches!(self.done.read(&mut [0]), Ok(0))
+    }
+}
+
+/// How often the kernel has ended a process for want of memory: in our own group where that is known.
+fn oom_kills(container: bool) -> u64 {
+    let own: &[&str] = &[
+        "/sys/fs/cgroup/memory.events",
+        "/sys/fs/cgroup/memory/memory.oom_control",
+    ];
+    let files = if container { own } else { &[] };
+    let count = |file: &str| {
+        let text = std::fs::read_to_string(file).ok()?;
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix("oom_kill "))?;
+        value.trim().parse().ok()
+    };
+    files
+        .iter()
+        .find_map(|file| count(file))
+        .or_else(|| count("/proc/vmstat"))
+        .unwrap_or(0)
+}

@@ -1,0 +1,82 @@
+//! What has no safe form: forking, and what runs between fork and exec. No other file has unsafe code.
+
+#![expect(
+    unsafe_code,
+    reason = "fork, the code between fork and exec, and one ioctl have no safe form"
+)]
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use nix::libc;
+use nix::sys::signal::SigSet;
+use nix::unistd::{ForkResult, Gid, Uid};
+
+/// Which of the two processes returns from [`detach`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Detached {
+    /// The one that was started; it has only to exit.
+    Starter,
+    /// The one that stays, in a session of its own and nobody's child.
+    Daemon,
+}
+
+/// Continues in a process that outlives its starter: in a new session, without a terminal, a child of init.
+pub(crate) fn detach() -> nix::Result<Detached> {
+    // SAFETY: the process has only this thread, so the child may run any code.
+    if let ForkResult::Parent { .. } = unsafe { nix::unistd::fork() }? {
+        return Ok(Detached::Starter);
+    }
+    nix::unistd::setsid()?;
+    // SAFETY: as above.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { .. } => Ok(Detached::Starter),
+        ForkResult::Child => Ok(Detached::Daemon),
+    }
+}
+
+/// Whom a child becomes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Credentials {
+    /// The user.
+    pub(crate) uid: u32,
+    /// The primary group.
+    pub(crate) gid: u32,
+    /// All groups.
+    pub(crate) groups: Vec<u32>,
+}
+
+/// Lets the command start in a session of its own with the signals as a login would set them, with its
+/// standard input as controlling terminal if asked for, and as another user if asked for.
+pub(crate) fn prepare_child(
+    command: &mut Command,
+    terminal: bool,
+    credentials: Option<Credentials>,
+) {
+    let groups: Vec<Gid> = credentials
+        .iter()
+        .flat_map(|credentials| credentials.groups.iter().copied().map(Gid::from_raw))
+        .collect();
+    let setup = move || -> io::Result<()> {
+        nix::unistd::setsid()?;
+        if terminal {
+            // SAFETY: the ioctl takes an integer; descriptor 0 is the terminal that was given as stdin.
+            let result = unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) };
+            nix::errno::Errno::result(result)?;
+        }
+        if let Some(credentials) = &credentials {
+            nix::unistd::setgroups(&groups)?;
+            nix::unistd::setgid(Gid::from_raw(credentials.gid))?;
+            nix::unistd::setuid(Uid::from_raw(credentials.uid))?;
+        }
+        for signal in 1..=64 {
+            // SAFETY: setting the default action only fails for signals that cannot be caught.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        SigSet::empty().thread_set_mask()?;
+        Ok(())
+    };
+    // SAFETY: the closure only makes system calls on data allocated before the fork.
+    unsafe { command.pre_exec(setup) };
+}

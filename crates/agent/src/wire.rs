@@ -1,0 +1,110 @@
+//! What the host agent and a job's supervisor say to each other: files in the task's run folder, and JSON
+//! lines over its socket.
+//!
+//! The supervisor sends its whole status whenever it changes, so either side may come and go. After the end
+//! the last status is in [`EXIT_FILE`].
+
+use std::path::PathBuf;
+
+use api::agent::{TaskExit, TaskSpec};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// The supervisor's orders in the run folder; it removes them as soon as it has read them.
+pub(crate) const JOB_FILE: &str = "job.json";
+/// The supervisor's socket in the run folder.
+pub(crate) const SOCKET: &str = "job.sock";
+/// Locked for as long as the supervisor lives.
+pub(crate) const LOCK: &str = "lock";
+/// The supervisor's last status.
+pub(crate) const EXIT_FILE: &str = "exit.json";
+/// There once the command may have started.
+pub(crate) const STARTED_MARK: &str = "started";
+/// What the supervisor wrote to its standard error.
+pub(crate) const SUPERVISOR_LOG: &str = "supervisor.log";
+/// The folder of log segments in the run folder.
+pub(crate) const LOGS: &str = "logs";
+/// Where the run folder is inside a container.
+pub(crate) const CONTAINER_DIR: &str = "/dstack/task";
+/// Where blobs are inside a container.
+pub(crate) const CONTAINER_BLOBS: &str = "/dstack/blobs";
+
+/// How the warning begins that counts lost output.
+pub(crate) const LOST_OUTPUT: &str = "output was lost";
+
+/// All that a supervisor needs to know.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct JobFile {
+    /// The task, without the registry's password.
+    pub(crate) spec: TaskSpec,
+    /// The job runs in a container, so the whole file system is its own.
+    pub(crate) container: bool,
+    /// Where the command starts when the spec does not say.
+    pub(crate) default_working_dir: PathBuf,
+    /// `HOME` when the user's passwd entry has none.
+    pub(crate) home_dir: Option<PathBuf>,
+    /// Where the virtual environment goes.
+    pub(crate) venv_dir: PathBuf,
+    /// Where the list of nodes for MPI goes.
+    pub(crate) hostfile: PathBuf,
+    /// Where blobs are, by their SHA-256.
+    pub(crate) blobs_dir: PathBuf,
+    /// The GPUs that the task was granted.
+    pub(crate) gpu_uuids: Vec<String>,
+    /// Variables that make only those GPUs visible.
+    pub(crate) gpu_env: Vec<(String, String)>,
+    /// How many bytes of log may lie on the disk.
+    pub(crate) log_cap_bytes: u64,
+    /// Where tests put the name of a fail point.
+    pub(crate) failpoint_home: Option<PathBuf>,
+}
+
+/// How far a supervisor is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Stage {
+    /// Directories, files and the virtual environment are being made.
+    Preparing,
+    /// The command waits for [`Order::Go`].
+    Ready,
+    /// The command runs.
+    Running,
+    /// The command was told to end, or ended and its remains are being ended.
+    Ending,
+    /// Nothing of the job runs and its log is complete.
+    Ended,
+}
+
+/// A supervisor's whole status.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct JobStatus {
+    /// How far it is.
+    pub(crate) stage: Stage,
+    /// The supervisor's process, as it sees itself.
+    pub(crate) pid: i32,
+    /// Where the command starts.
+    pub(crate) working_dir: Option<String>,
+    /// Whom it runs as.
+    pub(crate) username: Option<String>,
+    /// When the command started.
+    pub(crate) started_at: Option<Timestamp>,
+    /// The log's length in bytes.
+    pub(crate) log_end: u64,
+    /// What the user should know.
+    pub(crate) warnings: Vec<String>,
+    /// How it ended.
+    pub(crate) exit: Option<TaskExit>,
+}
+
+/// What the host agent wants of a supervisor. Repeating an order changes nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Order {
+    /// Start the command.
+    Go,
+    /// End the command; a repeated order may only shorten the grace.
+    Stop {
+        /// Milliseconds between the polite signals and the kill.
+        grace_millis: u64,
+    },
+}

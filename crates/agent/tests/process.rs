@@ -1,0 +1,478 @@
+//! Tasks as plain processes, driven through the agent's socket.
+
+#![cfg(test)]
+
+mod support;
+
+use std::time::Duration;
+
+use api::agent::*;
+use support::*;
+use tokio::time::{Instant, timeout};
+
+#[tokio::test]
+async fn a_task_runs_to_its_end_with_exactly_its_output() {
+    let mut agent = Agent::new(&[]);
+    let (state, log) = agent.run(&script("printf 'one\\ntwo'; exit 0")).await;
+    assert_eq!(log, b"one\r\ntwo");
+    let exit = state.exit.unwrap();
+    assert_eq!((exit.reason, exit.exit_status), (ExitReason::Done, Some(0)));
+    assert_eq!(state.log_end, 8);
+    assert!(state.started_at.unwrap() <= exit.finished_at);
+}
+
+#[tokio::test]
+async fn nothing_runs_before_go() {
+    let mut agent = Agent::new(&[]);
+    let mut spec = script("echo ran");
+    spec.released = false;
+    agent.put(&spec).await;
+    let ready = agent
+        .wait_for(&spec, "ready", |state| state.phase == TaskPhase::Ready)
+        .await;
+    assert_eq!((ready.log_end, ready.started_at), (0, None));
+    assert!(ready.resolved.working_dir.unwrap().ends_with("/work"));
+    assert_eq!(ready.resolved.username.as_deref(), Some("root"));
+    assert!(processes_of(spec.id).is_empty());
+    agent.order(&spec, "go").await;
+    let log = agent.read_log(spec.id, 0).await;
+    assert_eq!(log.bytes, b"ran\r\n");
+    agent.order(&spec, "go").await;
+    agent.forget(&spec).await;
+    agent.forget(&spec).await;
+    assert_eq!(agent.state(spec.id).await, None);
+    assert!(!exists(
+        &agent.home.path().join(format!("tasks/{}", spec.id))
+    ));
+}
+
+#[tokio::test]
+async fn exit_statuses_and_signals_are_told() {
+    let mut agent = Agent::new(&[]);
+    let (failed, _) = agent.run(&script("echo why; echo so; exit 3")).await;
+    let exit = failed.exit.unwrap();
+    assert_eq!(
+        (exit.reason, exit.exit_status, exit.signal),
+        (ExitReason::Failed, Some(3), None)
+    );
+    assert_eq!(exit.message.as_deref(), Some("why\nso"));
+    let (killed, _) = agent.run(&script("kill -KILL $$")).await;
+    let exit = killed.exit.unwrap();
+    assert_eq!((exit.exit_status, exit.signal), (Some(137), Some(9)));
+    assert!(!exit.oom_killed);
+    let (missing, _) = agent.run(&process(&["/no/such/program"])).await;
+    let exit = missing.exit.unwrap();
+    assert_eq!(
+        (exit.reason, exit.exit_status),
+        (ExitReason::ExecutorError, None)
+    );
+    assert!(exit.message.unwrap().contains("/no/such/program"));
+}
+
+#[tokio::test]
+async fn a_job_that_ignores_polite_signals_is_killed_after_its_grace() {
+    let mut agent = Agent::new(&[]);
+    let spec = script("trap '' INT TERM HUP; echo up; while true; do sleep 0.05; done");
+    agent.put(&spec).await;
+    agent
+        .wait_for(&spec, "output", |state| state.log_end > 0)
+        .await;
+    agent.stop(&spec, 1).await;
+    let exit = agent.wait_sealed(&spec).await.exit.unwrap();
+    assert_eq!((exit.reason, exit.signal), (ExitReason::Stopped, Some(9)));
+    assert!(processes_of(spec.id).is_empty());
+}
+
+#[tokio::test]
+async fn a_polite_job_may_finish_what_it_does() {
+    let mut agent = Agent::new(&[]);
+    let spec =
+        script("trap 'echo saved; exit 7' TERM INT; echo up; while true; do sleep 0.05; done");
+    agent.put(&spec).await;
+    agent
+        .wait_for(&spec, "output", |state| state.log_end > 0)
+        .await;
+    agent.stop(&spec, 60).await;
+    let state = agent.wait_sealed(&spec).await;
+    let exit = state.exit.unwrap();
+    assert_eq!(
+        (exit.reason, exit.exit_status),
+        (ExitReason::Stopped, Some(7))
+    );
+    assert_eq!(text(&agent.read_log(spec.id, 0).await.bytes), "up\nsaved\n");
+}
+
+#[tokio::test]
+async fn a_daemon_that_hides_is_gone_after_the_end() {
+    let mut agent = Agent::new(&[]);
+    let hidden = "trap '' TERM HUP INT; while true; do sleep 0.05; done";
+    let spec = script(&format!(
+        "(setsid sh -c \"(({hidden}) </dev/null >/dev/null 2>&1 &) \" &) ; \
+         (env -i setsid sh -c \"(sleep 1000 &)\" &) ; sleep 0.3; echo done"
+    ));
+    agent.put(&spec).await;
+    agent
+        .wait_for(&spec, "daemons", |_| processes_of(spec.id).len() >= 2)
+        .await;
+    let state = agent.wait_sealed(&spec).await;
+    assert_eq!(state.exit.unwrap().reason, ExitReason::Done);
+    assert!(processes_of(spec.id).is_empty());
+}
+
+#[tokio::test]
+async fn the_environment_is_clean_literal_and_complete() {
+    let mut agent = Agent::new(&[]);
+    let mut spec = process(&["/usr/bin/env", "-0"]);
+    spec.env
+        .insert("LITERAL".to_owned(), "a:$HOME:`id`:${X}".to_owned());
+    spec.env
+        .insert("DSTACK_RUN_NAME".to_owned(), "mine".to_owned());
+    spec.cluster = ClusterInfo {
+        node_rank: 1,
+        node_ips: vec!["10.0.0.1".to_owned(), "10.0.0.2".to_owned()],
+        gpus_per_node: vec![8, 4],
+    };
+    let (state, log) = agent.run(&spec).await;
+    let log = String::from_utf8(log).unwrap().replace("\r\n", "\n");
+    let variables: std::collections::BTreeMap<&str, &str> = log
+        .split('\0')
+        .filter_map(|line| line.split_once('='))
+        .collect();
+    let check = |name: &str, value: &str| assert_eq!(variables.get(name), Some(&value), "{name}");
+    check("LITERAL", "a:$HOME:`id`:${X}");
+    check("DSTACK_RUN_NAME", "mine");
+    check("DSTACK_RUN_ID", &spec.run_id.to_string());
+    check("DSTACK_JOB_ID", &spec.id.to_string());
+    check("DSTACK_NODES_NUM", "2");
+    check("DSTACK_NODE_RANK", "1");
+    check("DSTACK_NODES_IPS", "10.0.0.1\n10.0.0.2");
+    check("DSTACK_MASTER_NODE_IP", "10.0.0.1");
+    check("DSTACK_GPUS_PER_NODE", "4");
+    check("DSTACK_GPUS_NUM", "12");
+    check("DSTACK_WORKING_DIR", &state.resolved.working_dir.unwrap());
+    check("HOME", "/root");
+    check("USER", "root");
+    let hostfile = std::fs::read_to_string(variables["DSTACK_MPI_HOSTFILE"]).unwrap();
+    assert_eq!(hostfile, "10.0.0.1 slots=8\n10.0.0.2 slots=4\n");
+    let allowed = ["PATH", "HOME", "USER", "LANG", "LITERAL"];
+    for name in variables.keys() {
+        assert!(
+            name.starts_with("DSTACK_") || allowed.contains(name),
+            "{name} leaked"
+        );
+    }
+}
+
+#[tokio::test]
+async fn secrets_are_in_no_argument_and_gone_from_the_disk_once_it_runs() {
+    let mut agent = Agent::new(&[]);
+    let mut spec = script("echo up; sleep 1000");
+    spec.env
+        .insert("TOKEN".to_owned(), "s3cr3t-value".to_owned());
+    agent.put(&spec).await;
+    agent
+        .wait_for(&spec, "started", |state| state.started_at.is_some())
+        .await;
+    let found = std::process::Command::new("grep")
+        .args(["-rl", "s3cr3t-value"])
+        .arg(agent.home.path())
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+    assert!(!agent.log().contains("s3cr3t"));
+    agent.stop(&spec, 0).await;
+    agent.wait_sealed(&spec).await;
+}
+
+#[tokio::test]
+async fn a_job_that_runs_too_long_is_ended() {
+    let mut agent = Agent::new(&[]);
+    let mut spec = script("sleep 1000");
+    spec.max_duration_secs = Some(1);
+    let (state, _) = agent.run(&spec).await;
+    let exit = state.exit.unwrap();
+    assert_eq!(exit.reason, ExitReason::MaxDurationExceeded);
+    assert_eq!(exit.signal, Some(2));
+}
+
+#[tokio::test]
+async fn a_stop_overtakes_a_flood() {
+    let mut agent = Agent::new(&[]);
+    let spec = process(&["/usr/bin/yes", "a line that is printed again and again"]);
+    agent.put(&spec).await;
+    agent
+        .wait_for(&spec, "flood", |state| state.log_end > 20_000_000)
+        .await;
+    let before = Instant::now();
+    agent.stop(&spec, 300).await;
+    agent.wait_sealed(&spec).await;
+    let took = before.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_stop_before_the_start_leaves_nothing_behind() {
+    let mut agent = Agent::new(&[]);
+    let mut spec = script("echo ran");
+    spec.released = false;
+    agent.put(&spec).await;
+    agent.stop(&spec, 300).await;
+    let state = agent.wait_sealed(&spec).await;
+    assert_eq!(state.exit.unwrap().reason, ExitReason::Stopped);
+    let state = agent.order(&spec, "go").await;
+    assert_eq!((state.phase, state.log_end), (TaskPhase::Sealed, 0));
+}
+
+#[tokio::test]
+async fn older_generations_and_epochs_are_refused() {
+    let mut agent = Agent::new(&[]);
+    let mut spec = script("sleep 1000");
+    spec.generation = 5;
+    agent.put(&spec).await;
+    let again = agent.put(&spec).await;
+    assert_eq!(again.generation, 5);
+    let path = format!("/v1/tasks/{}", spec.id);
+    spec.generation = 4;
+    let refused = agent
+        .insist::<TaskState>("PUT", &path, &spec)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code, AgentErrorCode::Fenced);
+    let order = StopOrder {
+        generation: 4,
+        grace_secs: 0,
+    };
+    let stop = format!("{path}/stop");
+    let refused = agent
+        .insist::<TaskState>("POST", &stop, &order)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code, AgentErrorCode::Fenced);
+    agent.hello().await;
+    agent.epoch = 7;
+    agent.hello().await;
+    agent.epoch = 6;
+    agent.restart();
+    let order = StopOrder {
+        generation: 5,
+        grace_secs: 0,
+    };
+    let refused = agent
+        .insist::<TaskState>("POST", &stop, &order)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code, AgentErrorCode::Fenced);
+    agent.epoch = 7;
+    let own = agent.server_id;
+    agent.server_id = api::ids::ServerId(spec.run_id.0);
+    let request = HelloRequest {
+        server_id: agent.server_id,
+        epoch: 9,
+        protocol: 1,
+    };
+    let refused = agent
+        .insist::<Hello>("POST", "/v1/hello", &request)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code, AgentErrorCode::OtherServer);
+    agent.server_id = own;
+    spec.generation = 5;
+    agent.stop(&spec, 0).await;
+    agent.wait_sealed(&spec).await;
+}
+
+#[tokio::test]
+async fn a_newer_spec_replaces_one_that_has_not_started() {
+    let mut agent = Agent::new(&[]);
+    let mut spec = script("echo old");
+    spec.released = false;
+    agent.put(&spec).await;
+    agent
+        .wait_for(&spec, "ready", |state| state.phase == TaskPhase::Ready)
+        .await;
+    let mut newer = script("echo new");
+    newer.id = spec.id;
+    newer.generation = 2;
+    let (state, log) = agent.run(&newer).await;
+    assert_eq!((text(&log).as_str(), state.generation), ("new\n", 2));
+    newer.generation = 3;
+    assert_eq!(agent.put(&newer).await.phase, TaskPhase::Sealed);
+}
+
+#[tokio::test]
+async fn a_forgotten_task_does_not_run_again() {
+    let mut agent = Agent::new(&[]);
+    let spec = script("echo once");
+    agent.run(&spec).await;
+    agent.forget(&spec).await;
+    let path = format!("/v1/tasks/{}", spec.id);
+    let refused = agent
+        .insist::<TaskState>("PUT", &path, &spec)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code, AgentErrorCode::Fenced);
+}
+
+#[tokio::test]
+async fn a_second_agent_on_the_same_home_exits_with_a_message() {
+    let mut agent = Agent::new(&[]);
+    agent.hello().await;
+    let second = agent.command().output().unwrap();
+    assert!(!second.status.success());
+    let told = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(told.contains("another agent already runs"), "{told}");
+}
+
+#[tokio::test]
+async fn an_idle_agent_exits_by_itself_and_a_busy_one_does_not() {
+    let mut agent = Agent::new(&["--idle-exit-secs", "1"]);
+    let spec = script("sleep 3; echo ran");
+    agent.put(&spec).await;
+    eventually("exit", async || agent.has_exited().then_some(())).await;
+    assert!(agent.log().contains("nothing to do"));
+    assert_eq!(text(&agent.read_log(spec.id, 0).await.bytes), "ran\n");
+}
+
+#[tokio::test]
+async fn output_beyond_the_cap_becomes_a_gap() {
+    let mut agent = Agent::new(&["--log-cap-bytes", "12000000"]);
+    let spec = script("seq 1 6000000");
+    agent.put(&spec).await;
+    let state = agent.wait_sealed(&spec).await;
+    let log = agent.read_log(spec.id, 0).await;
+    assert_eq!(log.gaps.len(), 1);
+    assert_eq!(log.gaps[0].0, 0);
+    assert_eq!(log.end, Some(state.log_end));
+    assert_eq!(log.gaps[0].1 + log.bytes.len() as u64, state.log_end);
+    assert!(log.bytes.len() <= 12_000_000);
+    assert!(log.bytes.ends_with(b"5999999\r\n6000000\r\n"));
+}
+
+#[tokio::test]
+async fn log_times_tell_when_lines_were_printed() {
+    let mut agent = Agent::new(&[]);
+    let spec = script("echo one; sleep 0.5; echo two");
+    agent.put(&spec).await;
+    agent.wait_sealed(&spec).await;
+    let log = agent.read_log(spec.id, 0).await;
+    let [first, last] = log.times[..] else {
+        panic!("{:?}", log.times)
+    };
+    assert!(
+        (400_000..30_000_000).contains(&(last - first)),
+        "{:?}",
+        log.times
+    );
+}
+
+#[tokio::test]
+async fn the_event_stream_tells_every_change() {
+    use http_body_util::BodyExt;
+    let mut agent = Agent::new(&[]);
+    let mut client = agent.client().await;
+    let response = client
+        .send("GET", "/v1/events", bytes::Bytes::new())
+        .await
+        .unwrap();
+    let mut body = response.into_body();
+    let spec = script("echo hello");
+    agent.put(&spec).await;
+    agent.wait_sealed(&spec).await;
+    agent.forget(&spec).await;
+    let mut text = String::new();
+    let forgotten = format!("{{\"forgotten\":\"{}\"}}", spec.id);
+    while !text.contains(&forgotten) {
+        let frame = timeout(DEADLINE, body.frame())
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+        text.push_str(std::str::from_utf8(frame.data_ref().unwrap()).unwrap());
+    }
+    let mut lines = text.lines();
+    assert_eq!(lines.next(), Some("{\"snapshot\":[]}"));
+    assert!(text.contains("\"phase\":\"sealed\""), "{text}");
+}
+
+#[tokio::test]
+async fn connect_joins_stdio_to_the_socket() {
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    let mut agent = Agent::new(&[]);
+    agent.hello().await;
+    let mut child = tokio::process::Command::new(binary())
+        .args(["connect", "--socket"])
+        .arg(agent.home.path().join("agent.sock"))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    stdout.read_line(&mut line).await.unwrap();
+    assert_eq!(line, MAGIC_LINE);
+    let stream = tokio::io::join(stdout, child.stdin.take().unwrap());
+    let mut client = Client::over(stream, 1).await.unwrap();
+    let request = HelloRequest {
+        server_id: agent.server_id,
+        epoch: 1,
+        protocol: 1,
+    };
+    let hello: Hello = client
+        .request("POST", "/v1/hello", &request)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(hello.host.cpus > 0);
+    drop(client);
+    let status = timeout(DEADLINE, child.wait()).await.unwrap().unwrap();
+    assert!(status.success());
+}
+
+#[tokio::test]
+async fn code_and_files_arrive_before_the_command() {
+    use sha2::Digest;
+    let mut agent = Agent::new(&[]);
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(5);
+    header.set_mode(0o644);
+    header.set_cksum();
+    archive
+        .append_data(&mut header, "src/main.txt", &b"hello"[..])
+        .unwrap();
+    let blob = archive.into_inner().unwrap();
+    let hash = hex::encode(sha2::Sha256::digest(&blob));
+    let mut spec = script("cat repo/src/main.txt there/main.txt; pwd");
+    spec.code = Some(CodeDelivery {
+        blob_sha256: Some(hash.clone()),
+        repo_dir: "repo".to_owned(),
+        skip_if_exists: false,
+    });
+    spec.files = vec![FileDelivery {
+        blob_sha256: hash.clone(),
+        path: "there".to_owned(),
+    }];
+    let path = format!("/v1/tasks/{}", spec.id);
+    let refused = agent
+        .insist::<TaskState>("PUT", &path, &spec)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code, AgentErrorCode::InvalidRequest);
+    let mut client = agent.client().await;
+    let blob_path = format!("/v1/blobs/{hash}");
+    let missing = client
+        .send("HEAD", &blob_path, bytes::Bytes::new())
+        .await
+        .unwrap();
+    assert_eq!(missing.status(), 404);
+    let wrong = client
+        .send("PUT", &blob_path, bytes::Bytes::from("other"))
+        .await
+        .unwrap();
+    assert_eq!(wrong.status(), 400);
+    let kept = client.send("PUT", &blob_path, blob.into()).await.unwrap();
+    assert_eq!(kept.status(), 200);
+    let (state, log) = agent.run(&spec).await;
+    let work = state.resolved.working_dir.unwrap();
+    assert_eq!(text(&log), format!("hellohello{work}\n"));
+}
