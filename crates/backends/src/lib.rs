@@ -6,12 +6,13 @@
 mod capabilities;
 mod error;
 pub mod fake;
+mod keys;
 pub mod local;
 mod registry;
 
 pub use capabilities::Capabilities;
 pub use error::{Error, ErrorKind, Result};
-pub use registry::{BackendConfig, OpenContext, kinds, open, parse_config};
+pub use registry::{BackendConfig, OpenContext, kinds, open, parse_config, wire_types};
 
 use std::fmt;
 use std::path::PathBuf;

@@ -1,0 +1,188 @@
+//! A pretended cloud for tests, simulations and demonstrations. Everything it does is decided by the test that
+//! holds its [`FakeCloud`]: what it sells, how slow it is, and what goes wrong.
+//!
+//! Time is a counter of ticks. Its books, the [`Ledger`], hold everything ever made, so that a test can assert
+//! that nothing was forgotten or made twice, whatever the server was told.
+
+mod ledger;
+mod plan;
+mod setup;
+mod state;
+
+pub use ledger::{Ended, Ledger, MadeMachine, SeenLaunch};
+pub use plan::{Call, CallFault, FaultPlan, NoFaults};
+pub use setup::{FakeOffer, FakeSetup};
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use api::backends::BackendType;
+use api::ids::ServerId;
+use async_trait::async_trait;
+use serde_json::Value;
+
+use self::state::State;
+use crate::keys::{Keys, invalid};
+use crate::registry::{Entry, OpenContext};
+use crate::{
+    AgentAccess, Backend, BackendOffer, Capabilities, LaunchOrder, Machine, MachineKey,
+    OffersWanted, Result,
+};
+
+/// What the list of backends knows of this folder.
+pub(crate) static ENTRY: Entry = Entry {
+    kind: "fake",
+    check: |config| parse(config).map(|_| config.clone()),
+    wire_type: |config| parse(config).unwrap_or(DEFAULT_WIRE_TYPE),
+    is_hidden: false,
+    is_for_tests: true,
+    open,
+};
+
+/// Clients refuse names that they do not know, so this one borrows a name.
+const DEFAULT_WIRE_TYPE: BackendType = BackendType::Cudo;
+
+/// The only key of the configuration: the name on the wire, for tests that care.
+fn parse(config: &Value) -> Result<BackendType> {
+    let keys = Keys::of("fake", config, &["wire_type"])?;
+    Ok(keys.optional("wire_type")?.unwrap_or(DEFAULT_WIRE_TYPE))
+}
+
+fn open(_config: &Value, context: &OpenContext) -> Result<Arc<dyn Backend>> {
+    let Some(cloud) = &context.fake else {
+        return Err(invalid("the backend `fake` is only for tests"));
+    };
+    Ok(cloud.backend(context.server_id))
+}
+
+/// The handle of a pretended cloud. Its clones are the same cloud.
+#[derive(Clone)]
+pub struct FakeCloud {
+    state: Arc<Mutex<State>>,
+}
+
+impl fmt::Debug for FakeCloud {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state();
+        f.debug_struct("FakeCloud")
+            .field("tick", &state.tick)
+            .field("machines", &state.ledger.machines.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for FakeCloud {
+    fn default() -> Self {
+        FakeCloud::new(FakeSetup::default())
+    }
+}
+
+impl FakeCloud {
+    /// An empty cloud in which nothing goes wrong yet.
+    pub fn new(setup: FakeSetup) -> FakeCloud {
+        let state = State {
+            setup,
+            plan: Box::new(NoFaults),
+            ledger: Ledger::default(),
+            tick: 0,
+            capacity: BTreeMap::new(),
+        };
+        FakeCloud {
+            state: Arc::new(Mutex::new(state)),
+        }
+    }
+
+    /// The cloud as one server uses it. What it makes carries that server's mark.
+    pub fn backend(&self, server_id: ServerId) -> Arc<dyn Backend> {
+        Arc::new(Fake {
+            cloud: self.clone(),
+            server_id,
+        })
+    }
+
+    /// From now on this plan decides what goes wrong.
+    pub fn set_plan(&self, plan: impl FaultPlan + 'static) {
+        self.state().plan = Box::new(plan);
+    }
+
+    /// Changes what the cloud sells and how slow it is.
+    pub fn change_setup(&self, change: impl FnOnce(&mut FakeSetup)) {
+        change(&mut self.state().setup);
+    }
+
+    /// How many machines of a type may live at once in a zone; none: as many as wanted.
+    pub fn set_capacity(&self, instance_type: &str, zone: Option<&str>, capacity: Option<u32>) {
+        let pool = (instance_type.to_owned(), zone.map(str::to_owned));
+        let mut state = self.state();
+        match capacity {
+            Some(capacity) => state.capacity.insert(pool, capacity),
+            None => state.capacity.remove(&pool),
+        };
+    }
+
+    /// One step of time passes.
+    pub fn tick(&self) {
+        self.state().tick();
+    }
+
+    /// The steps of time that have passed.
+    pub fn now_tick(&self) -> u64 {
+        self.state().tick
+    }
+
+    /// Ends a machine as a cloud that takes it back does. False: it did not live.
+    pub fn vanish(&self, machine: &MachineKey, because: &str) -> bool {
+        self.state().vanish(machine, because)
+    }
+
+    /// Whether a machine is up, so that a simulated agent may answer.
+    pub fn is_running(&self, machine: &MachineKey) -> bool {
+        self.state().is_running(machine)
+    }
+
+    /// A copy of the books.
+    pub fn ledger(&self) -> Ledger {
+        self.state().ledger.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A plan that panics fails its test; the state is whole even so.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The cloud as one server uses it.
+#[derive(Debug)]
+struct Fake {
+    cloud: FakeCloud,
+    server_id: ServerId,
+}
+
+#[async_trait]
+impl Backend for Fake {
+    fn capabilities(&self) -> Capabilities {
+        self.cloud.state().setup.capabilities
+    }
+
+    async fn offers(&self, wanted: &OffersWanted) -> Result<Vec<BackendOffer>> {
+        self.cloud.state().offers(wanted)
+    }
+
+    async fn launch(&self, launch: &LaunchOrder) -> Result<()> {
+        self.cloud.state().launch(self.server_id, launch)
+    }
+
+    async fn terminate(&self, machine: &MachineKey) -> Result<()> {
+        self.cloud.state().terminate(machine)
+    }
+
+    async fn list(&self) -> Result<Vec<Machine>> {
+        self.cloud.state().list(self.server_id)
+    }
+
+    async fn agent_access(&self, machine: &Machine) -> Result<AgentAccess> {
+        self.cloud.state().agent_access(&machine.key)?;
+        Ok(AgentAccess::Simulated)
+    }
+}

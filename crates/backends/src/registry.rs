@@ -1,0 +1,225 @@
+//! The list of backends: the only place that names them all. Each folder gives one [`Entry`].
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock};
+
+use api::backends::BackendType;
+use api::ids::ServerId;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::fake::FakeCloud;
+use crate::keys::{invalid, near_miss, quoted};
+use crate::{Backend, Result};
+
+/// Every backend of this build. To add one: its folder, `mod` in `lib.rs`, and a line here.
+static ENTRIES: &[&Entry] = &[&crate::local::ENTRY, &crate::fake::ENTRY];
+
+/// What a backend's folder tells about itself before it is opened.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// Its name in the configuration.
+    pub(crate) kind: &'static str,
+    /// Checks a configuration and answers it as it is kept, with `type` in it.
+    pub(crate) check: fn(&Value) -> Result<Value>,
+    /// Its name on the wire.
+    pub(crate) wire_type: fn(&Value) -> BackendType,
+    /// Clients are not told that it is configured.
+    pub(crate) is_hidden: bool,
+    /// It exists for tests; users are not told of it.
+    pub(crate) is_for_tests: bool,
+    /// Makes the backend.
+    pub(crate) open: fn(&Value, &OpenContext) -> Result<Arc<dyn Backend>>,
+}
+
+/// A backend as somebody configured it. Only its folder understands `config`.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct BackendConfig {
+    /// Which backend, one of [`kinds`].
+    pub kind: String,
+    /// What was written, `type` and credentials included.
+    pub config: Value,
+}
+
+// Credentials must not be printed.
+impl fmt::Debug for BackendConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BackendConfig")
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
+    }
+}
+
+impl BackendConfig {
+    /// What may be shown to members of the project.
+    pub fn without_creds(&self) -> Value {
+        let mut config = self.config.clone();
+        if let Value::Object(map) = &mut config {
+            map.remove("creds");
+        }
+        config
+    }
+
+    /// The name that clients know it by.
+    pub fn wire_type(&self) -> Result<BackendType> {
+        Ok((entry(&self.kind)?.wire_type)(&self.config))
+    }
+
+    /// Whether clients are not told that it is configured, because the official ones would not know what to do
+    /// with it.
+    pub fn is_hidden(&self) -> bool {
+        entry(&self.kind).is_ok_and(|entry| entry.is_hidden)
+    }
+}
+
+/// What a backend is given when it is opened.
+#[derive(Debug, Clone)]
+pub struct OpenContext {
+    /// The mark of everything that this server makes.
+    pub server_id: ServerId,
+    /// A folder in which backends may keep files, each in one of its own.
+    pub state_dir: PathBuf,
+    /// The agent's program for this machine.
+    pub agent_binary: PathBuf,
+    /// The pretended cloud, in tests only. Without it the backend `fake` cannot be opened.
+    pub fake: Option<FakeCloud>,
+}
+
+/// The names of all backends of this build, as configurations say them.
+pub fn kinds() -> &'static [&'static str] {
+    static KINDS: LazyLock<Vec<&'static str>> =
+        LazyLock::new(|| ENTRIES.iter().map(|entry| entry.kind).collect());
+    &KINDS
+}
+
+/// The names on the wire of the backends that clients may be told of.
+pub fn wire_types() -> Vec<BackendType> {
+    let shown = ENTRIES
+        .iter()
+        .filter(|entry| !entry.is_hidden && !entry.is_for_tests);
+    shown.map(|entry| (entry.wire_type)(&Value::Null)).collect()
+}
+
+/// Reads one item of `backends` in `config.yml`, or the body of a request. The error says what to write instead.
+pub fn parse_config(config: &Value) -> Result<BackendConfig> {
+    let Some(kind) = config.get("type") else {
+        return Err(invalid(format!(
+            "the backend has no `type`; it is one of {}",
+            quoted(&offered_kinds())
+        )));
+    };
+    let Value::String(kind) = kind else {
+        return Err(invalid(format!(
+            "the backend's `type` is not text but `{kind}`"
+        )));
+    };
+    let config = (entry(kind)?.check)(config)?;
+    Ok(BackendConfig {
+        kind: kind.clone(),
+        config,
+    })
+}
+
+/// Makes the backend, without asking anything of it yet.
+pub fn open(config: &BackendConfig, context: &OpenContext) -> Result<Arc<dyn Backend>> {
+    (entry(&config.kind)?.open)(&config.config, context)
+}
+
+fn entry(kind: &str) -> Result<&'static Entry> {
+    if let Some(entry) = ENTRIES.iter().find(|entry| entry.kind == kind) {
+        return Ok(entry);
+    }
+    let offered = offered_kinds();
+    let advice = match near_miss(kind, &offered) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("this server has {}", quoted(&offered)),
+    };
+    Err(invalid(format!("no backend of type `{kind}`; {advice}")))
+}
+
+fn offered_kinds() -> Vec<&'static str> {
+    ENTRIES
+        .iter()
+        .filter(|entry| !entry.is_for_tests)
+        .map(|entry| entry.kind)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[track_caller]
+    fn check_refused(config: &Value, message: &str) {
+        let error = parse_config(config).expect_err("the configuration is wrong");
+        assert_eq!(error.message, message);
+        assert!(!error.kind.is_transient());
+    }
+
+    #[test]
+    fn kinds_are_unique_and_parse() {
+        for kind in kinds() {
+            let parsed = parse_config(&json!({ "type": kind }));
+            match parsed {
+                Ok(config) => assert_eq!(config.kind, *kind),
+                // A cloud may need more than its name.
+                Err(error) => assert!(error.message.contains(kind), "{error}"),
+            }
+            assert_eq!(kinds().iter().filter(|other| *other == kind).count(), 1);
+        }
+    }
+
+    #[test]
+    fn this_machine_is_remote_on_the_wire_and_hidden() {
+        let config = parse_config(&json!({ "type": "local" })).unwrap();
+        assert_eq!(config.wire_type().unwrap(), BackendType::Remote);
+        assert!(config.is_hidden());
+        assert_eq!(config.config, json!({ "type": "local" }));
+        assert!(!wire_types().contains(&BackendType::Remote));
+    }
+
+    #[test]
+    fn refusals_name_the_key_and_the_near_miss() {
+        check_refused(
+            &json!({}),
+            "the backend has no `type`; it is one of `local`",
+        );
+        check_refused(
+            &json!({ "type": 7 }),
+            "the backend's `type` is not text but `7`",
+        );
+        check_refused(
+            &json!({ "type": "locla" }),
+            "no backend of type `locla`; did you mean `local`?",
+        );
+        check_refused(
+            &json!({ "type": "gcp" }),
+            "no backend of type `gcp`; this server has `local`",
+        );
+        check_refused(
+            &json!({ "type": "local", "cpu": 2 }),
+            "backend `local` has no key `cpu`; did you mean `cpus`?",
+        );
+        check_refused(
+            &json!({ "type": "local", "regions": ["a"] }),
+            "backend `local` has no key `regions`; its keys are `cpus`, `memory`",
+        );
+    }
+
+    #[test]
+    fn credentials_are_neither_shown_nor_printed() {
+        let config = json!({ "type": "x", "creds": { "secret_key": "hush" }, "regions": ["a"] });
+        let config = BackendConfig {
+            kind: "x".to_owned(),
+            config,
+        };
+        assert_eq!(
+            config.without_creds(),
+            json!({ "type": "x", "regions": ["a"] })
+        );
+        assert!(!format!("{config:?}").contains("hush"));
+    }
+}
