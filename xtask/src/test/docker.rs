@@ -1,0 +1,130 @@
+//! An engine for containers, and one small image that no registry is asked for.
+
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::packages;
+use crate::sandbox::Sandbox;
+use crate::{shell, workspace};
+
+const START: Duration = Duration::from_mins(1);
+
+/// The image that tests run: a small Debian with what they use.
+const IMAGE: &str = "dstack-test:latest";
+const IMAGE_PACKAGES: &str = "python3-minimal,openmpi-bin,procps";
+
+/// Makes sure that an engine answers and has the image.
+pub(super) fn prepare(sandbox: &Sandbox) -> Result<Vec<(&'static str, String)>> {
+    let mut variables = vec![("DSTACK_TEST_DOCKER", "1".to_owned())];
+    if !engine_answers() {
+        packages::ensure(&["docker.io"], || shell::find("dockerd").is_some() && shell::find("docker").is_some())?;
+    }
+    // The package may have started one.
+    if !engine_answers() {
+        variables.extend(start_engine(sandbox)?);
+    }
+    if !shell::succeeds(Command::new("docker").args(["image", "inspect", IMAGE])) {
+        let archive = image_archive(sandbox)?;
+        shell::capture(Command::new("docker").arg("import").arg(archive).arg(IMAGE))?;
+    }
+    Ok(variables)
+}
+
+fn engine_answers() -> bool {
+    shell::succeeds(Command::new("docker").arg("info"))
+}
+
+/// Starts an engine as a host should have it: containers outlive the engine, because `containerd` is no child of
+/// it. Tests find in the variables how to restart it.
+fn start_engine(sandbox: &Sandbox) -> Result<Vec<(&'static str, String)>> {
+    if !shell::is_root() {
+        bail!("no engine answers and only root can start one: start Docker, or add yourself to its group");
+    }
+    let dir = sandbox.subdir("docker")?;
+    let cache = workspace::cache_dir();
+    let socket = dir.join("containerd.sock");
+    let mut containerd = sandbox.command("containerd");
+    containerd.arg("--address").arg(&socket);
+    containerd.arg("--root").arg(cache.join("containerd")).arg("--state").arg(dir.join("containerd"));
+    start(&mut containerd, &dir.join("containerd.log"))?;
+    shell::wait_for("containerd's socket", START, || socket.exists().then_some(()))?;
+
+    let pid_file = dir.join("docker.pid");
+    let script = dir.join("dockerd");
+    let text = format!(
+        "#!/bin/sh\nexec dockerd --containerd '{}' --data-root '{}' --exec-root '{}' --pidfile '{}' --live-restore\n",
+        socket.display(),
+        cache.join("docker").display(),
+        dir.join("exec").display(),
+        pid_file.display(),
+    );
+    fs::write(&script, text).context("write the script that starts the engine")?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    let log = dir.join("dockerd.log");
+    start(&mut sandbox.command(&script), &log)?;
+    let started = shell::wait_for("the engine's first answer", START, || engine_answers().then_some(()));
+    started.with_context(|| last_lines(&log))?;
+    Ok(vec![
+        ("DSTACK_TEST_DOCKERD", script.display().to_string()),
+        ("DSTACK_TEST_DOCKERD_PID_FILE", pid_file.display().to_string()),
+    ])
+}
+
+fn start(command: &mut Command, log: &Path) -> Result<()> {
+    let line = shell::describe(command);
+    let log = File::create(log).with_context(|| format!("make the log of `{line}`"))?;
+    let started = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
+    started.with_context(|| format!("start `{line}`"))?;
+    Ok(())
+}
+
+fn last_lines(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(10)..].join("\n")
+}
+
+/// The image's files, made once from the same mirror that this machine's own packages come from.
+fn image_archive(sandbox: &Sandbox) -> Result<PathBuf> {
+    let archive = workspace::cache_dir().join("dstack-test-image.tar");
+    if archive.exists() {
+        return Ok(archive);
+    }
+    packages::ensure(&["debootstrap"], || shell::find("debootstrap").is_some())?;
+    println!("making the image for tests; this takes a minute, once");
+    let root = sandbox.subdir("image")?;
+    let (release, mirror) = mirror()?;
+    let mut debootstrap = Command::new("debootstrap");
+    debootstrap.args(["--variant=minbase", &format!("--include={IMAGE_PACKAGES}"), &release]);
+    shell::capture(debootstrap.arg(&root).arg(&mirror))?;
+    // Packages as downloaded, and lists of them, are only weight.
+    for leftover in ["var/cache/apt/archives", "var/lib/apt/lists"] {
+        fs::remove_dir_all(root.join(leftover)).or_else(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        })?;
+    }
+    fs::create_dir_all(workspace::cache_dir()).context("make the cache")?;
+    let unfinished = archive.with_extension("part");
+    shell::run(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&unfinished).arg("."))?;
+    fs::rename(&unfinished, &archive).context("keep the image")?;
+    fs::remove_dir_all(&root).context("remove the image's files")?;
+    Ok(archive)
+}
+
+/// The release of this machine's packages and where they come from.
+fn mirror() -> Result<(String, String)> {
+    let format = "$(CODENAME) $(COMPONENT) $(REPO_URI)";
+    let text = shell::capture(Command::new("apt-get").args(["indextargets", "--format", format]))?;
+    let os = fs::read_to_string("/etc/os-release").context("read `/etc/os-release`")?;
+    let release = os.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    let release = release.context("`/etc/os-release` names no release")?.trim_matches('"').to_owned();
+    let prefix = format!("{release} main ");
+    let mirror = text.lines().find_map(|line| line.strip_prefix(&prefix)).context("apt knows no mirror")?;
+    Ok((release.clone(), mirror.to_owned()))
+}
