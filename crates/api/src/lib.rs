@@ -5,6 +5,21 @@
 
 pub mod agent;
 pub mod backends;
+#[cfg(feature = "client")]
+pub mod client;
 pub mod configurations;
+pub mod error;
+pub mod events;
+pub mod files;
+pub mod fleets;
+pub mod gpus;
 pub mod ids;
+pub mod instances;
+pub mod jobs;
+pub mod logs;
+pub mod projects;
+pub mod repos;
+pub mod runs;
+pub mod secrets;
+pub mod users;
 pub mod yaml;
