@@ -16,7 +16,7 @@ const START: Duration = Duration::from_mins(1);
 
 /// The image that tests run: a small Debian with what they use.
 const IMAGE: &str = "dstack-test:latest";
-const IMAGE_PACKAGES: &str = "python3-minimal,openmpi-bin,procps";
+const IMAGE_PACKAGES: &str = "python3,python3-venv,openmpi-bin,procps";
 
 /// Makes sure that an engine answers and has the image.
 pub(super) fn prepare(sandbox: &Sandbox) -> Result<Vec<(&'static str, String)>> {

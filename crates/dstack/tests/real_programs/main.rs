@@ -1,0 +1,7 @@
+//! The real programs, together, as people and official clients use them.
+
+#![cfg(test)]
+
+mod local;
+mod official_client;
+mod rig;
