@@ -2,8 +2,8 @@
 #![cfg(test)]
 
 use api::configurations::{
-    Configuration, CpuSpec, DiskSpec, FleetConfiguration, GpuSpec, Memory, Range, ResourcesSpec,
-    Seconds, TaskConfiguration,
+    Configuration, CpuSpec, DiskSpec, FleetConfiguration, GpuSpec, Memory, Range, ResourcesSpec, Seconds,
+    TaskConfiguration,
 };
 use api::yaml;
 use serde::Deserialize;
@@ -39,8 +39,7 @@ impl Vector {
             task[key] = self.input.clone();
             task
         };
-        let resources =
-            |key: &str| json!({"type": "task", "commands": ["x"], "resources": {key: self.input}});
+        let resources = |key: &str| json!({"type": "task", "commands": ["x"], "resources": {key: self.input}});
         match self.kind.as_str() {
             "gpu" => (resources("gpu"), Some("gpu")),
             "cpu" => (resources("cpu"), Some("cpu")),
@@ -49,10 +48,7 @@ impl Vector {
             "disk" => (resources("disk"), Some("disk")),
             "resources" => (task("resources"), Some("resources")),
             "fleet.nodes" => (json!({"type": "fleet", "nodes": self.input}), Some("nodes")),
-            "fleet.blocks" => (
-                json!({"type": "fleet", "nodes": 1, "blocks": self.input}),
-                Some("blocks"),
-            ),
+            "fleet.blocks" => (json!({"type": "fleet", "nodes": 1, "blocks": self.input}), Some("blocks")),
             // Every place where a plain duration may stand also takes null.
             "duration" => (
                 json!({
@@ -62,17 +58,11 @@ impl Vector {
                 }),
                 Some("time_window"),
             ),
-            "duration.offable(max_duration,stop_duration)" => {
-                (task("max_duration"), Some("max_duration"))
-            }
-            "duration.idle(idle_duration,auto_cleanup_duration)" => {
-                (task("idle_duration"), Some("idle_duration"))
-            }
+            "duration.offable(max_duration,stop_duration)" => (task("max_duration"), Some("max_duration")),
+            "duration.idle(idle_duration,auto_cleanup_duration)" => (task("idle_duration"), Some("idle_duration")),
             "configuration" => (self.input.clone(), None),
             kind => {
-                let key = kind
-                    .strip_prefix("task.")
-                    .expect("a kind that this test knows");
+                let key = kind.strip_prefix("task.").expect("a kind that this test knows");
                 (task(key), Some(key))
             }
         }
@@ -109,10 +99,7 @@ fn reread<T: DeserializeOwned + serde::Serialize + PartialEq + std::fmt::Debug>(
     let printed = serde_json::to_value(&value).expect("configurations print");
     let again: T = serde_json::from_value(printed.clone()).expect("what is printed reads");
     assert_eq!(again, value, "{printed}");
-    assert_eq!(
-        serde_json::to_value(&again).expect("configurations print"),
-        printed
-    );
+    assert_eq!(serde_json::to_value(&again).expect("configurations print"), printed);
     Ok(printed)
 }
 
@@ -132,19 +119,10 @@ fn the_official_readings_are_ours() {
             Err(_) => !vector.ok,
         };
         if !is_right {
-            failures.push(format!(
-                "{}\n  expected {}\n  got {result:?}",
-                vector.title(),
-                vector.json
-            ));
+            failures.push(format!("{}\n  expected {}\n  got {result:?}", vector.title(), vector.json));
         }
     }
-    assert!(
-        failures.is_empty(),
-        "{} failures:\n{}",
-        failures.len(),
-        failures.join("\n")
-    );
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
 }
 
 /// Equality that tells `8` from `8.0`, as the wire does.
@@ -154,18 +132,10 @@ fn same(left: &Value, right: &Value) -> bool {
 
 #[test]
 fn the_target_of_fleet_nodes_is_kept_although_it_is_not_printed() {
-    for vector in vectors()
-        .into_iter()
-        .filter(|vector| vector.target.is_some())
-    {
+    for vector in vectors().into_iter().filter(|vector| vector.target.is_some()) {
         let (wrapped, _) = vector.wrapped();
         let fleet: FleetConfiguration = serde_json::from_value(wrapped).unwrap();
-        assert_eq!(
-            fleet.nodes.map(|nodes| nodes.target),
-            vector.target,
-            "{}",
-            vector.title()
-        );
+        assert_eq!(fleet.nodes.map(|nodes| nodes.target), vector.target, "{}", vector.title());
     }
 }
 
@@ -191,10 +161,7 @@ fn a_refused_file_names_the_line_and_the_key() {
         refused += 1;
         let error = result.unwrap_err();
         let shown = error.to_string();
-        assert!(
-            shown.contains(&format!("x.dstack.yml:{}:{}", error.line, error.column)),
-            "{shown}"
-        );
+        assert!(shown.contains(&format!("x.dstack.yml:{}:{}", error.line, error.column)), "{shown}");
         if let Some(key) = key {
             assert!(error.message.contains(key), "{}: {shown}", vector.title());
             // An inner key is nearer to the trouble than the outer one.
@@ -210,10 +177,7 @@ fn a_refused_file_names_the_line_and_the_key() {
 fn block(value: &Value) -> String {
     let mut lines = Vec::new();
     for (key, value) in value.as_object().expect("a mapping") {
-        match value
-            .as_object()
-            .filter(|_| key == "resources" || key == "utilization_policy")
-        {
+        match value.as_object().filter(|_| key == "resources" || key == "utilization_policy") {
             None => lines.push(format!("{key}: {value}")),
             Some(inner) => {
                 lines.push(format!("{key}:"));

@@ -210,9 +210,7 @@ impl PythonVersion {
 
     /// Python 3.`minor`, if that is supported.
     pub fn new(minor: u8) -> Option<Self> {
-        Self::MINORS
-            .contains(&minor)
-            .then_some(PythonVersion { minor })
+        Self::MINORS.contains(&minor).then_some(PythonVersion { minor })
     }
 
     /// The number after `3.`.
@@ -275,32 +273,28 @@ pub(crate) fn default_home_dir() -> String {
 }
 
 /// Reads `shell`.
-pub(crate) fn optional_shell<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<String>, D::Error> {
+pub(crate) fn optional_shell<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let shell = Option::<String>::deserialize(deserializer)?;
     match shell.as_deref() {
         None | Some("sh" | "bash") => Ok(shell),
         Some(path) if path.starts_with('/') => Ok(shell),
-        Some(other) => Err(D::Error::custom(format!(
-            "expected `sh`, `bash` or an absolute path, found `{other}`"
-        ))),
+        Some(other) => {
+            Err(D::Error::custom(format!("expected `sh`, `bash` or an absolute path, found `{other}`")))
+        }
     }
 }
 
 /// Reads `user`.
-pub(crate) fn optional_user<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<String>, D::Error> {
+pub(crate) fn optional_user<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let user = Option::<String>::deserialize(deserializer)?;
     let is_user = |text: &str| {
         let mut parts = text.split(':');
         parts.clone().count() <= 2 && parts.all(|part| !part.is_empty())
     };
     match user.as_deref() {
-        Some(text) if !is_user(text) => Err(D::Error::custom(format!(
-            "expected `user` or `user:group`, found `{text}`"
-        ))),
+        Some(text) if !is_user(text) => {
+            Err(D::Error::custom(format!("expected `user` or `user:group`, found `{text}`")))
+        }
         _ => Ok(user),
     }
 }

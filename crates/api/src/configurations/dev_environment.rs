@@ -62,9 +62,9 @@ impl Check for DevEnvironmentConfiguration {
         };
         match self.ide {
             None => Err("`version` needs `ide`".to_owned()),
-            Some(Ide::Windsurf) if !is_windsurf_version(version) => Err(format!(
-                "`version` of Windsurf is written as `version@commit`, found `{version}`"
-            )),
+            Some(Ide::Windsurf) if !is_windsurf_version(version) => {
+                Err(format!("`version` of Windsurf is written as `version@commit`, found `{version}`"))
+            }
             Some(_) => Ok(()),
         }
     }

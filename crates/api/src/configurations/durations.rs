@@ -22,13 +22,7 @@ impl Seconds {
         if let Ok(seconds) = trimmed.parse() {
             return Ok(Seconds(seconds));
         }
-        let units = [
-            ("s", 1),
-            ("m", 60),
-            ("h", 3600),
-            ("d", 86400),
-            ("w", 604_800),
-        ];
+        let units = [("s", 1), ("m", 60), ("h", 3600), ("d", 86400), ("w", 604_800)];
         let (number, factor) = units
             .iter()
             .find_map(|(unit, factor)| Some((trimmed.strip_suffix(unit)?, *factor)))
@@ -37,10 +31,7 @@ impl Seconds {
         if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit()) {
             return Err(refusal());
         }
-        let seconds = number
-            .parse::<i64>()
-            .ok()
-            .and_then(|number| number.checked_mul(factor));
+        let seconds = number.parse::<i64>().ok().and_then(|number| number.checked_mul(factor));
         seconds.map(Seconds).ok_or_else(refusal)
     }
 
@@ -149,11 +140,7 @@ impl Shorthand for Switchable {
     }
 
     fn from_bool(value: bool) -> Result<Self, Refusal> {
-        Ok(if value {
-            Switchable::Unset
-        } else {
-            Switchable::Off
-        })
+        Ok(if value { Switchable::Unset } else { Switchable::Off })
     }
 
     fn from_integer(value: i64) -> Result<Self, Refusal> {
@@ -168,8 +155,7 @@ impl Shorthand for Switchable {
         if text == "off" {
             return Ok(Switchable::Off);
         }
-        let seconds = Seconds::parse(text)
-            .map_err(|_| format!("expected {}, found `{text}`", Self::EXPECTING))?;
+        let seconds = Seconds::parse(text).map_err(|_| format!("expected {}, found `{text}`", Self::EXPECTING))?;
         Ok(Switchable::Seconds(seconds))
     }
 }
@@ -177,9 +163,7 @@ impl Shorthand for Switchable {
 impl_shorthand!(Switchable);
 
 /// Reads `max_duration` and `stop_duration`.
-pub(crate) fn off_or_seconds<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<OffDuration>, D::Error> {
+pub(crate) fn off_or_seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<OffDuration>, D::Error> {
     match Switchable::deserialize(deserializer)? {
         Switchable::Unset => Ok(None),
         Switchable::Off => Ok(Some(OffDuration::Off)),
@@ -191,9 +175,7 @@ pub(crate) fn off_or_seconds<'de, D: Deserializer<'de>>(
 }
 
 /// Reads `idle_duration` and `auto_cleanup_duration`, where a negative number is "never".
-pub(crate) fn never_or_seconds<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<Seconds>, D::Error> {
+pub(crate) fn never_or_seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Seconds>, D::Error> {
     Ok(match Switchable::deserialize(deserializer)? {
         Switchable::Unset => None,
         Switchable::Off => Some(Seconds(-1)),
@@ -202,14 +184,9 @@ pub(crate) fn never_or_seconds<'de, D: Deserializer<'de>>(
 }
 
 /// Reads `inactivity_duration`, where off is the same as nothing.
-pub(crate) fn seconds_or_off<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<Seconds>, D::Error> {
+pub(crate) fn seconds_or_off<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Seconds>, D::Error> {
     match Switchable::deserialize(deserializer)? {
         Switchable::Unset | Switchable::Off => Ok(None),
-        Switchable::Seconds(seconds) => seconds
-            .not_negative()
-            .map(Some)
-            .map_err(serde::de::Error::custom),
+        Switchable::Seconds(seconds) => seconds.not_negative().map(Some).map_err(serde::de::Error::custom),
     }
 }

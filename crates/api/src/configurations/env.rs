@@ -74,11 +74,9 @@ impl Shorthand for Env {
 
     fn from_list<'de, A: SeqAccess<'de>>(mut list: A) -> Result<Self, A::Error> {
         let mut env = Env::default();
-        while let Some(line) = list.next_element::<String>()? {
+        while let Some(EnvLine(line)) = list.next_element()? {
             if !env.add(&line).map_err(A::Error::custom)? {
-                return Err(A::Error::custom(format!(
-                    "`{line}` sets a variable a second time"
-                )));
+                return Err(A::Error::custom(format!("`{line}` sets a variable a second time")));
             }
         }
         Ok(env)
@@ -90,6 +88,20 @@ impl Shorthand for Env {
 }
 
 impl_shorthand!(Env);
+
+/// An item of the list form.
+struct EnvLine(String);
+
+impl Shorthand for EnvLine {
+    const EXPECTING: &'static str = "`NAME=value` or `NAME`";
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        Env::default().add(text)?;
+        Ok(EnvLine(text.to_owned()))
+    }
+}
+
+impl_shorthand!(EnvLine);
 
 impl Serialize for EnvValue {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -35,9 +35,7 @@ impl FilePathMapping {
     fn new(local_path: String, path: String) -> Result<Self, String> {
         let is_windows_path = !drive_prefix(&path).is_empty() || path.starts_with('\\');
         if is_windows_path {
-            return Err(format!(
-                "`path` is a path in the container, such as `/data/x`, found `{path}`"
-            ));
+            return Err(format!("`path` is a path in the container, such as `/data/x`, found `{path}`"));
         }
         if local_path.is_empty() || path.is_empty() {
             return Err("`local_path` and `path` must not be empty".to_owned());
@@ -48,8 +46,7 @@ impl FilePathMapping {
 
 /// The `C:` of a Windows path, or nothing.
 fn drive_prefix(text: &str) -> &str {
-    let is_drive =
-        matches!(text.as_bytes(), [letter, b':', b'\\', ..] if letter.is_ascii_alphabetic());
+    let is_drive = matches!(text.as_bytes(), [letter, b':', b'\\', ..] if letter.is_ascii_alphabetic());
     if is_drive { &text[..2] } else { "" }
 }
 

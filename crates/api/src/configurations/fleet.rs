@@ -100,10 +100,9 @@ impl FleetConfiguration {
         match (&self.nodes, &self.ssh_config) {
             (None, None) => Err("No ssh_config or nodes specified".to_owned()),
             (Some(_), Some(_)) => Err("ssh_config and nodes are mutually exclusive".to_owned()),
-            (Some(_), None) if !self.env.0.is_empty() => Err(
-                "Backend fleet configuration does not support the following fields: ['env']"
-                    .to_owned(),
-            ),
+            (Some(_), None) if !self.env.0.is_empty() => {
+                Err("Backend fleet configuration does not support the following fields: ['env']".to_owned())
+            }
             (Some(_), None) => Ok(()),
             (None, Some(_)) => self.check_ssh_keys(),
         }
@@ -124,18 +123,12 @@ impl FleetConfiguration {
             ("tags", self.tags.is_some()),
             ("backend_options", self.backend_options.is_some()),
         ];
-        let used: Vec<String> = backend_keys
-            .iter()
-            .filter(|(_, set)| *set)
-            .map(|(key, _)| format!("'{key}'"))
-            .collect();
+        let used: Vec<String> =
+            backend_keys.iter().filter(|(_, set)| *set).map(|(key, _)| format!("'{key}'")).collect();
         if used.is_empty() {
             return Ok(());
         }
-        Err(format!(
-            "SSH fleet configuration does not support the following fields: [{}]",
-            used.join(", ")
-        ))
+        Err(format!("SSH fleet configuration does not support the following fields: [{}]", used.join(", ")))
     }
 
     /// The keys that a fleet shares with profiles; the others are null.
@@ -248,9 +241,8 @@ impl FleetNodes {
     pub fn new(min: i64, target: Option<i64>, max: Option<i64>) -> Result<Self, String> {
         let target = target.unwrap_or(min);
         let number = |key: &str, value: i64| {
-            u32::try_from(value).map_err(|_| {
-                format!("`{key}` of the nodes cannot be `{value}`: it must be 0 or more")
-            })
+            u32::try_from(value)
+                .map_err(|_| format!("`{key}` of the nodes cannot be `{value}`: it must be 0 or more"))
         };
         let nodes = FleetNodes {
             min: number("min", min)?,
@@ -258,17 +250,13 @@ impl FleetNodes {
             max: max.map(|max| number("max", max)).transpose()?,
         };
         if nodes.target < nodes.min {
-            return Err(format!(
-                "`target` ({target}) must not be less than `min` ({min})"
-            ));
+            return Err(format!("`target` ({target}) must not be less than `min` ({min})"));
         }
         match nodes.max {
-            Some(max) if max < nodes.min => {
-                Err(format!("`max` ({max}) must not be less than `min` ({min})"))
+            Some(max) if max < nodes.min => Err(format!("`max` ({max}) must not be less than `min` ({min})")),
+            Some(max) if max < nodes.target => {
+                Err(format!("`max` ({max}) must not be less than `target` ({target})"))
             }
-            Some(max) if max < nodes.target => Err(format!(
-                "`max` ({max}) must not be less than `target` ({target})"
-            )),
             _ => Ok(nodes),
         }
     }
@@ -300,8 +288,7 @@ impl Shorthand for FleetNodes {
     fn from_text(text: &str) -> Result<Self, Refusal> {
         let compact = without_spaces(text);
         let number = |part: &str| -> Result<i64, Refusal> {
-            part.parse()
-                .map_err(|_| format!("expected {}, found `{text}`", Self::FORMS).into())
+            part.parse().map_err(|_| format!("expected {}, found `{text}`", Self::FORMS).into())
         };
         let Some((min, max)) = compact.split_once("..") else {
             return Self::from_integer(number(&compact)?);
@@ -310,11 +297,7 @@ impl Shorthand for FleetNodes {
             return Err("the range `..` needs a number on at least one side".into());
         }
         let min = if min.is_empty() { 0 } else { number(min)? };
-        let max = if max.is_empty() {
-            None
-        } else {
-            Some(number(max)?)
-        };
+        let max = if max.is_empty() { None } else { Some(number(max)?) };
         Ok(FleetNodes::new(min, None, max)?)
     }
 

@@ -120,8 +120,7 @@ pub enum GatewayCertificate {
 }
 
 impl Shorthand for GatewayCertificate {
-    const EXPECTING: &'static str =
-        "`{type: lets-encrypt}`, `{type: acm, arn: …}` or `{type: gcp-cm, name: …}`";
+    const EXPECTING: &'static str = "`{type: lets-encrypt}`, `{type: acm, arn: …}` or `{type: gcp-cm, name: …}`";
 
     fn from_map<'de, A: MapAccess<'de>>(map: A) -> Result<Self, A::Error> {
         let CertificateFields { kind, arn, name } = shorthand::fields(map)?;
@@ -131,9 +130,7 @@ impl Shorthand for GatewayCertificate {
             _ => None,
         };
         if let Some(key) = stray {
-            return Err(A::Error::custom(format!(
-                "`{key}` is not for this `type` of certificate"
-            )));
+            return Err(A::Error::custom(format!("`{key}` is not for this `type` of certificate")));
         }
         match kind {
             CertificateType::LetsEncrypt => Ok(GatewayCertificate::LetsEncrypt),

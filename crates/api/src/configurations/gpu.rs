@@ -23,6 +23,8 @@ pub enum AcceleratorVendor {
     Tenstorrent,
 }
 
+const VENDOR_WORDS: &[&str] = &["nvidia", "amd", "google", "tpu", "intel", "tenstorrent", "tt"];
+
 impl AcceleratorVendor {
     /// The name on the wire.
     pub fn as_str(self) -> &'static str {
@@ -55,12 +57,10 @@ impl fmt::Display for AcceleratorVendor {
 }
 
 impl Shorthand for AcceleratorVendor {
-    const EXPECTING: &'static str =
-        "one of `nvidia`, `amd`, `google` (`tpu`), `intel`, `tenstorrent` (`tt`)";
+    const EXPECTING: &'static str = "one of `nvidia`, `amd`, `google` (`tpu`), `intel`, `tenstorrent` (`tt`)";
 
     fn from_text(text: &str) -> Result<Self, Refusal> {
-        AcceleratorVendor::parse(text)
-            .ok_or_else(|| format!("expected {}, found `{text}`", Self::EXPECTING).into())
+        AcceleratorVendor::parse(text).ok_or_else(|| Refusal::UnknownWord(text.to_owned(), VENDOR_WORDS))
     }
 }
 
@@ -100,14 +100,10 @@ impl Default for GpuSpec {
 }
 
 impl Shorthand for GpuSpec {
-    const EXPECTING: &'static str =
-        "a count, or parts such as `H100:8`, `24GB..`, `nvidia:A100,H100:80GB:1..4`";
+    const EXPECTING: &'static str = "a count, or parts such as `H100:8`, `24GB..`, `nvidia:A100,H100:80GB:1..4`";
 
     fn from_integer(value: i64) -> Result<Self, Refusal> {
-        Ok(GpuSpec {
-            count: Range::from_integer(value)?,
-            ..GpuSpec::default()
-        })
+        Ok(GpuSpec { count: Range::from_integer(value)?, ..GpuSpec::default() })
     }
 
     fn from_text(text: &str) -> Result<Self, Refusal> {
@@ -121,27 +117,16 @@ impl Shorthand for GpuSpec {
             } else if token.starts_with(|c: char| c.is_ascii_alphabetic()) {
                 ("list of names", name.replace(parse_names(token)?).is_some())
             } else if token.contains(|c: char| c.is_ascii_alphabetic()) {
-                (
-                    "memory size",
-                    memory.replace(Range::from_text(token)?).is_some(),
-                )
+                ("memory size", memory.replace(Range::from_text(token)?).is_some())
             } else {
                 ("count", count.replace(Range::from_text(token)?).is_some())
             };
             if is_repeated {
-                return Err(
-                    format!("the GPU specification `{text}` has more than one {what}").into(),
-                );
+                return Err(format!("the GPU specification `{text}` has more than one {what}").into());
             }
         }
         let defaults = GpuSpec::default();
-        Ok(GpuSpec {
-            vendor,
-            name,
-            memory,
-            count: count.unwrap_or(defaults.count),
-            ..defaults
-        })
+        Ok(GpuSpec { vendor, name, memory, count: count.unwrap_or(defaults.count), ..defaults })
     }
 
     fn from_map<'de, A: MapAccess<'de>>(map: A) -> Result<Self, A::Error> {
@@ -265,19 +250,16 @@ impl Shorthand for ComputeCapability {
     }
 
     fn from_text(text: &str) -> Result<Self, Refusal> {
-        let parts = text.split_once('.').and_then(|(major, minor)| {
-            Some(ComputeCapability(major.parse().ok()?, minor.parse().ok()?))
-        });
+        let parts = text
+            .split_once('.')
+            .and_then(|(major, minor)| Some(ComputeCapability(major.parse().ok()?, minor.parse().ok()?)));
         parts.ok_or_else(|| format!("expected {}, found `{text}`", Self::EXPECTING).into())
     }
 
     fn from_list<'de, A: SeqAccess<'de>>(list: A) -> Result<Self, A::Error> {
         let parts: Vec<u32> = shorthand::items(list)?;
         let &[major, minor] = parts.as_slice() else {
-            return Err(A::Error::invalid_length(
-                parts.len(),
-                &"a list of 2 numbers",
-            ));
+            return Err(A::Error::invalid_length(parts.len(), &"a list of 2 numbers"));
         };
         Ok(ComputeCapability(major, minor))
     }

@@ -47,9 +47,7 @@ pub use durations::{OffDuration, Seconds};
 pub use env::{Env, EnvValue};
 pub use files::FilePathMapping;
 pub use fleet::{Blocks, FleetConfiguration, FleetNodes, FleetType, InstanceGroupPlacement};
-pub use gateway::{
-    GatewayCertificate, GatewayConfiguration, GatewayLoadBalancer, GatewayType, LoadBalancerType,
-};
+pub use gateway::{GatewayCertificate, GatewayConfiguration, GatewayLoadBalancer, GatewayType, LoadBalancerType};
 pub use gpu::{AcceleratorVendor, ComputeCapability, GpuSpec};
 pub use models::{ModelType, ServiceModel};
 pub use mounts::{InstanceMount, Mount, VolumeMount, VolumeNames};
@@ -57,8 +55,8 @@ pub use names::check_resource_name;
 pub use ports::PortMapping;
 pub use probes::{HttpHeaderSpec, ProbeConfig, ProbeMethod, ProbeType};
 pub use profile::{
-    BackendOptions, CreationPolicy, Profile, ProfileParams, ProfilesFile, SpotPolicy, StartupOrder,
-    StopCriteria, UtilizationPolicy, VastAiOfferOrder, VastAiType, merged_params,
+    BackendOptions, CreationPolicy, Profile, ProfileParams, ProfilesFile, SpotPolicy, StartupOrder, StopCriteria,
+    UtilizationPolicy, VastAiOfferOrder, VastAiType, merged_params,
 };
 pub use ranges::Range;
 pub use references::{EntityReference, InstanceSelector};
@@ -68,8 +66,8 @@ pub use retry::{ProfileRetry, RetryEvent, RetryPolicy};
 pub use scaling::{PartitioningKey, RateLimit, ScalingMetric, ScalingSpec};
 pub use schedule::Schedule;
 pub use service::{
-    Https, ReplicaGroup, ReplicaGroupRouter, ReplicaGroupView, Replicas, RouterType,
-    ServiceConfiguration, ServiceGateway, ServiceType,
+    Https, ReplicaGroup, ReplicaGroupRouter, ReplicaGroupView, Replicas, RouterType, ServiceConfiguration,
+    ServiceGateway, ServiceType,
 };
 pub(crate) use shorthand::AS_WRITTEN;
 pub use ssh::{SshHost, SshHostParams, SshKey, SshParams, SshProxyParams};
@@ -152,9 +150,7 @@ impl Configuration {
     pub fn into_run(self) -> Result<RunConfiguration, Self> {
         match self {
             Configuration::Task(task) => Ok(RunConfiguration::Task(task)),
-            Configuration::DevEnvironment(environment) => {
-                Ok(RunConfiguration::DevEnvironment(environment))
-            }
+            Configuration::DevEnvironment(environment) => Ok(RunConfiguration::DevEnvironment(environment)),
             Configuration::Service(service) => Ok(RunConfiguration::Service(service)),
             other => Err(other),
         }
@@ -167,9 +163,9 @@ impl Configuration {
             Configuration::Fleet(fleet) => fleet.check_submission(),
             Configuration::Volume(volume) => volume.check_submission(),
             Configuration::Gateway(gateway) => gateway.check_submission(),
-            Configuration::Task(_)
-            | Configuration::DevEnvironment(_)
-            | Configuration::Service(_) => self.name().map_or(Ok(()), check_resource_name),
+            Configuration::Task(_) | Configuration::DevEnvironment(_) | Configuration::Service(_) => {
+                self.name().map_or(Ok(()), check_resource_name)
+            }
         }
     }
 }
@@ -178,9 +174,7 @@ impl From<RunConfiguration> for Configuration {
     fn from(run: RunConfiguration) -> Self {
         match run {
             RunConfiguration::Task(task) => Configuration::Task(task),
-            RunConfiguration::DevEnvironment(environment) => {
-                Configuration::DevEnvironment(environment)
-            }
+            RunConfiguration::DevEnvironment(environment) => Configuration::DevEnvironment(environment),
             RunConfiguration::Service(service) => Configuration::Service(service),
         }
     }
@@ -244,11 +238,9 @@ impl RunConfiguration {
     /// The ports to reach from the user's machine, those of node groups included.
     pub fn ports(&self) -> Vec<PortMapping> {
         match self {
-            RunConfiguration::Task(task) => task
-                .node_groups()
-                .iter()
-                .flat_map(|group| group.ports.iter().copied())
-                .collect(),
+            RunConfiguration::Task(task) => {
+                task.node_groups().iter().flat_map(|group| group.ports.iter().copied()).collect()
+            }
             RunConfiguration::DevEnvironment(environment) => environment.ports.clone(),
             RunConfiguration::Service(_) => Vec::new(),
         }
@@ -258,23 +250,14 @@ impl RunConfiguration {
 /// A union that the key `type` decides.
 trait ByType: Sized {
     /// Reads the configuration of this type, or nothing where the union has no such type.
-    fn read<'de, D: Deserializer<'de>>(
-        kind: ConfigurationType,
-        deserializer: D,
-    ) -> Option<Result<Self, D::Error>>;
+    fn read<'de, D: Deserializer<'de>>(kind: ConfigurationType, deserializer: D)
+    -> Option<Result<Self, D::Error>>;
     /// The types of the union, for errors.
     const TYPES: &'static [&'static str];
 }
 
 impl ByType for Configuration {
-    const TYPES: &'static [&'static str] = &[
-        "task",
-        "dev-environment",
-        "service",
-        "fleet",
-        "volume",
-        "gateway",
-    ];
+    const TYPES: &'static [&'static str] = &["task", "dev-environment", "service", "fleet", "volume", "gateway"];
 
     fn read<'de, D: Deserializer<'de>>(
         kind: ConfigurationType,
@@ -282,17 +265,11 @@ impl ByType for Configuration {
     ) -> Option<Result<Self, D::Error>> {
         Some(match kind {
             ConfigurationType::Task => Box::deserialize(deserializer).map(Configuration::Task),
-            ConfigurationType::DevEnvironment => {
-                Box::deserialize(deserializer).map(Configuration::DevEnvironment)
-            }
-            ConfigurationType::Service => {
-                Box::deserialize(deserializer).map(Configuration::Service)
-            }
+            ConfigurationType::DevEnvironment => Box::deserialize(deserializer).map(Configuration::DevEnvironment),
+            ConfigurationType::Service => Box::deserialize(deserializer).map(Configuration::Service),
             ConfigurationType::Fleet => Box::deserialize(deserializer).map(Configuration::Fleet),
             ConfigurationType::Volume => Box::deserialize(deserializer).map(Configuration::Volume),
-            ConfigurationType::Gateway => {
-                Box::deserialize(deserializer).map(Configuration::Gateway)
-            }
+            ConfigurationType::Gateway => Box::deserialize(deserializer).map(Configuration::Gateway),
         })
     }
 }
@@ -305,18 +282,12 @@ impl ByType for RunConfiguration {
         deserializer: D,
     ) -> Option<Result<Self, D::Error>> {
         match kind {
-            ConfigurationType::Task => {
-                Some(Box::deserialize(deserializer).map(RunConfiguration::Task))
-            }
+            ConfigurationType::Task => Some(Box::deserialize(deserializer).map(RunConfiguration::Task)),
             ConfigurationType::DevEnvironment => {
                 Some(Box::deserialize(deserializer).map(RunConfiguration::DevEnvironment))
             }
-            ConfigurationType::Service => {
-                Some(Box::deserialize(deserializer).map(RunConfiguration::Service))
-            }
-            ConfigurationType::Fleet | ConfigurationType::Volume | ConfigurationType::Gateway => {
-                None
-            }
+            ConfigurationType::Service => Some(Box::deserialize(deserializer).map(RunConfiguration::Service)),
+            ConfigurationType::Fleet | ConfigurationType::Volume | ConfigurationType::Gateway => None,
         }
     }
 }
@@ -350,9 +321,7 @@ impl<'de, T: ByType> Visitor<'de> for ByTypeVisitor<T> {
             return Err(A::Error::missing_field("type"));
         }
         let node = Node::from_json(serde_json::Value::Object(object));
-        read::<Typed<T>>(&node)
-            .map(|typed| typed.0)
-            .map_err(A::Error::custom)
+        read::<Typed<T>>(&node).map(|typed| typed.0).map_err(A::Error::custom)
     }
 }
 
@@ -361,9 +330,7 @@ struct Typed<T>(T);
 
 impl<'de, T: ByType> Deserialize<'de> for Typed<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer
-            .deserialize_map(ByTypeVisitor(PhantomData))
-            .map(Typed)
+        deserializer.deserialize_map(ByTypeVisitor(PhantomData)).map(Typed)
     }
 }
 
@@ -388,14 +355,8 @@ impl<'de, T: ByType> Deserialize<'de> for TypeOf<T> {
             ConfigurationType::Volume,
             ConfigurationType::Gateway,
         ];
-        let kind = all
-            .into_iter()
-            .find(|kind| kind.as_str() == text)
-            .ok_or_else(unknown)?;
-        Ok(TypeOf {
-            kind,
-            union: PhantomData,
-        })
+        let kind = all.into_iter().find(|kind| kind.as_str() == text).ok_or_else(unknown)?;
+        Ok(TypeOf { kind, union: PhantomData })
     }
 }
 

@@ -54,11 +54,7 @@ impl ServiceModel {
 
     fn open_ai(name: String, prefix: Option<String>) -> Self {
         let prefix = prefix.unwrap_or_else(|| DEFAULT_PREFIX.to_owned());
-        ServiceModel::OpenAi {
-            kind: ModelType::Only,
-            name,
-            prefix,
-        }
+        ServiceModel::OpenAi { kind: ModelType::Only, name, prefix }
     }
 }
 
@@ -74,10 +70,8 @@ impl Shorthand for ServiceModel {
         let name = fields.name;
         match fields.format {
             ModelFormat::OpenAi => {
-                let tgi_keys = [
-                    ("chat_template", fields.chat_template.is_some()),
-                    ("eos_token", fields.eos_token.is_some()),
-                ];
+                let tgi_keys =
+                    [("chat_template", fields.chat_template.is_some()), ("eos_token", fields.eos_token.is_some())];
                 for (key, is_set) in tgi_keys {
                     if is_set {
                         return Err(A::Error::custom(format!("`{key}` is for `format: tgi`")));

@@ -84,18 +84,11 @@ impl Mount {
         let path = path.to_owned();
         if source.contains('/') {
             let instance_path = source.to_owned();
-            let mut mount = InstanceMount {
-                instance_path,
-                path,
-                optional: false,
-            };
+            let mut mount = InstanceMount { instance_path, path, optional: false };
             mount.check()?;
             return Ok(Mount::Instance(mount));
         }
-        let mut mount = VolumeMount {
-            name: VolumeNames::One(source.to_owned()),
-            path,
-        };
+        let mut mount = VolumeMount { name: VolumeNames::One(source.to_owned()), path };
         mount.check()?;
         Ok(Mount::Volume(mount))
     }
@@ -110,8 +103,7 @@ impl Mount {
 }
 
 impl Shorthand for Mount {
-    const EXPECTING: &'static str =
-        "a mount such as `volume:/path` or `/instance/path:/path`, or a mapping";
+    const EXPECTING: &'static str = "a mount such as `volume:/path` or `/instance/path:/path`, or a mapping";
 
     fn from_text(text: &str) -> Result<Self, Refusal> {
         Ok(Mount::parse(text)?)
@@ -128,16 +120,10 @@ impl Shorthand for Mount {
             (Some(_), None) => Err("`optional` is for mounts of an `instance_path`".to_owned()),
             (None, Some(instance_path)) => {
                 let optional = fields.optional.unwrap_or_default();
-                let mut mount = InstanceMount {
-                    instance_path,
-                    path,
-                    optional,
-                };
+                let mut mount = InstanceMount { instance_path, path, optional };
                 mount.check().map(|()| Mount::Instance(mount))
             }
-            (Some(_), Some(_)) => {
-                Err("`name` and `instance_path` are mutually exclusive".to_owned())
-            }
+            (Some(_), Some(_)) => Err("`name` and `instance_path` are mutually exclusive".to_owned()),
             (None, None) => Err("a mount needs `name` or `instance_path`".to_owned()),
         };
         mount.map_err(A::Error::custom)

@@ -5,9 +5,8 @@
 /// The error is the official one, on which clients may depend.
 pub fn check_resource_name(name: &str) -> Result<(), String> {
     let has_length = (2..=41).contains(&name.len());
-    let is_valid = has_length
-        && name.starts_with(|c: char| c.is_ascii_lowercase())
-        && name.bytes().all(is_name_byte);
+    let is_valid =
+        has_length && name.starts_with(|c: char| c.is_ascii_lowercase()) && name.bytes().all(is_name_byte);
     if is_valid {
         return Ok(());
     }
@@ -30,8 +29,10 @@ fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'
 }
 
-/// Names the groups that have none by their place, and checks that names differ.
+/// Names the groups that have none by their place, and checks that names differ. The groups are
+/// listed under `list_key`.
 pub(crate) fn settle_group_names<'a>(
+    list_key: &str,
     names: impl Iterator<Item = &'a mut String>,
 ) -> Result<(), String> {
     let mut seen = Vec::new();
@@ -39,11 +40,9 @@ pub(crate) fn settle_group_names<'a>(
         if name.is_empty() {
             *name = index.to_string();
         }
-        check_group_name(name).map_err(|reason| format!("`groups[{index}].name`: {reason}"))?;
+        check_group_name(name).map_err(|reason| format!("`{list_key}[{index}].name`: {reason}"))?;
         if seen.contains(name) {
-            return Err(format!(
-                "`groups[{index}].name`: the name `{name}` is taken by another group"
-            ));
+            return Err(format!("`{list_key}[{index}].name`: the name `{name}` is taken by another group"));
         }
         seen.push(name.clone());
     }

@@ -20,9 +20,7 @@ pub struct PortMapping {
 fn parse_port(value: i64) -> Result<u16, String> {
     match u16::try_from(value) {
         Ok(port) if port != 0 => Ok(port),
-        _ => Err(format!(
-            "a port is a number from 1 to 65535, found `{value}`"
-        )),
+        _ => Err(format!("a port is a number from 1 to 65535, found `{value}`")),
     }
 }
 
@@ -38,20 +36,10 @@ impl PortMapping {
         };
         let Some((local, container)) = text.split_once(':') else {
             let port = number(text.trim())?;
-            return Ok(PortMapping {
-                local_port: Some(port),
-                container_port: port,
-            });
+            return Ok(PortMapping { local_port: Some(port), container_port: port });
         };
-        let local_port = if local == "*" {
-            None
-        } else {
-            Some(number(local)?)
-        };
-        Ok(PortMapping {
-            local_port,
-            container_port: number(container)?,
-        })
+        let local_port = if local == "*" { None } else { Some(number(local)?) };
+        Ok(PortMapping { local_port, container_port: number(container)? })
     }
 }
 
@@ -60,10 +48,7 @@ impl Shorthand for PortMapping {
 
     fn from_integer(value: i64) -> Result<Self, Refusal> {
         let port = parse_port(value)?;
-        Ok(PortMapping {
-            local_port: Some(port),
-            container_port: port,
-        })
+        Ok(PortMapping { local_port: Some(port), container_port: port })
     }
 
     fn from_text(text: &str) -> Result<Self, Refusal> {
@@ -72,16 +57,9 @@ impl Shorthand for PortMapping {
 
     fn from_map<'de, A: MapAccess<'de>>(map: A) -> Result<Self, A::Error> {
         let fields: PortFields = shorthand::fields(map)?;
-        let local_port = fields
-            .local_port
-            .map(parse_port)
-            .transpose()
-            .map_err(A::Error::custom)?;
+        let local_port = fields.local_port.map(parse_port).transpose().map_err(A::Error::custom)?;
         let container_port = parse_port(fields.container_port).map_err(A::Error::custom)?;
-        Ok(PortMapping {
-            local_port,
-            container_port,
-        })
+        Ok(PortMapping { local_port, container_port })
     }
 }
 
@@ -96,9 +74,7 @@ struct PortFields {
 }
 
 /// Reads the port of a service, which leads from 80 unless it says otherwise.
-pub(crate) fn service_port<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<PortMapping, D::Error> {
+pub(crate) fn service_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PortMapping, D::Error> {
     Ok(ServicePort::deserialize(deserializer)?.0)
 }
 
@@ -106,10 +82,7 @@ struct ServicePort(PortMapping);
 
 impl ServicePort {
     fn from_80(port: PortMapping) -> Self {
-        ServicePort(PortMapping {
-            local_port: Some(80),
-            ..port
-        })
+        ServicePort(PortMapping { local_port: Some(80), ..port })
     }
 }
 
@@ -126,11 +99,7 @@ impl Shorthand for ServicePort {
             .filter(|mapping| mapping.local_port.is_some())
             .ok_or_else(|| format!("expected {}, found `{text}`", Self::EXPECTING))?;
         let is_plain = !text.contains(':');
-        Ok(if is_plain {
-            Self::from_80(mapping)
-        } else {
-            ServicePort(mapping)
-        })
+        Ok(if is_plain { Self::from_80(mapping) } else { ServicePort(mapping) })
     }
 
     fn from_map<'de, A: MapAccess<'de>>(map: A) -> Result<Self, A::Error> {

@@ -90,9 +90,7 @@ fn check_length(key: &str, text: &str, max: usize) -> Result<(), String> {
     if (1..=max).contains(&length) {
         return Ok(());
     }
-    Err(format!(
-        "`{key}` must have 1 to {max} characters, found {length}"
-    ))
+    Err(format!("`{key}` must have 1 to {max} characters, found {length}"))
 }
 
 impl Check for ProbeConfig {
@@ -108,10 +106,7 @@ impl Check for ProbeConfig {
         }
         if let Some(body) = &self.body {
             check_length("body", body, MAX_TEXT_LENGTH)?;
-            let takes_body = !matches!(
-                self.method,
-                None | Some(ProbeMethod::Get | ProbeMethod::Head)
-            );
+            let takes_body = !matches!(self.method, None | Some(ProbeMethod::Get | ProbeMethod::Head));
             if !takes_body {
                 return Err("`body` needs another `method` than `get` and `head`".to_owned());
             }
@@ -121,15 +116,13 @@ impl Check for ProbeConfig {
             if let Some(Seconds(seconds)) = duration
                 && seconds < 1
             {
-                return Err(format!(
-                    "`{key}` must be at least 1 second, found {seconds}"
-                ));
+                return Err(format!("`{key}` must be at least 1 second, found {seconds}"));
             }
         }
         match self.timeout {
-            Some(Seconds(seconds)) if MAX_TIMEOUT < seconds => Err(format!(
-                "`timeout` must be at most {MAX_TIMEOUT} seconds, found {seconds}"
-            )),
+            Some(Seconds(seconds)) if MAX_TIMEOUT < seconds => {
+                Err(format!("`timeout` must be at most {MAX_TIMEOUT} seconds, found {seconds}"))
+            }
             _ => Ok(()),
         }
     }

@@ -169,15 +169,10 @@ impl Check for ProfilesFile {
                 return Err(format!("`profiles[{index}].name` must be set"));
             }
             if before.iter().any(|other| other.name == profile.name) {
-                return Err(format!(
-                    "`profiles[{index}].name`: `{}` is taken by another profile",
-                    profile.name
-                ));
+                return Err(format!("`profiles[{index}].name`: `{}` is taken by another profile", profile.name));
             }
             if profile.default && before.iter().any(|other| other.default) {
-                return Err(format!(
-                    "`profiles[{index}].default`: only one profile can be the default"
-                ));
+                return Err(format!("`profiles[{index}].default`: only one profile can be the default"));
             }
         }
         Ok(())
@@ -264,9 +259,7 @@ impl Check for UtilizationPolicy {
     fn check(&mut self) -> Result<(), String> {
         let Seconds(window) = self.time_window;
         if window < MIN_TIME_WINDOW {
-            return Err(format!(
-                "`time_window` must be at least `5m`, found {window} seconds"
-            ));
+            return Err(format!("`time_window` must be at least `5m`, found {window} seconds"));
         }
         Ok(())
     }
@@ -310,9 +303,9 @@ checked! {
 impl Check for BackendOptions {
     fn check(&mut self) -> Result<(), String> {
         match self.min_reliability {
-            Some(reliability) if !(0.0..=1.0).contains(&reliability) => Err(format!(
-                "`min_reliability` must be from 0 to 1, found `{reliability}`"
-            )),
+            Some(reliability) if !(0.0..=1.0).contains(&reliability) => {
+                Err(format!("`min_reliability` must be from 0 to 1, found `{reliability}`"))
+            }
             _ => Ok(()),
         }
     }
@@ -324,9 +317,7 @@ pub(crate) fn optional_backend_options<'de, D: Deserializer<'de>>(
 ) -> Result<Option<Vec<BackendOptions>>, D::Error> {
     let options = Option::<Vec<BackendOptions>>::deserialize(deserializer)?;
     if options.as_ref().is_some_and(|options| 1 < options.len()) {
-        return Err(D::Error::custom(
-            "`backend_options` has more than one entry for `vastai`",
-        ));
+        return Err(D::Error::custom("`backend_options` has more than one entry for `vastai`"));
     }
     Ok(options)
 }
@@ -354,19 +345,13 @@ pub(crate) fn optional_tags<'de, D: Deserializer<'de>>(
 }
 
 fn check_tag(key: &str, value: &str) -> Result<(), String> {
-    let is_key = (1..=60).contains(&key.len())
-        && key
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+    let is_key =
+        (1..=60).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
     if !is_key {
-        return Err(format!(
-            "the tag key `{key}` must be 1 to 60 letters, digits, `_` and `-`"
-        ));
+        return Err(format!("the tag key `{key}` must be 1 to 60 letters, digits, `_` and `-`"));
     }
-    let is_value = value.len() <= 256
-        && value
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b" .:/=_-+@".contains(&b));
+    let is_value =
+        value.len() <= 256 && value.bytes().all(|b| b.is_ascii_alphanumeric() || b" .:/=_-+@".contains(&b));
     if !is_value {
         return Err(format!(
             "the value of the tag `{key}` must be at most 256 letters, digits, spaces and `.:/=_-+@`"

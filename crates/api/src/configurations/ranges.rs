@@ -23,26 +23,17 @@ pub struct Range<T> {
 impl<T: Copy + PartialOrd> Range<T> {
     /// From `min` up.
     pub fn at_least(min: T) -> Self {
-        Range {
-            min: Some(min),
-            max: None,
-        }
+        Range { min: Some(min), max: None }
     }
 
     /// Only `value`.
     pub fn exactly(value: T) -> Self {
-        Range {
-            min: Some(value),
-            max: Some(value),
-        }
+        Range { min: Some(value), max: Some(value) }
     }
 
     /// From `min` to `max`, both inside.
     pub fn between(min: T, max: T) -> Self {
-        Range {
-            min: Some(min),
-            max: Some(max),
-        }
+        Range { min: Some(min), max: Some(max) }
     }
 
     /// Whether `value` lies inside.
@@ -83,9 +74,7 @@ impl<T: PartialEq + fmt::Display> fmt::Display for Range<T> {
 }
 
 /// What can bound a [`Range`].
-pub(crate) trait Bound:
-    Copy + PartialOrd + fmt::Display + for<'de> Deserialize<'de>
-{
+pub(crate) trait Bound: Copy + PartialOrd + fmt::Display + for<'de> Deserialize<'de> {
     /// What a range of these may be written as, for "expected …".
     const EXPECTING: &'static str;
     /// The name of the range in schemas.
@@ -102,13 +91,11 @@ impl Bound for u32 {
     const SCHEMA_NAME: &'static str = "CountRange";
 
     fn from_text(text: &str) -> Result<Self, Refusal> {
-        text.parse()
-            .map_err(|_| format!("expected {}, found `{text}`", Self::EXPECTING).into())
+        text.parse().map_err(|_| format!("expected {}, found `{text}`", Self::EXPECTING).into())
     }
 
     fn from_integer(value: i64) -> Result<Self, Refusal> {
-        u32::try_from(value)
-            .map_err(|_| format!("expected {}, found `{value}`", Self::EXPECTING).into())
+        u32::try_from(value).map_err(|_| format!("expected {}, found `{value}`", Self::EXPECTING).into())
     }
 
     fn from_number(_value: f64) -> Result<Self, Refusal> {
@@ -124,9 +111,7 @@ impl Bound for u32 {
 fn bounded<T: Bound>(min: Option<T>, max: Option<T>) -> Result<Range<T>, String> {
     match (min, max) {
         (None, None) => Err("a range needs `min` or `max`".to_owned()),
-        (Some(min), Some(max)) if max < min => {
-            Err(format!("the range `{min}..{max}` ends before it starts"))
-        }
+        (Some(min), Some(max)) if max < min => Err(format!("the range `{min}..{max}` ends before it starts")),
         (min, max) => Ok(Range { min, max }),
     }
 }
@@ -148,11 +133,7 @@ impl<T: Bound> Shorthand for Range<T> {
             return T::from_text(&text).map(Range::exactly);
         };
         let bound = |text: &str| -> Result<Option<T>, Refusal> {
-            if text.is_empty() {
-                Ok(None)
-            } else {
-                T::from_text(text).map(Some)
-            }
+            if text.is_empty() { Ok(None) } else { T::from_text(text).map(Some) }
         };
         if min.is_empty() && max.is_empty() {
             return Err("the range `..` needs a number on at least one side".into());

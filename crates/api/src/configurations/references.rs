@@ -31,10 +31,7 @@ impl EntityReference {
         if !is_filled {
             return Err(format!("expected `name` or `project/name`, found `{text}`"));
         }
-        Ok(EntityReference {
-            project,
-            name: name.to_owned(),
-        })
+        Ok(EntityReference { project, name: name.to_owned() })
     }
 }
 
@@ -118,32 +115,22 @@ impl Shorthand for InstanceSelector {
         if text.is_empty() {
             return Err(Refusal::WrongKind);
         }
-        Ok(InstanceSelector::Name {
-            name: text.to_owned(),
-        })
+        Ok(InstanceSelector::Name { name: text.to_owned() })
     }
 
     fn from_map<'de, A: MapAccess<'de>>(map: A) -> Result<Self, A::Error> {
-        let SelectorFields {
-            name,
-            hostname,
-            fleet,
-            instance,
-        } = shorthand::fields(map)?;
+        let SelectorFields { name, hostname, fleet, instance } = shorthand::fields(map)?;
         let is_filled = |text: &Option<String>| text.as_deref() != Some("");
         let selector = match (name, hostname, fleet, instance) {
             (name @ Some(_), None, None, None) if !is_filled(&name) => None,
             (None, hostname @ Some(_), None, None) if !is_filled(&hostname) => None,
             (Some(name), None, None, None) => Some(InstanceSelector::Name { name }),
             (None, Some(hostname), None, None) => Some(InstanceSelector::Hostname { hostname }),
-            (None, None, Some(fleet), Some(instance)) => {
-                Some(InstanceSelector::Fleet { fleet, instance })
-            }
+            (None, None, Some(fleet), Some(instance)) => Some(InstanceSelector::Fleet { fleet, instance }),
             _ => None,
         };
-        selector.ok_or_else(|| {
-            A::Error::custom("expected `name` alone, `hostname` alone, or `fleet` and `instance`")
-        })
+        selector
+            .ok_or_else(|| A::Error::custom("expected `name` alone, `hostname` alone, or `fleet` and `instance`"))
     }
 }
 

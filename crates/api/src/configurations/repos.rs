@@ -41,14 +41,10 @@ pub struct RepoSpec {
 impl RepoSpec {
     /// Reads the text form; the error says what is accepted.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let (source, path, is_url) = split_source(text)
-            .ok_or_else(|| format!("expected {}, found `{text}`", Self::EXPECTING))?;
+        let (source, path, is_url) =
+            split_source(text).ok_or_else(|| format!("expected {}, found `{text}`", Self::EXPECTING))?;
         let source = Some(source.to_owned());
-        let (local_path, url) = if is_url {
-            (None, source)
-        } else {
-            (source, None)
-        };
+        let (local_path, url) = if is_url { (None, source) } else { (source, None) };
         let spec = RepoSpec {
             local_path,
             url,
@@ -65,10 +61,9 @@ impl RepoSpec {
         match (&self.local_path, &self.url) {
             (Some(_), Some(_)) => Err("`local_path` and `url` are mutually exclusive".to_owned()),
             (None, None) => Err("a repository needs `local_path` or `url`".to_owned()),
-            _ if is_home_of_another(&self.path) => Err(format!(
-                "`path` cannot start with `~user`, found `{}`",
-                self.path
-            )),
+            _ if is_home_of_another(&self.path) => {
+                Err(format!("`path` cannot start with `~user`, found `{}`", self.path))
+            }
             _ => Ok(()),
         }
     }
@@ -110,8 +105,7 @@ fn split_source(text: &str) -> Option<(&str, Option<&str>, bool)> {
 
 /// `~user/…`: only the home of the job's own user is known.
 fn is_home_of_another(path: &str) -> bool {
-    path.strip_prefix('~')
-        .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
+    path.strip_prefix('~').is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
 }
 
 impl Shorthand for RepoSpec {

@@ -53,17 +53,12 @@ fn default_memory() -> Range<Memory> {
 
 #[expect(clippy::unnecessary_wraps, reason = "the default of an optional field")]
 fn default_gpu() -> Option<GpuSpec> {
-    Some(GpuSpec {
-        count: Range::at_least(0),
-        ..GpuSpec::default()
-    })
+    Some(GpuSpec { count: Range::at_least(0), ..GpuSpec::default() })
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the default of an optional field")]
 fn default_disk() -> Option<DiskSpec> {
-    Some(DiskSpec {
-        size: Range::at_least(Memory(100.0)),
-    })
+    Some(DiskSpec { size: Range::at_least(Memory(100.0)) })
 }
 
 /// An amount of memory or disk in GB of 1024 MB.
@@ -195,8 +190,7 @@ impl Shorthand for CpuArchitecture {
     const EXPECTING: &'static str = "`x86` or `arm`";
 
     fn from_text(text: &str) -> Result<Self, Refusal> {
-        CpuArchitecture::parse(text)
-            .ok_or_else(|| format!("expected `x86` or `arm`, found `{text}`").into())
+        CpuArchitecture::parse(text).ok_or_else(|| Refusal::UnknownWord(text.to_owned(), &["x86", "arm"]))
     }
 }
 
@@ -215,22 +209,15 @@ pub struct CpuSpec {
 
 impl Default for CpuSpec {
     fn default() -> Self {
-        CpuSpec {
-            arch: None,
-            count: Range::at_least(2),
-        }
+        CpuSpec { arch: None, count: Range::at_least(2) }
     }
 }
 
 impl Shorthand for CpuSpec {
-    const EXPECTING: &'static str =
-        "a count, a range such as `4..`, an architecture, or both as in `arm:4..8`";
+    const EXPECTING: &'static str = "a count, a range such as `4..`, an architecture, or both as in `arm:4..8`";
 
     fn from_integer(value: i64) -> Result<Self, Refusal> {
-        Ok(CpuSpec {
-            arch: None,
-            count: Range::from_integer(value)?,
-        })
+        Ok(CpuSpec { arch: None, count: Range::from_integer(value)? })
     }
 
     fn from_text(text: &str) -> Result<Self, Refusal> {
@@ -243,22 +230,16 @@ impl Shorthand for CpuSpec {
             let is_repeated = if is_count {
                 count.replace(Range::from_text(token)?).is_some()
             } else {
-                let parsed = CpuArchitecture::parse(token).ok_or_else(|| {
-                    format!("expected a count, `x86` or `arm`, found `{token}` in `{text}`")
-                })?;
+                let parsed = CpuArchitecture::parse(token)
+                    .ok_or_else(|| format!("expected a count, `x86` or `arm`, found `{token}` in `{text}`"))?;
                 arch.replace(parsed).is_some()
             };
             if is_repeated {
                 let what = if is_count { "count" } else { "architecture" };
-                return Err(
-                    format!("the CPU specification `{text}` has more than one {what}").into(),
-                );
+                return Err(format!("the CPU specification `{text}` has more than one {what}").into());
             }
         }
-        Ok(CpuSpec {
-            arch,
-            count: count.unwrap_or(CpuSpec::default().count),
-        })
+        Ok(CpuSpec { arch, count: count.unwrap_or(CpuSpec::default().count) })
     }
 
     fn from_map<'de, A: MapAccess<'de>>(map: A) -> Result<Self, A::Error> {
@@ -266,30 +247,17 @@ impl Shorthand for CpuSpec {
         let bounds = fields.min.is_some() || fields.max.is_some();
         if !bounds {
             let count = fields.count.unwrap_or(CpuSpec::default().count);
-            return Ok(CpuSpec {
-                arch: fields.arch,
-                count,
-            });
+            return Ok(CpuSpec { arch: fields.arch, count });
         }
         if fields.count.is_some() {
-            return Err(A::Error::custom(
-                "`count` and `min`/`max` are mutually exclusive",
-            ));
+            return Err(A::Error::custom("`count` and `min`/`max` are mutually exclusive"));
         }
         if let (Some(min), Some(max)) = (fields.min, fields.max)
             && max < min
         {
-            return Err(A::Error::custom(format!(
-                "`max` ({max}) must not be less than `min` ({min})"
-            )));
+            return Err(A::Error::custom(format!("`max` ({max}) must not be less than `min` ({min})")));
         }
-        Ok(CpuSpec {
-            arch: fields.arch,
-            count: Range {
-                min: fields.min,
-                max: fields.max,
-            },
-        })
+        Ok(CpuSpec { arch: fields.arch, count: Range { min: fields.min, max: fields.max } })
     }
 }
 
@@ -342,21 +310,15 @@ impl Shorthand for DiskSpec {
     const EXPECTING: &'static str = <Memory as Bound>::EXPECTING;
 
     fn from_integer(value: i64) -> Result<Self, Refusal> {
-        Ok(DiskSpec {
-            size: Range::from_integer(value)?,
-        })
+        Ok(DiskSpec { size: Range::from_integer(value)? })
     }
 
     fn from_number(value: f64) -> Result<Self, Refusal> {
-        Ok(DiskSpec {
-            size: Range::from_number(value)?,
-        })
+        Ok(DiskSpec { size: Range::from_number(value)? })
     }
 
     fn from_text(text: &str) -> Result<Self, Refusal> {
-        Ok(DiskSpec {
-            size: Range::from_text(text)?,
-        })
+        Ok(DiskSpec { size: Range::from_text(text)? })
     }
 
     fn from_map<'de, A: MapAccess<'de>>(map: A) -> Result<Self, A::Error> {

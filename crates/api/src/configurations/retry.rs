@@ -24,11 +24,7 @@ pub enum RetryEvent {
 
 impl RetryEvent {
     /// All of them.
-    pub const ALL: [RetryEvent; 3] = [
-        RetryEvent::NoCapacity,
-        RetryEvent::Interruption,
-        RetryEvent::Error,
-    ];
+    pub const ALL: [RetryEvent; 3] = [RetryEvent::NoCapacity, RetryEvent::Interruption, RetryEvent::Error];
 }
 
 /// How long to try again unless said otherwise, in seconds.
@@ -72,13 +68,8 @@ impl ProfileRetry {
             ProfileRetry::Enabled(false) => None,
             ProfileRetry::Enabled(true) => Some((RetryEvent::ALL.to_vec(), DEFAULT_DURATION)),
             ProfileRetry::Policy(policy) => {
-                let events = policy
-                    .on_events
-                    .clone()
-                    .unwrap_or_else(|| RetryEvent::ALL.to_vec());
-                let duration = policy
-                    .duration
-                    .map_or(DEFAULT_DURATION, |Seconds(value)| value);
+                let events = policy.on_events.clone().unwrap_or_else(|| RetryEvent::ALL.to_vec());
+                let duration = policy.duration.map_or(DEFAULT_DURATION, |Seconds(value)| value);
                 Some((events, duration))
             }
         }

@@ -47,9 +47,7 @@ impl Check for ScalingSpec {
     fn check(&mut self) -> Result<(), String> {
         match self.window {
             None | Some(Seconds(30 | 60 | 300)) => Ok(()),
-            Some(Seconds(other)) => Err(format!(
-                "`window` must be `30s`, `1m` or `5m`, found {other} seconds"
-            )),
+            Some(Seconds(other)) => Err(format!("`window` must be `30s`, `1m` or `5m`, found {other} seconds")),
         }
     }
 }
@@ -105,14 +103,8 @@ impl Check for RateLimit {
 
 pub(crate) fn check_rate_limits(limits: &[RateLimit]) -> Result<(), String> {
     for (index, limit) in limits.iter().enumerate() {
-        if limits[..index]
-            .iter()
-            .any(|other| other.prefix == limit.prefix)
-        {
-            return Err(format!(
-                "`rate_limits[{index}].prefix`: `{}` is limited a second time",
-                limit.prefix
-            ));
+        if limits[..index].iter().any(|other| other.prefix == limit.prefix) {
+            return Err(format!("`rate_limits[{index}].prefix`: `{}` is limited a second time", limit.prefix));
         }
     }
     Ok(())
@@ -139,16 +131,12 @@ impl Shorthand for PartitioningKey {
         let KeyFields { kind, header } = shorthand::fields(map)?;
         match (kind.unwrap_or_default(), header) {
             (KeyType::IpAddress, None) => Ok(PartitioningKey::IpAddress),
-            (KeyType::IpAddress, Some(_)) => {
-                Err(A::Error::custom("`header` is for `type: header`"))
-            }
+            (KeyType::IpAddress, Some(_)) => Err(A::Error::custom("`header` is for `type: header`")),
             (KeyType::Header, None) => Err(A::Error::missing_field("header")),
             (KeyType::Header, Some(header)) => {
                 let is_name = !header.is_empty()
                     && header.len() <= MAX_HEADER_LENGTH
-                    && header
-                        .bytes()
-                        .all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+                    && header.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
                 if !is_name {
                     return Err(A::Error::custom(format!(
                         "`header` must be the name of a header, found `{header}`"

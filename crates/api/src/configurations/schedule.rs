@@ -54,42 +54,15 @@ struct Field {
     words: &'static [&'static str],
 }
 
-const MONTHS: [&str; 12] = [
-    "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec",
-];
+const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
 const DAYS: [&str; 7] = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"];
 const FIELDS: [Field; 5] = [
-    Field {
-        name: "minute",
-        min: 0,
-        max: 59,
-        words: &[],
-    },
-    Field {
-        name: "hour",
-        min: 0,
-        max: 23,
-        words: &[],
-    },
-    Field {
-        name: "day of month",
-        min: 1,
-        max: 31,
-        words: &[],
-    },
-    Field {
-        name: "month",
-        min: 1,
-        max: 12,
-        words: &MONTHS,
-    },
+    Field { name: "minute", min: 0, max: 59, words: &[] },
+    Field { name: "hour", min: 0, max: 23, words: &[] },
+    Field { name: "day of month", min: 1, max: 31, words: &[] },
+    Field { name: "month", min: 1, max: 12, words: &MONTHS },
     // Sunday is both 0 and 7.
-    Field {
-        name: "day of week",
-        min: 0,
-        max: 7,
-        words: &DAYS,
-    },
+    Field { name: "day of week", min: 0, max: 7, words: &DAYS },
 ];
 
 fn check_cron(line: &str) -> Result<(), String> {
@@ -103,10 +76,7 @@ fn check_cron(line: &str) -> Result<(), String> {
     for (part, field) in parts.iter().zip(&FIELDS) {
         let is_valid = part.split(',').all(|item| field.accepts(item));
         if !is_valid {
-            return Err(format!(
-                "`{part}` is no {} in the crontab line `{line}`",
-                field.name
-            ));
+            return Err(format!("`{part}` is no {} in the crontab line `{line}`", field.name));
         }
     }
     Ok(())
@@ -132,10 +102,7 @@ impl Field {
     }
 
     fn value(&self, text: &str) -> Option<u32> {
-        let word = self
-            .words
-            .iter()
-            .position(|word| word.eq_ignore_ascii_case(text));
+        let word = self.words.iter().position(|word| word.eq_ignore_ascii_case(text));
         let value = match word {
             Some(index) => self.min + index as u32,
             None => text.parse().ok()?,

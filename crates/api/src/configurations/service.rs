@@ -86,10 +86,7 @@ pub struct Replicas {
 impl Replicas {
     /// This many replicas.
     pub fn new(range: Range<u32>) -> Self {
-        Replicas {
-            range,
-            groups: None,
-        }
+        Replicas { range, groups: None }
     }
 }
 
@@ -100,8 +97,7 @@ impl Serialize for Replicas {
 }
 
 impl Shorthand for Replicas {
-    const EXPECTING: &'static str =
-        "a count such as `2`, a range such as `1..4`, or a list of groups";
+    const EXPECTING: &'static str = "a count such as `2`, a range such as `1..4`, or a list of groups";
 
     fn from_integer(value: i64) -> Result<Self, Refusal> {
         Range::from_integer(value).map(Replicas::new)
@@ -113,10 +109,7 @@ impl Shorthand for Replicas {
 
     fn from_list<'de, A: SeqAccess<'de>>(list: A) -> Result<Self, A::Error> {
         let groups = shorthand::items(list)?;
-        Ok(Replicas {
-            range: Range::exactly(1),
-            groups: Some(groups),
-        })
+        Ok(Replicas { range: Range::exactly(1), groups: Some(groups) })
     }
 
     fn from_map<'de, A: MapAccess<'de>>(map: A) -> Result<Self, A::Error> {
@@ -231,18 +224,12 @@ impl Check for ReplicaGroup {
 
 fn check_replicas(replicas: Range<u32>, scaling: Option<&ScalingSpec>) -> Result<(), String> {
     if replicas.max.is_none() {
-        return Err(format!(
-            "`replicas` needs an upper bound, found `{replicas}`"
-        ));
+        return Err(format!("`replicas` needs an upper bound, found `{replicas}`"));
     }
     let is_fixed = replicas.min.unwrap_or(0) == replicas.max.unwrap_or(0);
     match (is_fixed, scaling) {
-        (true, Some(_)) => {
-            Err("`scaling` needs `replicas` to be a range such as `1..4`".to_owned())
-        }
-        (false, None) => Err(format!(
-            "`replicas: {replicas}` is a range, which needs `scaling`"
-        )),
+        (true, Some(_)) => Err("`scaling` needs `replicas` to be a range such as `1..4`".to_owned()),
+        (false, None) => Err(format!("`replicas: {replicas}` is a range, which needs `scaling`")),
         _ => Ok(()),
     }
 }
@@ -252,18 +239,15 @@ impl Check for ServiceConfiguration {
         self.common().check()?;
         scaling::check_rate_limits(&self.rate_limits)?;
         probes::check_probes(self.probes.as_deref().unwrap_or_default())?;
-        self.move_listed_groups()?;
+        let list_key = self.move_listed_groups()?;
         if let Some(groups) = &mut self.groups {
-            settle_group_names(groups.iter_mut().map(|group| &mut group.name))?;
-            return self.check_groups();
+            settle_group_names(list_key, groups.iter_mut().map(|group| &mut group.name))?;
+            return self.check_groups(list_key);
         }
-        let replicas = self
-            .replicas
-            .as_mut()
-            .map_or(Range::exactly(1), |replicas| {
-                replicas.range.min.get_or_insert(0);
-                replicas.range
-            });
+        let replicas = self.replicas.as_mut().map_or(Range::exactly(1), |replicas| {
+            replicas.range.min.get_or_insert(0);
+            replicas.range
+        });
         check_replicas(replicas, self.scaling.as_ref())?;
         if self.commands.is_empty() && self.image.is_none() {
             return Err("a service needs `commands` or `image`".to_owned());
@@ -273,23 +257,21 @@ impl Check for ServiceConfiguration {
 }
 
 impl ServiceConfiguration {
-    fn move_listed_groups(&mut self) -> Result<(), String> {
-        let Some(listed) = self
-            .replicas
-            .as_mut()
-            .and_then(|replicas| replicas.groups.take())
-        else {
-            return Ok(());
+    /// Moves the list form of `replicas` to `groups`, and answers the key that the list was under.
+    fn move_listed_groups(&mut self) -> Result<&'static str, String> {
+        let replicas = self.replicas.as_mut();
+        let Some(listed) = replicas.and_then(|replicas| replicas.groups.take()) else {
+            return Ok("groups");
         };
         if self.groups.is_some() {
             return Err("`replicas` and `groups` are mutually exclusive".to_owned());
         }
         self.replicas = None;
         self.groups = Some(listed);
-        Ok(())
+        Ok("replicas")
     }
 
-    fn check_groups(&self) -> Result<(), String> {
+    fn check_groups(&self, list_key: &str) -> Result<(), String> {
         let groups = self.groups.as_deref().unwrap_or_default();
         let excluded = [
             ("replicas", self.replicas.is_some()),
@@ -298,58 +280,57 @@ impl ServiceConfiguration {
         ];
         for (key, is_set) in excluded {
             if is_set {
-                return Err(format!("`{key}` and `groups` are mutually exclusive"));
+                return Err(format!("`{key}` cannot be used with groups of replicas"));
             }
         }
         if groups.is_empty() {
-            return Err("`groups` must not be an empty list".to_owned());
+            return Err(format!("`{list_key}` must not be an empty list"));
         }
         for (index, group) in groups.iter().enumerate() {
-            self.check_levels(index, group)?;
+            let place = format!("{list_key}[{index}]");
+            self.check_levels(&place, group)?;
         }
-        self.check_router(groups)
+        self.check_router(list_key, groups)
     }
 
     /// The keys of the container may stand with the service or with its groups, not with both.
-    fn check_levels(&self, index: usize, group: &ReplicaGroup) -> Result<(), String> {
+    fn check_levels(&self, place: &str, group: &ReplicaGroup) -> Result<(), String> {
         let both = [
             ("image", self.image.is_some() && group.image.is_some()),
             ("python", self.python.is_some() && group.python.is_some()),
             ("nvcc", self.nvcc.is_some() && group.nvcc.is_some()),
             ("docker", self.docker.is_some() && group.docker.is_some()),
             ("privileged", self.privileged && group.privileged.is_some()),
-            ("python", self.image.is_some() && group.python.is_some()),
-            ("image", self.python.is_some() && group.image.is_some()),
         ];
         for (key, is_set_twice) in both {
             if is_set_twice {
-                return Err(format!(
-                    "`groups[{index}].{key}` is also set for the whole service; set it in one place"
-                ));
+                return Err(format!("`{place}.{key}` is also set for the whole service; set it in one place"));
             }
+        }
+        if self.image.is_some() && group.python.is_some() {
+            return Err(format!("`{place}.python` and `image` are mutually exclusive"));
+        }
+        if self.python.is_some() && group.image.is_some() {
+            return Err(format!("`{place}.image` and `python` are mutually exclusive"));
         }
         let has_image = self.image.is_some() || group.image.is_some();
         if group.commands.is_empty() && !has_image {
-            return Err(format!("`groups[{index}]` needs `commands` or `image`"));
+            return Err(format!("`{place}` needs `commands` or `image`"));
         }
         Ok(())
     }
 
-    fn check_router(&self, groups: &[ReplicaGroup]) -> Result<(), String> {
-        let mut routers = groups
-            .iter()
-            .enumerate()
-            .filter_map(|(index, g)| Some((index, g, g.router?)));
+    fn check_router(&self, list_key: &str, groups: &[ReplicaGroup]) -> Result<(), String> {
+        let mut routers =
+            groups.iter().enumerate().filter_map(|(index, group)| Some((index, group, group.router?)));
         let Some((index, group, router)) = routers.next() else {
             return Ok(());
         };
         if let Some((other, ..)) = routers.next() {
-            return Err(format!(
-                "`groups[{other}].router`: only one group can be the router"
-            ));
+            return Err(format!("`{list_key}[{other}].router`: only one group can be the router"));
         }
         if group.replicas != Range::exactly(1) {
-            return Err(format!("`groups[{index}].replicas` of a router must be 1"));
+            return Err(format!("`{list_key}[{index}].replicas` of a router must be 1"));
         }
         let retries = !matches!(self.retry, None | Some(ProfileRetry::Enabled(false)));
         if router.kind == RouterType::Dynamo && retries {
@@ -363,10 +344,7 @@ impl ServiceConfiguration {
         let Some(groups) = &self.groups else {
             return vec![ReplicaGroupView {
                 name: "0",
-                replicas: self
-                    .replicas
-                    .as_ref()
-                    .map_or(Range::exactly(1), |r| r.range),
+                replicas: self.replicas.as_ref().map_or(Range::exactly(1), |r| r.range),
                 scaling: self.scaling.as_ref(),
                 resources: &self.resources,
                 spot_policy: self.spot_policy,

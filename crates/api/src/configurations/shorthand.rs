@@ -21,6 +21,8 @@ pub(crate) enum Refusal {
     WrongKind,
     /// The kind is right and the value is not.
     Because(String),
+    /// The text is none of these words.
+    UnknownWord(String, &'static [&'static str]),
 }
 
 impl From<String> for Refusal {
@@ -72,9 +74,7 @@ pub(crate) trait Shorthand: Sized {
 }
 
 /// Reads `T` in whichever form it comes.
-pub(crate) fn parse<'de, T: Shorthand, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<T, D::Error> {
+pub(crate) fn parse<'de, T: Shorthand, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
     let visitor = ShorthandVisitor(PhantomData);
     if T::NUMBERS_AS_WRITTEN {
         deserializer.deserialize_newtype_struct(AS_WRITTEN, visitor)
@@ -89,9 +89,7 @@ pub(crate) fn fields<'de, T: Deserialize<'de>, A: MapAccess<'de>>(map: A) -> Res
 }
 
 /// Reads the list form of a value.
-pub(crate) fn items<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(
-    list: A,
-) -> Result<Vec<T>, A::Error> {
+pub(crate) fn items<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(list: A) -> Result<Vec<T>, A::Error> {
     Vec::deserialize(SeqAccessDeserializer::new(list))
 }
 
@@ -114,6 +112,7 @@ impl<T: Shorthand> ShorthandVisitor<T> {
         result.map_err(|refusal| match refusal {
             Refusal::WrongKind => E::invalid_type(found, &T::EXPECTING),
             Refusal::Because(reason) => E::custom(reason),
+            Refusal::UnknownWord(word, known) => E::unknown_variant(&word, known),
         })
     }
 }
@@ -175,9 +174,7 @@ impl<'de, T: Shorthand> Visitor<'de> for ShorthandVisitor<T> {
 }
 
 /// An integer from `MIN` to `MAX`, also written as text (`"2"`), for `deserialize_with`.
-pub(crate) fn integer<'de, D, T, const MIN: i64, const MAX: i64>(
-    deserializer: D,
-) -> Result<T, D::Error>
+pub(crate) fn integer<'de, D, T, const MIN: i64, const MAX: i64>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: TryFrom<i64>,
@@ -197,8 +194,7 @@ where
     let Some(Integer(value)) = Option::<Integer<MIN, MAX>>::deserialize(deserializer)? else {
         return Ok(None);
     };
-    let value =
-        T::try_from(value).map_err(|_| de::Error::custom(format!("`{value}` is out of range")))?;
+    let value = T::try_from(value).map_err(|_| de::Error::custom(format!("`{value}` is out of range")))?;
     Ok(Some(value))
 }
 
@@ -212,11 +208,8 @@ impl<const MIN: i64, const MAX: i64> Shorthand for Integer<MIN, MAX> {
             return Ok(Integer(value));
         }
         // A limit that is only the width of the type would tell the user nothing.
-        let bounds = if MAX < i32::MAX.into() {
-            format!("from {MIN} to {MAX}")
-        } else {
-            format!("of at least {MIN}")
-        };
+        let bounds =
+            if MAX < i32::MAX.into() { format!("from {MIN} to {MAX}") } else { format!("of at least {MIN}") };
         Err(format!("expected an integer {bounds}, found `{value}`").into())
     }
 
@@ -233,9 +226,7 @@ impl<'de, const MIN: i64, const MAX: i64> Deserialize<'de> for Integer<MIN, MAX>
 }
 
 /// A number above zero or null, for `deserialize_with`.
-pub(crate) fn optional_positive<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<f64>, D::Error> {
+pub(crate) fn optional_positive<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
     Ok(Option::<Positive>::deserialize(deserializer)?.map(|positive| positive.0))
 }
 

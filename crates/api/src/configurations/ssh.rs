@@ -131,12 +131,8 @@ impl Check for SshHostParams {
         };
         match text.parse() {
             Ok(address) if is_private(address) => Ok(()),
-            Ok(_) => Err(format!(
-                "`internal_ip` must be a private address, found `{text}`"
-            )),
-            Err(_) => Err(format!(
-                "`internal_ip` must be an IP address, found `{text}`"
-            )),
+            Ok(_) => Err(format!("`internal_ip` must be a private address, found `{text}`")),
+            Err(_) => Err(format!("`internal_ip` must be an IP address, found `{text}`")),
         }
     }
 }
@@ -148,22 +144,14 @@ impl Check for SshParams {
         };
         match parse_network(text) {
             Some(address) if is_private(address) => Ok(()),
-            Some(_) => Err(format!(
-                "`network` must be a private network, found `{text}`"
-            )),
-            None => Err(format!(
-                "`network` is written as `10.0.0.0/24`, found `{text}`"
-            )),
+            Some(_) => Err(format!("`network` must be a private network, found `{text}`")),
+            None => Err(format!("`network` is written as `10.0.0.0/24`, found `{text}`")),
         }
     }
 }
 
 fn check_filled(key: &str, text: &str) -> Result<(), String> {
-    if text.is_empty() {
-        Err(format!("`{key}` must not be empty"))
-    } else {
-        Ok(())
-    }
+    if text.is_empty() { Err(format!("`{key}` must not be empty")) } else { Ok(()) }
 }
 
 /// The address of a network without bits beyond its prefix.
@@ -183,11 +171,7 @@ fn parse_network(text: &str) -> Option<IpAddr> {
     }
     let host_bits = width - prefix;
     // A shift by the whole width of the type is not defined.
-    let host_part = if host_bits == 128 {
-        bits
-    } else {
-        bits & ((1_u128 << host_bits) - 1)
-    };
+    let host_part = if host_bits == 128 { bits } else { bits & ((1_u128 << host_bits) - 1) };
     (host_part == 0).then_some(address)
 }
 

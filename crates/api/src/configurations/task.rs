@@ -74,7 +74,7 @@ impl Check for TaskConfiguration {
     fn check(&mut self) -> Result<(), String> {
         self.common().check()?;
         if let Some(groups) = &mut self.groups {
-            settle_group_names(groups.iter_mut().map(|group| &mut group.name))?;
+            settle_group_names("groups", groups.iter_mut().map(|group| &mut group.name))?;
         }
         let has_commands = !self.commands.is_empty();
         let Some(groups) = &self.groups else {
@@ -99,9 +99,7 @@ impl Check for TaskConfiguration {
         }
         for (index, group) in groups.iter().enumerate() {
             if group.commands.is_empty() && self.image.is_none() {
-                return Err(format!(
-                    "`groups[{index}]` needs `commands`, or the task needs `image`"
-                ));
+                return Err(format!("`groups[{index}]` needs `commands`, or the task needs `image`"));
             }
         }
         Ok(())
@@ -149,9 +147,6 @@ impl TaskConfiguration {
 
     /// How many jobs a replica has.
     pub fn total_nodes(&self) -> u64 {
-        self.node_groups()
-            .iter()
-            .map(|group| u64::from(group.nodes))
-            .sum()
+        self.node_groups().iter().map(|group| u64::from(group.nodes)).sum()
     }
 }

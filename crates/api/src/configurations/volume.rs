@@ -60,14 +60,9 @@ fn keys_of(backend: BackendType) -> Option<&'static [&'static str]> {
         BackendType::Aws | BackendType::Gcp | BackendType::Runpod => {
             Some(&["size", "volume_id", "region", "availability_zone"])
         }
-        BackendType::Kubernetes => Some(&[
-            "size",
-            "region",
-            "claim_name",
-            "storage_class_name",
-            "access_modes",
-            "read_only",
-        ]),
+        BackendType::Kubernetes => {
+            Some(&["size", "region", "claim_name", "storage_class_name", "access_modes", "read_only"])
+        }
         BackendType::Daytona | BackendType::Lium => Some(&["volume_id"]),
         _ => None,
     }
@@ -125,16 +120,12 @@ impl Fields {
         ];
         for (key, is_set) in used {
             if is_set && !allowed.contains(&key) {
-                return Err(format!(
-                    "`{key}` is not for volumes of `backend: {backend}`"
-                ));
+                return Err(format!("`{key}` is not for volumes of `backend: {backend}`"));
             }
         }
         let needs_region = allowed.contains(&"region") && backend != BackendType::Kubernetes;
         if needs_region && self.region.is_none() {
-            return Err(format!(
-                "missing key `region`, which `backend: {backend}` needs"
-            ));
+            return Err(format!("missing key `region`, which `backend: {backend}` needs"));
         }
         Ok(())
     }

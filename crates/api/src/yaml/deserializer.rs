@@ -45,13 +45,7 @@ enum Step {
 
 impl NodeError {
     fn new(kind: Kind, message: String) -> Self {
-        NodeError(Box::new(Problem {
-            message,
-            kind,
-            at: None,
-            path: Vec::new(),
-            suggestion: None,
-        }))
+        NodeError(Box::new(Problem { message, kind, at: None, path: Vec::new(), suggestion: None }))
     }
 
     /// An error at a known place.
@@ -64,9 +58,11 @@ impl NodeError {
         NodeError::custom_at(Span::NOWHERE, message)
     }
 
-    /// An error about a whole node, which may name a key of it.
-    pub(crate) fn about(node: &Node, message: String) -> Self {
-        NodeError::new(Kind::Other, message).located(node)
+    /// An error in the official words, which name keys without any marks.
+    pub(crate) fn official(node: &Node, message: String) -> Self {
+        let mut words = message.split(|c: char| !c.is_alphanumeric() && c != '_');
+        let named = words.find_map(|word| node.get(word)).map(|(key, _)| key.at);
+        NodeError::custom_at(named.unwrap_or(node.at), message)
     }
 
     fn at(mut self, at: Span) -> Self {
@@ -78,20 +74,17 @@ impl NodeError {
         &self.0
     }
 
-    fn suggesting(mut self, word: &str, known: &'static [&'static str]) -> Self {
-        self.0.suggestion = nearest(word, known);
+    fn suggesting(mut self, suggestion: Option<String>) -> Self {
+        self.0.suggestion = suggestion;
         self
     }
 
-    /// Gives an error about `node` its place: a key that the message names, or else the node.
+    /// Gives an error about `node` its place: a key that the message names, as `key`, `key: value`
+    /// or `key.path[0]`, or else the node.
     fn located(self, node: &Node) -> Self {
-        let named = self
-            .0
-            .message
-            .split('`')
-            .skip(1)
-            .step_by(2)
-            .find_map(|name| node.find(name));
+        let quoted = self.0.message.split('`').skip(1).step_by(2);
+        let mut paths = quoted.map(|text| text.split_once(':').map_or(text, |(key, _)| key));
+        let named = paths.find_map(|path| node.find(path));
         self.at(named.unwrap_or(node.at))
     }
 
@@ -132,10 +125,7 @@ impl de::Error for NodeError {
 
     fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
         let found = describe(found);
-        NodeError::new(
-            Kind::Other,
-            format!("expected {}, found {found}", translate(expected)),
-        )
+        NodeError::new(Kind::Other, format!("expected {}, found {found}", translate(expected)))
     }
 
     fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
@@ -143,20 +133,23 @@ impl de::Error for NodeError {
     }
 
     fn invalid_length(length: usize, expected: &dyn Expected) -> Self {
-        NodeError::new(
-            Kind::Other,
-            format!("expected {expected}, found {length} items"),
-        )
+        NodeError::new(Kind::Other, format!("expected {expected}, found {length} items"))
     }
 
     fn unknown_variant(variant: &str, known: &'static [&'static str]) -> Self {
-        let message = format!("expected {}, found `{variant}`", one_of(known));
-        NodeError::new(Kind::Other, message).suggesting(variant, known)
+        let suggestion = nearest(variant, known);
+        // A long list hides the word that the user wants.
+        let message = if suggestion.is_some() && MAX_LISTED < known.len() {
+            format!("`{variant}` is not known here")
+        } else {
+            format!("expected {}, found `{variant}`", one_of(known))
+        };
+        NodeError::new(Kind::Other, message).suggesting(suggestion)
     }
 
     fn unknown_field(field: &str, known: &'static [&'static str]) -> Self {
         let message = format!("unknown key `{field}`");
-        NodeError::new(Kind::UnknownKey, message).suggesting(field, known)
+        NodeError::new(Kind::UnknownKey, message).suggesting(nearest(field, known))
     }
 
     fn missing_field(field: &'static str) -> Self {
@@ -167,6 +160,9 @@ impl de::Error for NodeError {
         NodeError::new(Kind::Other, format!("`{field}` is set twice"))
     }
 }
+
+/// How many accepted words an error lists where it has a better one to suggest.
+const MAX_LISTED: usize = 10;
 
 fn one_of(words: &[&str]) -> String {
     let words: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
@@ -229,30 +225,23 @@ struct NodeDeserializer<'de> {
 
 impl<'de> NodeDeserializer<'de> {
     fn new(node: &'de Node) -> Self {
-        NodeDeserializer {
-            node,
-            numbers_as_written: false,
-        }
+        NodeDeserializer { node, numbers_as_written: false }
     }
 
-    /// The text of a scalar that is not null.
+    /// The text of a scalar, where it will do for text.
     fn text(self) -> Option<&'de str> {
         match &self.node.content {
-            Content::Scalar(scalar) if scalar.meaning != Meaning::Null => Some(&scalar.text),
+            Content::Scalar(scalar) if scalar.is_text => Some(&scalar.text),
             _ => None,
         }
     }
 
-    fn visit_scalar<V: Visitor<'de>>(
-        self,
-        scalar: &'de Scalar,
-        visitor: V,
-    ) -> Result<V::Value, NodeError> {
+    fn visit_scalar<V: Visitor<'de>>(self, scalar: &'de Scalar, visitor: V) -> Result<V::Value, NodeError> {
         match scalar.meaning {
             Meaning::Null => visitor.visit_unit(),
             Meaning::Bool(value) => visitor.visit_bool(value),
             Meaning::Text => visitor.visit_borrowed_str(&scalar.text),
-            _ if self.numbers_as_written => visitor.visit_borrowed_str(&scalar.text),
+            _ if self.numbers_as_written && scalar.is_text => visitor.visit_borrowed_str(&scalar.text),
             Meaning::Integer(value) => visitor.visit_i64(value),
             Meaning::Unsigned(value) => visitor.visit_u64(value),
             Meaning::Number(value) => visitor.visit_f64(value),
@@ -267,10 +256,7 @@ impl<'de> Deserializer<'de> for NodeDeserializer<'de> {
         match &self.node.content {
             Content::Scalar(scalar) => self.visit_scalar(scalar, visitor),
             Content::List(items) => visitor.visit_seq(Items { items, index: 0 }),
-            Content::Map(entries) => visitor.visit_map(Entries {
-                entries,
-                value: None,
-            }),
+            Content::Map(entries) => visitor.visit_map(Entries { entries, value: None }),
         }
     }
 
@@ -302,10 +288,7 @@ impl<'de> Deserializer<'de> for NodeDeserializer<'de> {
         name: &'static str,
         visitor: V,
     ) -> Result<V::Value, NodeError> {
-        visitor.visit_newtype_struct(NodeDeserializer {
-            numbers_as_written: name == AS_WRITTEN,
-            ..self
-        })
+        visitor.visit_newtype_struct(NodeDeserializer { numbers_as_written: name == AS_WRITTEN, ..self })
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -319,7 +302,13 @@ impl<'de> Deserializer<'de> for NodeDeserializer<'de> {
             return variant.deserialize_enum(name, variants, visitor);
         }
         let found = match &self.node.content {
-            Content::Scalar(_) => Unexpected::Unit,
+            Content::Scalar(scalar) => match scalar.meaning {
+                Meaning::Bool(value) => Unexpected::Bool(value),
+                Meaning::Integer(value) => Unexpected::Signed(value),
+                Meaning::Unsigned(value) => Unexpected::Unsigned(value),
+                Meaning::Number(value) => Unexpected::Float(value),
+                Meaning::Null | Meaning::Text => Unexpected::Unit,
+            },
             Content::List(_) => Unexpected::Seq,
             Content::Map(_) => Unexpected::Map,
         };
@@ -341,10 +330,7 @@ struct Items<'de> {
 impl<'de> de::SeqAccess<'de> for Items<'de> {
     type Error = NodeError;
 
-    fn next_element_seed<T: de::DeserializeSeed<'de>>(
-        &mut self,
-        seed: T,
-    ) -> Result<Option<T::Value>, NodeError> {
+    fn next_element_seed<T: de::DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, NodeError> {
         let index = self.index;
         let Some(node) = self.items.get(index) else {
             return Ok(None);
@@ -369,29 +355,18 @@ struct Entries<'de> {
 impl<'de> de::MapAccess<'de> for Entries<'de> {
     type Error = NodeError;
 
-    fn next_key_seed<K: de::DeserializeSeed<'de>>(
-        &mut self,
-        seed: K,
-    ) -> Result<Option<K::Value>, NodeError> {
+    fn next_key_seed<K: de::DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, NodeError> {
         let Some((entry, rest)) = self.entries.split_first() else {
             return Ok(None);
         };
         self.entries = rest;
         self.value = Some(entry);
         let key: StrDeserializer<'_, NodeError> = entry.0.text.as_str().into_deserializer();
-        seed.deserialize(key)
-            .map(Some)
-            .map_err(|error| error.at(entry.0.at))
+        seed.deserialize(key).map(Some).map_err(|error| error.at(entry.0.at))
     }
 
-    fn next_value_seed<V: de::DeserializeSeed<'de>>(
-        &mut self,
-        seed: V,
-    ) -> Result<V::Value, NodeError> {
-        let (key, node) = self
-            .value
-            .take()
-            .expect("serde asks for a value after its key");
+    fn next_value_seed<V: de::DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, NodeError> {
+        let (key, node) = self.value.take().expect("serde asks for a value after its key");
         seed.deserialize(NodeDeserializer::new(node))
             .map_err(|error| error.located(node).below(Step::Key(key.text.clone())))
     }

@@ -11,7 +11,7 @@ use std::fmt;
 
 use serde::de::DeserializeOwned;
 
-use crate::configurations::Configuration;
+use crate::configurations::{Configuration, check_resource_name};
 pub(crate) use deserializer::{NodeError, read};
 pub(crate) use node::{Node, Span};
 
@@ -20,7 +20,17 @@ const MAX_LENGTH: usize = 1024 * 1024;
 
 /// Reads a configuration file of any type and checks it as the server will when it is submitted.
 pub fn parse_configuration(text: &str, file_name: &str) -> Result<Configuration, YamlError> {
-    parse_checked(text, file_name, Configuration::check_submission)
+    parse_checked(text, file_name, check_submission)
+}
+
+fn check_submission(configuration: &Configuration) -> Result<(), String> {
+    match configuration.name() {
+        // The official words for this are a regular expression.
+        Some(name) if check_resource_name(name).is_err() => Err(format!(
+            "`name` must be 2 to 41 lower-case letters, digits and `-`, starting with a letter, found `{name}`"
+        )),
+        _ => configuration.check_submission(),
+    }
 }
 
 /// Reads a file of one type.
@@ -38,15 +48,13 @@ fn parse_checked<T: DeserializeOwned>(
     let attempt = || -> Result<T, NodeError> {
         if MAX_LENGTH < text.len() {
             let limit = MAX_LENGTH / 1024;
-            return Err(NodeError::whole_file(format!(
-                "the file is larger than {limit} KB"
-            )));
+            return Err(NodeError::whole_file(format!("the file is larger than {limit} KB")));
         }
         let node = reader::read_document(text)?;
         let value: T = read(&node)?;
         match check(&value) {
             Ok(()) => Ok(value),
-            Err(reason) => Err(NodeError::about(&node, reason)),
+            Err(reason) => Err(NodeError::official(&node, reason)),
         }
     };
     attempt().map_err(|error| YamlError::new(&error, text, file_name))
@@ -74,11 +82,7 @@ pub struct YamlError {
 impl YamlError {
     fn new(error: &NodeError, text: &str, file_name: &str) -> Self {
         let problem = error.problem();
-        let Span {
-            line,
-            column,
-            width,
-        } = problem.at.unwrap_or(Span::NOWHERE);
+        let Span { line, column, width } = problem.at.unwrap_or(Span::NOWHERE);
         let index = usize::try_from(line.saturating_sub(1)).unwrap_or(usize::MAX);
         let source_line = text.lines().nth(index).unwrap_or_default().to_owned();
         let rest = (source_line.chars().count() as u64 + 1).saturating_sub(column);
@@ -96,32 +100,38 @@ impl YamlError {
 
 impl fmt::Display for YamlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            message,
-            file,
-            line,
-            column,
-            width,
-            source_line,
-            suggestion,
-        } = self;
+        let Self { message, file, line, column, suggestion, .. } = self;
         let margin = " ".repeat(line.to_string().len());
-        // A tab stays a tab, so that the carets stand below what they mean.
-        let indent: String = source_line
-            .chars()
-            .take(usize::try_from(column.saturating_sub(1)).unwrap_or(usize::MAX))
-            .map(|c| if c == '\t' { '\t' } else { ' ' })
-            .collect();
-        let carets = "^".repeat(usize::try_from(*width).unwrap_or(1));
+        let (shown, indent, carets) = self.excerpt();
         writeln!(f, "error: {message}")?;
         writeln!(f, "{margin}--> {file}:{line}:{column}")?;
         writeln!(f, "{margin} |")?;
-        writeln!(f, "{line} | {source_line}")?;
+        writeln!(f, "{line} | {shown}")?;
         write!(f, "{margin} | {indent}{carets}")?;
         if let Some(suggestion) = suggestion {
             write!(f, "\n{margin} = help: did you mean `{suggestion}`?")?;
         }
         Ok(())
+    }
+}
+
+/// How much of a line is shown, and how much of that stands before the place, in characters.
+const MAX_SHOWN: usize = 120;
+const SHOWN_BEFORE: usize = 60;
+
+impl YamlError {
+    /// The part of the line to show, and the blanks and carets for the line below it.
+    fn excerpt(&self) -> (String, String, String) {
+        let before = usize::try_from(self.column.saturating_sub(1)).unwrap_or(usize::MAX);
+        let is_long = MAX_SHOWN < self.source_line.chars().count();
+        let skipped = if is_long { before.saturating_sub(SHOWN_BEFORE) } else { 0 };
+        let shown: String = self.source_line.chars().skip(skipped).take(MAX_SHOWN).collect();
+        // A tab stays a tab, so that the carets stand below what they mean.
+        let indent: String =
+            shown.chars().take(before - skipped).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+        let room = MAX_SHOWN.saturating_sub(before - skipped).max(1);
+        let width = usize::try_from(self.width).unwrap_or(1).min(room);
+        (shown, indent, "^".repeat(width))
     }
 }
 

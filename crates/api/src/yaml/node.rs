@@ -13,11 +13,7 @@ pub(crate) struct Span {
 
 impl Span {
     /// The place of what has no place, such as JSON.
-    pub(crate) const NOWHERE: Span = Span {
-        line: 1,
-        column: 1,
-        width: 1,
-    };
+    pub(crate) const NOWHERE: Span = Span { line: 1, column: 1, width: 1 };
 }
 
 #[derive(Debug, Clone)]
@@ -46,6 +42,9 @@ pub(crate) struct Scalar {
     /// As written, without quotes.
     pub(crate) text: String,
     pub(crate) meaning: Meaning,
+    /// Whether the text will do where text is expected. That of a JSON number will not: programs
+    /// say what they mean.
+    pub(crate) is_text: bool,
 }
 
 /// What a scalar is where nothing particular is expected.
@@ -62,7 +61,8 @@ pub(crate) enum Meaning {
 impl Node {
     /// A node of JSON, which has no places.
     pub(crate) fn from_json(value: serde_json::Value) -> Self {
-        let scalar = |text: String, meaning| Content::Scalar(Scalar { text, meaning });
+        let scalar =
+            |text: String, meaning| Content::Scalar(Scalar { text, meaning, is_text: meaning == Meaning::Text });
         let content = match value {
             serde_json::Value::Null => scalar(String::new(), Meaning::Null),
             serde_json::Value::Bool(value) => scalar(value.to_string(), Meaning::Bool(value)),
@@ -75,28 +75,15 @@ impl Node {
                 scalar(number.to_string(), meaning)
             }
             serde_json::Value::String(text) => scalar(text, Meaning::Text),
-            serde_json::Value::Array(items) => {
-                Content::List(items.into_iter().map(Node::from_json).collect())
-            }
+            serde_json::Value::Array(items) => Content::List(items.into_iter().map(Node::from_json).collect()),
             serde_json::Value::Object(entries) => Node::map(
                 entries
                     .into_iter()
-                    .map(|(text, value)| {
-                        (
-                            Key {
-                                at: Span::NOWHERE,
-                                text,
-                            },
-                            Node::from_json(value),
-                        )
-                    })
+                    .map(|(text, value)| (Key { at: Span::NOWHERE, text }, Node::from_json(value)))
                     .collect(),
             ),
         };
-        Node {
-            at: Span::NOWHERE,
-            content,
-        }
+        Node { at: Span::NOWHERE, content }
     }
 
     pub(crate) fn map(mut entries: Vec<(Key, Node)>) -> Content {

@@ -11,8 +11,8 @@ use super::node::{Content, Key, Meaning, Node, Scalar, Span};
 
 /// Reads the one document of a file, which must be a mapping.
 pub(crate) fn read_document(text: &str) -> Result<Node, NodeError> {
-    let document: Spanned<Raw> = serde_saphyr::from_str_with_options(text, options())
-        .map_err(|error| explain(&error, text))?;
+    let document: Spanned<Raw> =
+        serde_saphyr::from_str_with_options(text, options()).map_err(|error| explain(&error, text))?;
     let node = Raw::into_node(document, text);
     match &node.content {
         Content::Map(_) => Ok(node),
@@ -20,15 +20,8 @@ pub(crate) fn read_document(text: &str) -> Result<Node, NodeError> {
             Err(NodeError::whole_file("the file is empty".to_owned()))
         }
         Content::Scalar(_) | Content::List(_) => {
-            let found = if matches!(node.content, Content::List(_)) {
-                "a list"
-            } else {
-                "text"
-            };
-            Err(NodeError::custom_at(
-                node.at,
-                format!("expected a mapping of keys to values, found {found}"),
-            ))
+            let found = if matches!(node.content, Content::List(_)) { "a list" } else { "text" };
+            Err(NodeError::custom_at(node.at, format!("expected a mapping of keys to values, found {found}")))
         }
     }
 }
@@ -58,14 +51,10 @@ fn options() -> Options {
 /// Says in the user's words what the YAML library found.
 fn explain(error: &Error, text: &str) -> NodeError {
     let error = error.without_snippet();
-    let at = error
-        .location()
-        .map_or(Span::NOWHERE, |location| span(location, text));
+    let at = error.location().map_or(Span::NOWHERE, |location| span(location, text));
     let message = match error {
         Error::Eof { .. } => "the file is empty".to_owned(),
-        Error::MultipleDocuments { .. } => {
-            "expected one document, found a second one after `---`".to_owned()
-        }
+        Error::MultipleDocuments { .. } => "expected one document, found a second one after `---`".to_owned(),
         Error::DuplicateMappingKey { key: Some(key), .. } => format!("`{key}` is set twice"),
         Error::Budget { .. }
         | Error::AliasReplayLimitExceeded { .. }
@@ -74,48 +63,35 @@ fn explain(error: &Error, text: &str) -> NodeError {
             "the file is too large, too deep or has too many aliases".to_owned()
         }
         Error::UnknownAnchor { .. } => "the alias has no anchor".to_owned(),
-        Error::Unexpected {
-            expected: "string scalar",
-            ..
+        Error::Unexpected { expected: "string scalar", .. } | Error::NullIntoString { .. } => {
+            "a key must be text".to_owned()
         }
-        | Error::NullIntoString { .. } => "a key must be text".to_owned(),
         other => {
-            let line = text
-                .lines()
-                .nth(at.line.saturating_sub(1) as usize)
-                .unwrap_or_default();
-            let is_indented_by_tab = line
-                .chars()
-                .take_while(|c| c.is_whitespace())
-                .any(|c| c == '\t');
-            if is_indented_by_tab {
-                "YAML is indented by spaces, not by tabs".to_owned()
-            } else {
-                format!(
-                    "this is no valid YAML: {}",
-                    UserMessageFormatter.format_message(other)
-                )
+            if let Some(tab) = indenting_tab(at.line, text) {
+                let message = "YAML is indented by spaces, not by tabs".to_owned();
+                return NodeError::custom_at(tab, message);
             }
+            let reason = UserMessageFormatter.format_message(other);
+            format!("this is no valid YAML: {reason}")
         }
     };
     NodeError::custom_at(at, message)
 }
 
+/// A tab at the start of a line or of the next one, which the library does not always blame.
+fn indenting_tab(line: u64, text: &str) -> Option<Span> {
+    let before = usize::try_from(line.saturating_sub(1)).ok()?;
+    text.lines().zip(1..).skip(before).take(2).find_map(|(text, line)| {
+        let indent: String = text.chars().take_while(|c| c.is_whitespace()).collect();
+        let column = indent.chars().position(|c| c == '\t')? as u64 + 1;
+        Some(Span { line, column, width: 1 })
+    })
+}
+
 fn span(location: Location, text: &str) -> Span {
-    let width = source(location, text).map_or(1, |source| {
-        source
-            .lines()
-            .next()
-            .unwrap_or_default()
-            .trim_end()
-            .chars()
-            .count()
-    });
-    Span {
-        line: location.line().max(1),
-        column: location.column().max(1),
-        width: (width as u64).max(1),
-    }
+    let width = source(location, text)
+        .map_or(1, |source| source.lines().next().unwrap_or_default().trim_end().chars().count());
+    Span { line: location.line().max(1), column: location.column().max(1), width: (width as u64).max(1) }
 }
 
 /// What the file has at `location`.
@@ -136,35 +112,18 @@ impl Raw {
     fn into_node(raw: Spanned<Raw>, text: &str) -> Node {
         let at = span(raw.defined, text);
         let content = match raw.value {
-            Raw::Scalar(meaning, Some(value)) => Content::Scalar(Scalar {
-                text: value,
-                meaning,
-            }),
+            Raw::Scalar(meaning, Some(value)) => Content::Scalar(Scalar { text: value, meaning, is_text: true }),
             Raw::Scalar(meaning, None) => {
-                let written = source(raw.defined, text)
-                    .unwrap_or_default()
-                    .trim()
-                    .to_owned();
+                let written = source(raw.defined, text).unwrap_or_default().trim().to_owned();
                 Content::Scalar(plain_scalar(meaning, written))
             }
-            Raw::List(items) => Content::List(
-                items
-                    .into_iter()
-                    .map(|item| Raw::into_node(item, text))
-                    .collect(),
-            ),
+            Raw::List(items) => Content::List(items.into_iter().map(|item| Raw::into_node(item, text)).collect()),
             Raw::Map(entries) => Node::map(
                 entries
                     .into_iter()
                     .map(|(key, value)| {
                         let at = span(key.defined, text);
-                        (
-                            Key {
-                                at,
-                                text: key.value,
-                            },
-                            Raw::into_node(value, text),
-                        )
+                        (Key { at, text: key.value }, Raw::into_node(value, text))
                     })
                     .collect(),
             ),
@@ -177,20 +136,15 @@ impl Raw {
 /// not to the letter: `y` and `n` are text, as are numbers with zeros before or `_` in them.
 fn plain_scalar(meaning: Meaning, written: String) -> Scalar {
     let digits = written.trim_start_matches(['-', '+']);
-    let is_padded = digits.len() > 1
-        && digits.starts_with('0')
-        && digits.as_bytes().get(1).is_some_and(u8::is_ascii_digit);
+    let is_padded =
+        digits.len() > 1 && digits.starts_with('0') && digits.as_bytes().get(1).is_some_and(u8::is_ascii_digit);
     let is_text = match meaning {
         Meaning::Bool(_) => written.len() == 1,
-        Meaning::Integer(_) | Meaning::Unsigned(_) | Meaning::Number(_) => {
-            is_padded || written.contains('_')
-        }
+        Meaning::Integer(_) | Meaning::Unsigned(_) | Meaning::Number(_) => is_padded || written.contains('_'),
         Meaning::Null | Meaning::Text => false,
     };
-    Scalar {
-        text: written,
-        meaning: if is_text { Meaning::Text } else { meaning },
-    }
+    let meaning = if is_text { Meaning::Text } else { meaning };
+    Scalar { text: written, meaning, is_text: meaning != Meaning::Null }
 }
 
 impl<'de> Deserialize<'de> for Raw {
