@@ -13,6 +13,10 @@ pub struct Capabilities {
     pub admins_only: bool,
     /// It sells machines that may be taken back at any time.
     pub spot: bool,
+    /// It can buy from a reservation that the user names.
+    pub reservations: bool,
+    /// Jobs without an image run as plain processes there; elsewhere every job is a container.
+    pub processes_without_image: bool,
     /// Longest time from launch to a joined agent, in seconds.
     pub provisioning_timeout_secs: u64,
 }

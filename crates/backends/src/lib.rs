@@ -12,7 +12,7 @@ mod registry;
 
 pub use capabilities::Capabilities;
 pub use error::{Error, ErrorKind, Result};
-pub use registry::{BackendConfig, OpenContext, kinds, open, parse_config, wire_types};
+pub use registry::{BackendConfig, OpenContext, kinds, open, parse_config, wire_type_of, wire_types};
 
 use std::fmt;
 use std::path::PathBuf;

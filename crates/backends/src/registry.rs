@@ -45,9 +45,7 @@ pub struct BackendConfig {
 // Credentials must not be printed.
 impl fmt::Debug for BackendConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BackendConfig")
-            .field("kind", &self.kind)
-            .finish_non_exhaustive()
+        f.debug_struct("BackendConfig").field("kind", &self.kind).finish_non_exhaustive()
     }
 }
 
@@ -88,37 +86,31 @@ pub struct OpenContext {
 
 /// The names of all backends of this build, as configurations say them.
 pub fn kinds() -> &'static [&'static str] {
-    static KINDS: LazyLock<Vec<&'static str>> =
-        LazyLock::new(|| ENTRIES.iter().map(|entry| entry.kind).collect());
+    static KINDS: LazyLock<Vec<&'static str>> = LazyLock::new(|| ENTRIES.iter().map(|entry| entry.kind).collect());
     &KINDS
 }
 
 /// The names on the wire of the backends that clients may be told of.
 pub fn wire_types() -> Vec<BackendType> {
-    let shown = ENTRIES
-        .iter()
-        .filter(|entry| !entry.is_hidden && !entry.is_for_tests);
+    let shown = ENTRIES.iter().filter(|entry| !entry.is_hidden && !entry.is_for_tests);
     shown.map(|entry| (entry.wire_type)(&Value::Null)).collect()
+}
+
+/// The name on the wire of a kind of backend, where only the kind is known.
+pub fn wire_type_of(kind: &str) -> Option<BackendType> {
+    entry(kind).ok().map(|entry| (entry.wire_type)(&Value::Null))
 }
 
 /// Reads one item of `backends` in `config.yml`, or the body of a request. The error says what to write instead.
 pub fn parse_config(config: &Value) -> Result<BackendConfig> {
     let Some(kind) = config.get("type") else {
-        return Err(invalid(format!(
-            "the backend has no `type`; it is one of {}",
-            quoted(&offered_kinds())
-        )));
+        return Err(invalid(format!("the backend has no `type`; it is one of {}", quoted(&offered_kinds()))));
     };
     let Value::String(kind) = kind else {
-        return Err(invalid(format!(
-            "the backend's `type` is not text but `{kind}`"
-        )));
+        return Err(invalid(format!("the backend's `type` is not text but `{kind}`")));
     };
     let config = (entry(kind)?.check)(config)?;
-    Ok(BackendConfig {
-        kind: kind.clone(),
-        config,
-    })
+    Ok(BackendConfig { kind: kind.clone(), config })
 }
 
 /// Makes the backend, without asking anything of it yet.
@@ -139,11 +131,7 @@ fn entry(kind: &str) -> Result<&'static Entry> {
 }
 
 fn offered_kinds() -> Vec<&'static str> {
-    ENTRIES
-        .iter()
-        .filter(|entry| !entry.is_for_tests)
-        .map(|entry| entry.kind)
-        .collect()
+    ENTRIES.iter().filter(|entry| !entry.is_for_tests).map(|entry| entry.kind).collect()
 }
 
 #[cfg(test)]
@@ -183,22 +171,10 @@ mod tests {
 
     #[test]
     fn refusals_name_the_key_and_the_near_miss() {
-        check_refused(
-            &json!({}),
-            "the backend has no `type`; it is one of `local`",
-        );
-        check_refused(
-            &json!({ "type": 7 }),
-            "the backend's `type` is not text but `7`",
-        );
-        check_refused(
-            &json!({ "type": "locla" }),
-            "no backend of type `locla`; did you mean `local`?",
-        );
-        check_refused(
-            &json!({ "type": "gcp" }),
-            "no backend of type `gcp`; this server has `local`",
-        );
+        check_refused(&json!({}), "the backend has no `type`; it is one of `local`");
+        check_refused(&json!({ "type": 7 }), "the backend's `type` is not text but `7`");
+        check_refused(&json!({ "type": "locla" }), "no backend of type `locla`; did you mean `local`?");
+        check_refused(&json!({ "type": "gcp" }), "no backend of type `gcp`; this server has `local`");
         check_refused(
             &json!({ "type": "local", "cpu": 2 }),
             "backend `local` has no key `cpu`; did you mean `cpus`?",
@@ -212,14 +188,8 @@ mod tests {
     #[test]
     fn credentials_are_neither_shown_nor_printed() {
         let config = json!({ "type": "x", "creds": { "secret_key": "hush" }, "regions": ["a"] });
-        let config = BackendConfig {
-            kind: "x".to_owned(),
-            config,
-        };
-        assert_eq!(
-            config.without_creds(),
-            json!({ "type": "x", "regions": ["a"] })
-        );
+        let config = BackendConfig { kind: "x".to_owned(), config };
+        assert_eq!(config.without_creds(), json!({ "type": "x", "regions": ["a"] }));
         assert!(!format!("{config:?}").contains("hush"));
     }
 }

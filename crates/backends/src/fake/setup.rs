@@ -49,12 +49,11 @@ impl Default for FakeSetup {
                 consistent_list: true,
                 admins_only: false,
                 spot: false,
+                reservations: false,
+                processes_without_image: false,
                 provisioning_timeout_secs: 600,
             },
-            offers: vec![
-                FakeOffer::cpu("small", 4, 16, 0.1),
-                FakeOffer::gpu("large", "H100", 80, 8, 20.0),
-            ],
+            offers: vec![FakeOffer::cpu("small", 4, 16, 0.1), FakeOffer::gpu("large", "H100", 80, 8, 20.0)],
             boot_ticks: 0,
             stopping_ticks: 0,
             gone_ticks: 0,
@@ -70,17 +69,12 @@ impl FakeOffer {
         let resources = Resources {
             cpus,
             memory_mib: memory_gb * 1024,
-            disk: Disk {
-                size_mib: 100 * 1024,
-            },
+            disk: Disk { size_mib: 100 * 1024 },
             cpu_arch: Some("x86".to_owned()),
             ..Resources::default()
         };
         FakeOffer {
-            instance_type: InstanceType {
-                name: name.to_owned(),
-                resources,
-            },
+            instance_type: InstanceType { name: name.to_owned(), resources },
             region: "fake-1".to_owned(),
             zones: vec!["fake-1a".to_owned(), "fake-1b".to_owned()],
             price_usd_per_hour,
@@ -89,20 +83,10 @@ impl FakeOffer {
     }
 
     /// A type with GPUs of one model, 24 CPUs and 128 GB for each.
-    pub fn gpu(
-        name: &str,
-        gpu: &str,
-        gpu_memory_gb: u64,
-        count: u32,
-        price_usd_per_hour: f64,
-    ) -> FakeOffer {
-        let mut offer =
-            FakeOffer::cpu(name, 24 * count, 128 * u64::from(count), price_usd_per_hour);
-        let gpu = Gpu {
-            name: gpu.to_owned(),
-            memory_mib: gpu_memory_gb * 1024,
-            vendor: Some("nvidia".to_owned()),
-        };
+    pub fn gpu(name: &str, gpu: &str, gpu_memory_gb: u64, count: u32, price_usd_per_hour: f64) -> FakeOffer {
+        let mut offer = FakeOffer::cpu(name, 24 * count, 128 * u64::from(count), price_usd_per_hour);
+        let gpu =
+            Gpu { name: gpu.to_owned(), memory_mib: gpu_memory_gb * 1024, vendor: Some("nvidia".to_owned()) };
         offer.instance_type.resources.gpus = vec![gpu; count as usize];
         offer
     }

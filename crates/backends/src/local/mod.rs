@@ -30,8 +30,8 @@ use self::shares::Room;
 use crate::keys::invalid;
 use crate::registry::{Entry, OpenContext};
 use crate::{
-    AgentAccess, Backend, BackendOffer, Capabilities, Error, ErrorKind, LaunchOrder, Machine,
-    MachineKey, OffersWanted, Result,
+    AgentAccess, Backend, BackendOffer, Capabilities, Error, ErrorKind, LaunchOrder, Machine, MachineKey,
+    OffersWanted, Result,
 };
 
 /// What the list of backends knows of this folder.
@@ -59,10 +59,7 @@ fn open(config: &Value, context: &OpenContext) -> Result<Arc<dyn Backend>> {
     Ok(Arc::new(Local {
         config: config::parse(config)?,
         facts: Facts::new(context.agent_binary.clone()),
-        agents: Arc::new(Agents {
-            binary: context.agent_binary.clone(),
-            machines: machines.clone(),
-        }),
+        agents: Arc::new(Agents { binary: context.agent_binary.clone(), machines: machines.clone() }),
         machines,
     }))
 }
@@ -85,6 +82,8 @@ impl Backend for Local {
             consistent_list: true,
             admins_only: true,
             spot: false,
+            reservations: false,
+            processes_without_image: true,
             provisioning_timeout_secs: 60,
         }
     }
@@ -101,11 +100,7 @@ impl Backend for Local {
     async fn launch(&self, launch: &LaunchOrder) -> Result<()> {
         let host = self.facts.get().await?;
         let whole = Room::of_host(&host, self.config);
-        let (machines, agents, order) = (
-            self.machines.clone(),
-            Arc::clone(&self.agents),
-            launch.clone(),
-        );
+        let (machines, agents, order) = (self.machines.clone(), Arc::clone(&self.agents), launch.clone());
         blocking(move || {
             for record in machines.launch(&order, &whole)? {
                 agents.start_early(&record);
@@ -138,10 +133,7 @@ impl Backend for Local {
         let (machines, key) = (self.machines.clone(), machine.key.clone());
         let Some(record) = blocking(move || machines.record(&key)).await? else {
             let key = &machine.key;
-            return Err(invalid(format!(
-                "no machine {} of launch `{}`",
-                key.index, key.launch_id
-            )));
+            return Err(invalid(format!("no machine {} of launch `{}`", key.index, key.launch_id)));
         };
         Ok(AgentAccess::UnixSocket(self.agents.reach(&record).await?))
     }
@@ -178,10 +170,6 @@ impl Local {
 }
 
 /// Runs what blocks where it may.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .expect("work on folders does not panic")
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.expect("work on folders does not panic")
 }

@@ -1,0 +1,360 @@
+//! What a project's backends would sell, compared with what is wanted.
+//!
+//! Every backend is asked at the same time. What does not suit is not lost: the reasons are told in words, because
+//! "no offers" helps nobody.
+
+use api::backends::BackendType;
+use api::configurations::{CpuSpec, FleetConfiguration, GpuSpec, Memory, ProfileParams, Range, ResourcesSpec, SpotPolicy};
+use api::ids::ProjectId;
+use api::instances::Offer;
+use api::jobs::Requirements;
+use backends::{BackendOffer, Capabilities, OffersWanted};
+use futures_util::future::join_all;
+use lifecycle::fleet::{Home, LaunchPlan};
+use lifecycle::placement::requirements::check;
+
+use crate::backend_pool::{OpenBackend, answer};
+use crate::deps::Deps;
+
+/// How many different reasons of one backend are told.
+const MAX_REASONS: usize = 3;
+
+/// What is looked for.
+#[derive(Debug, Clone, Copy)]
+pub struct OffersQuery<'a> {
+    /// Whose backends.
+    pub project_id: ProjectId,
+    /// How many machines are launched together.
+    pub nodes: u32,
+    /// What each machine must have.
+    pub requirements: &'a Requirements,
+    /// Backends, regions, zones, types and price to consider.
+    pub profile: &'a ProfileParams,
+    /// The machines must be close to each other.
+    pub cluster: bool,
+    /// Machines that only global admins may use are offered too.
+    pub user_is_admin: bool,
+    /// Where the other machines are.
+    pub home: Option<&'a Home>,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Default)]
+pub struct Collected {
+    /// What can be bought, cheapest first.
+    pub plans: Vec<LaunchPlan>,
+    /// What suits and cannot be had now, cheapest first.
+    pub unavailable: Vec<UnavailableOffer>,
+    /// Why there is not more, in words.
+    pub obstacles: Vec<String>,
+    /// Some backend did not answer, so nobody knows what it has.
+    pub unknown: bool,
+}
+
+/// Something that would suit, were it there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UnavailableOffer {
+    /// The offer.
+    pub offer: Offer,
+    /// Why it cannot be had, in words.
+    pub because: Option<String>,
+}
+
+impl Collected {
+    /// Every offer on the wire: what can be had first, each part cheapest first.
+    pub fn offers(&self) -> Vec<Offer> {
+        let mut offers: Vec<Offer> = Vec::with_capacity(self.plans.len() + self.unavailable.len());
+        for plan in &self.plans {
+            // A plan for each zone is one offer for people.
+            if !offers.contains(&plan.offer) {
+                offers.push(plan.offer.clone());
+            }
+        }
+        offers.extend(self.unavailable.iter().map(|unavailable| unavailable.offer.clone()));
+        offers
+    }
+}
+
+/// Asks every backend of the project.
+pub async fn collect(deps: &Deps, query: &OffersQuery<'_>) -> store::Result<Collected> {
+    let mut collected = Collected::default();
+    let opened = deps.backends.of_project(&deps.db, query.project_id).await?;
+    if opened.is_empty() {
+        collected.obstacles.push("the project has no backends".to_owned());
+        return Ok(collected);
+    }
+    let mut asked = vec![];
+    for open in opened.iter().filter(|open| !open.draining) {
+        match exclusion(open, query) {
+            Some(obstacle) => collected.obstacles.push(obstacle),
+            None => asked.push(open),
+        }
+    }
+    let wanted = OffersWanted { nodes: query.nodes.max(1), cluster: query.cluster };
+    let answers = join_all(asked.iter().map(|open| answer(open.backend.offers(&wanted)))).await;
+    for (open, offers) in asked.into_iter().zip(answers) {
+        match offers {
+            Ok(offers) => judge(open, offers, query, &mut collected),
+            Err(error) => {
+                collected.unknown |= error.kind.is_transient();
+                collected.obstacles.push(format!("`{}`: {error}", open.kind));
+            }
+        }
+    }
+    collected.plans.sort_by(|left, right| left.offer.price.total_cmp(&right.offer.price));
+    collected.unavailable.sort_by(|left, right| left.offer.price.total_cmp(&right.offer.price));
+    Ok(collected)
+}
+
+fn wire_type(open: &OpenBackend) -> Option<BackendType> {
+    backends::wire_type_of(&open.kind)
+}
+
+/// Why a backend need not be asked at all.
+fn exclusion(open: &OpenBackend, query: &OffersQuery<'_>) -> Option<String> {
+    let capabilities = open.backend.capabilities();
+    let kind = &open.kind;
+    let Some(wire_type) = wire_type(open) else { return Some(format!("`{kind}` is not part of this server")) };
+    if let Some(listed) = &query.profile.backends
+        && !listed.contains(&wire_type)
+    {
+        return Some(format!("`{kind}` is not in `backends`"));
+    }
+    if query.home.is_some_and(|home| home.backend != *kind) {
+        return Some(format!("`{kind}` is not where the cluster's other machines are"));
+    }
+    cannot(capabilities, query).map(|reason| format!("`{kind}` {reason}"))
+}
+
+fn cannot(capabilities: Capabilities, query: &OffersQuery<'_>) -> Option<&'static str> {
+    if !capabilities.launches {
+        return Some("makes no machines");
+    }
+    if capabilities.admins_only && !query.user_is_admin {
+        return Some("is the server's own machine, which only global admins may use");
+    }
+    if query.cluster && !capabilities.cluster {
+        return Some("has no fast network between machines, which `placement: cluster` needs");
+    }
+    if query.requirements.spot == Some(true) && !capabilities.spot {
+        return Some("has no spot machines, which `spot_policy: spot` asks for");
+    }
+    let reservation = query.requirements.reservation.as_ref().or(query.profile.reservation.as_ref());
+    (reservation.is_some() && !capabilities.reservations).then_some("has no reservations, which `reservation` needs")
+}
+
+/// Sorts a backend's offers into what can be bought, what cannot, and why the rest does not suit.
+fn judge(open: &OpenBackend, offers: Vec<BackendOffer>, query: &OffersQuery<'_>, collected: &mut Collected) {
+    let Some(wire_type) = wire_type(open) else { return };
+    let admins_only = open.backend.capabilities().admins_only;
+    let mut reasons: Vec<(String, usize)> = vec![];
+    let mut sold_out: Option<String> = None;
+    let plans_before = collected.plans.len();
+    for backend_offer in offers {
+        let zones = match suits(&backend_offer, query) {
+            Ok(zones) => zones,
+            Err(reason) => {
+                match reasons.iter_mut().find(|(known, _)| *known == reason) {
+                    Some((_, count)) => *count += 1,
+                    None => reasons.push((reason, 1)),
+                }
+                continue;
+            }
+        };
+        let because = backend_offer.unavailable_because.clone();
+        let offer = wire_offer(backend_offer, wire_type);
+        if !offer.availability.is_usable() {
+            sold_out = sold_out.or_else(|| because.clone());
+            collected.unavailable.push(UnavailableOffer { offer, because });
+            continue;
+        }
+        collected.plans.extend(zones.into_iter().map(|zone| LaunchPlan {
+            backend_id: open.id,
+            backend: open.kind.clone(),
+            offer: offer.clone(),
+            zone,
+            admins_only,
+        }));
+    }
+    if collected.plans.len() > plans_before {
+        return;
+    }
+    collected.obstacles.push(obstacle(&open.kind, sold_out, reasons));
+}
+
+fn obstacle(kind: &str, sold_out: Option<String>, mut reasons: Vec<(String, usize)>) -> String {
+    if let Some(because) = sold_out {
+        return format!("`{kind}`: {because}");
+    }
+    if reasons.is_empty() {
+        return format!("`{kind}` offers nothing");
+    }
+    // The reason that most offers share comes first.
+    reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let told: Vec<&str> = reasons.iter().take(MAX_REASONS).map(|(reason, _)| reason.as_str()).collect();
+    format!("`{kind}`: {}", told.join(", or "))
+}
+
+/// The zones to try, in order (`None`: any), or why the offer does not suit.
+fn suits(offer: &BackendOffer, query: &OffersQuery<'_>) -> Result<Vec<Option<String>>, String> {
+    let profile = query.profile;
+    let listed = |list: &Option<Vec<String>>, name: &str| {
+        list.as_ref().is_none_or(|list| list.iter().any(|one| one.eq_ignore_ascii_case(name)))
+    };
+    if !listed(&profile.regions, &offer.region) {
+        return Err(format!("region `{}` is not in `regions`", offer.region));
+    }
+    if query.home.is_some_and(|home| home.region != offer.region) {
+        return Err(format!("region `{}` is not where the cluster's other machines are", offer.region));
+    }
+    if !listed(&profile.instance_types, &offer.instance_type.name) {
+        return Err(format!("type `{}` is not in `instance_types`", offer.instance_type.name));
+    }
+    check(&query.requirements.resources, &offer.instance_type.resources)?;
+    let price = offer.price_usd_per_hour;
+    for max_price in [query.requirements.max_price, profile.max_price].into_iter().flatten() {
+        if max_price < price {
+            return Err(format!("${price} an hour is over `max_price` {max_price}"));
+        }
+    }
+    match query.requirements.spot {
+        Some(true) if !offer.instance_type.resources.spot => return Err("it is not spot".to_owned()),
+        Some(false) if offer.instance_type.resources.spot => return Err("it is spot only".to_owned()),
+        Some(true | false) | None => {}
+    }
+    zones_of(offer, query)
+}
+
+fn zones_of(offer: &BackendOffer, query: &OffersQuery<'_>) -> Result<Vec<Option<String>>, String> {
+    let allowed = |zone: &str| {
+        let listed = query.profile.availability_zones.as_ref();
+        let at_home = query.home.and_then(|home| home.zone.as_ref());
+        listed.is_none_or(|list| list.iter().any(|one| one.eq_ignore_ascii_case(zone)))
+            && at_home.is_none_or(|home| home == zone)
+    };
+    let is_restricted = query.profile.availability_zones.is_some() || query.home.is_some_and(|home| home.zone.is_some());
+    let Some(zones) = offer.zones.as_ref().filter(|zones| !zones.is_empty()) else {
+        if query.profile.availability_zones.is_some() {
+            return Err("it has no zones, so `availability_zones` excludes it".to_owned());
+        }
+        return Ok(vec![None]);
+    };
+    // A cluster must be in one zone, so the zone is chosen before anything is bought.
+    if !is_restricted && !query.cluster {
+        return Ok(vec![None]);
+    }
+    let zones: Vec<Option<String>> = zones.iter().filter(|zone| allowed(zone)).cloned().map(Some).collect();
+    if zones.is_empty() { Err("none of its zones is allowed".to_owned()) } else { Ok(zones) }
+}
+
+fn wire_offer(offer: BackendOffer, backend: BackendType) -> Offer {
+    Offer {
+        backend,
+        instance: offer.instance_type,
+        region: offer.region,
+        price: offer.price_usd_per_hour,
+        backend_data: offer.backend_data,
+        availability: offer.availability,
+        availability_zones: offer.zones,
+        instance_runtime: "shim".to_owned(),
+        blocks: 1,
+        total_blocks: 1,
+    }
+}
+
+/// What a fleet asks of each machine. A fleet that says nothing asks next to nothing.
+pub fn fleet_requirements(configuration: &FleetConfiguration, profile: &ProfileParams) -> Requirements {
+    let least = || ResourcesSpec {
+        cpu: CpuSpec { arch: None, count: Range::at_least(1) },
+        memory: Range::at_least(Memory(0.0)),
+        shm_size: None,
+        gpu: Some(GpuSpec { count: Range::at_least(0), ..GpuSpec::default() }),
+        disk: None,
+    };
+    Requirements {
+        resources: configuration.resources.clone().unwrap_or_else(least),
+        max_price: profile.max_price,
+        spot: match profile.spot_policy {
+            None | Some(SpotPolicy::OnDemand) => Some(false),
+            Some(SpotPolicy::Spot) => Some(true),
+            Some(SpotPolicy::Auto) => None,
+        },
+        reservation: profile.reservation.clone(),
+        multinode: Some(lifecycle::placement::is_cluster(configuration.placement)),
+        backend_options: profile.backend_options.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use api::instances::{Disk, InstanceAvailability, InstanceType, Resources};
+    use serde_json::json;
+
+    use super::*;
+
+    fn offer(zones: Option<&[&str]>) -> BackendOffer {
+        BackendOffer {
+            instance_type: InstanceType {
+                name: "small".to_owned(),
+                resources: Resources {
+                    cpus: 4,
+                    memory_mib: 16 * 1024,
+                    disk: Disk { size_mib: 100 * 1024 },
+                    ..Resources::default()
+                },
+            },
+            region: "east".to_owned(),
+            zones: zones.map(|zones| zones.iter().map(|&zone| zone.to_owned()).collect()),
+            price_usd_per_hour: 2.0,
+            availability: InstanceAvailability::Available,
+            unavailable_because: None,
+            backend_data: json!(null),
+        }
+    }
+
+    #[track_caller]
+    fn check_zones(profile: serde_json::Value, cluster: bool, zones: Option<&[&str]>, expected: Result<&[Option<&str>], &str>) {
+        let profile: ProfileParams = serde_json::from_value(profile).unwrap();
+        let configuration = serde_json::from_value(json!({ "type": "fleet", "nodes": 1 })).unwrap();
+        let requirements = fleet_requirements(&configuration, &profile);
+        let query = OffersQuery {
+            project_id: ProjectId(uuid::Uuid::nil()),
+            nodes: 1,
+            requirements: &requirements,
+            profile: &profile,
+            cluster,
+            user_is_admin: false,
+            home: None,
+        };
+        let expected = expected
+            .map(|zones| zones.iter().map(|zone| zone.map(str::to_owned)).collect::<Vec<_>>())
+            .map_err(str::to_owned);
+        assert_eq!(suits(&offer(zones), &query), expected);
+    }
+
+    #[test]
+    fn an_offer_suits_or_says_why_not() {
+        check_zones(json!({}), false, None, Ok(&[None]));
+        check_zones(json!({ "regions": ["EAST"] }), false, None, Ok(&[None]));
+        check_zones(json!({ "regions": ["west"] }), false, None, Err("region `east` is not in `regions`"));
+        check_zones(json!({ "instance_types": ["x"] }), false, None, Err("type `small` is not in `instance_types`"));
+        check_zones(json!({ "max_price": 1.5 }), false, None, Err("$2 an hour is over `max_price` 1.5"));
+        check_zones(json!({ "spot_policy": "spot" }), false, None, Err("it is not spot"));
+        check_zones(json!({ "spot_policy": "auto" }), false, None, Ok(&[None]));
+    }
+
+    #[test]
+    fn a_cluster_and_named_zones_are_tried_zone_by_zone() {
+        let zones: Option<&[&str]> = Some(&["east-a", "east-b"]);
+        check_zones(json!({}), false, zones, Ok(&[None]));
+        check_zones(json!({}), true, zones, Ok(&[Some("east-a"), Some("east-b")]));
+        check_zones(json!({ "availability_zones": ["east-B"] }), false, zones, Ok(&[Some("east-b")]));
+        check_zones(json!({ "availability_zones": ["c"] }), false, zones, Err("none of its zones is allowed"));
+        check_zones(
+            json!({ "availability_zones": ["c"] }),
+            false,
+            None,
+            Err("it has no zones, so `availability_zones` excludes it"),
+        );
+    }
+}
