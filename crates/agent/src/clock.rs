@@ -1,9 +1,6 @@
 //! The only place that asks the machine for the time. Everything else takes it from here.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "this module is the agent's clock; the bans keep it the only one"
-)]
+#![expect(clippy::disallowed_methods, reason = "this module is the agent's clock; the bans keep it the only one")]
 
 use std::time::Instant;
 

@@ -14,9 +14,7 @@ const BUFFER: usize = 64 * 1024;
 
 /// Pumps bytes between standard input and output and the socket until either side ends.
 pub(crate) fn run(socket: &Path) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(pump(socket));
     // Standard input is read on a thread that cannot be interrupted.
     runtime.shutdown_background();
@@ -25,17 +23,10 @@ pub(crate) fn run(socket: &Path) -> anyhow::Result<()> {
 
 async fn pump(socket: &Path) -> anyhow::Result<()> {
     let parent = socket.parent().unwrap_or(Path::new("."));
-    let name = socket
-        .file_name()
-        .and_then(|name| name.to_str())
-        .context("a socket has a name")?;
-    let parent = if parent.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        parent
-    };
-    let short = ShortPath::new(parent, name)
-        .with_context(|| format!("the agent's folder `{}`", parent.display()))?;
+    let name = socket.file_name().and_then(|name| name.to_str()).context("a socket has a name")?;
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let short =
+        ShortPath::new(parent, name).with_context(|| format!("the agent's folder `{}`", parent.display()))?;
     let stream = UnixStream::connect(short.path())
         .await
         .with_context(|| format!("the agent does not listen on `{}`", socket.display()))?;

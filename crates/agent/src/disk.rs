@@ -11,10 +11,7 @@ use nix::libc;
 
 /// Makes a directory that only its owner may enter, and its parents.
 pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// Replaces a file by `bytes`, readable only by its owner. After a crash the old or the new one is there.
@@ -23,12 +20,7 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     temporary.push(".tmp");
     let temporary = PathBuf::from(temporary);
     let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&temporary, path)
@@ -42,9 +34,7 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// Makes the names in `path`'s directory durable.
 pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
@@ -55,10 +45,7 @@ pub(crate) fn open_untrusted(path: &Path) -> io::Result<File> {
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
         .open(path)?;
     if !file.metadata()?.is_file() {
-        return Err(io::Error::other(format!(
-            "`{}` is not a plain file",
-            path.display()
-        )));
+        return Err(io::Error::other(format!("`{}` is not a plain file", path.display())));
     }
     Ok(file)
 }
@@ -95,9 +82,7 @@ impl Lock {
 pub(crate) fn lock_holder(path: &Path) -> Option<nix::unistd::Pid> {
     let text = read_untrusted(path, 32).ok()?;
     let pid = String::from_utf8(text).ok()?.trim().parse().ok()?;
-    is_locked(path)
-        .ok()?
-        .then_some(nix::unistd::Pid::from_raw(pid))
+    is_locked(path).ok()?.then_some(nix::unistd::Pid::from_raw(pid))
 }
 
 /// Takes the lock at `path`. None: another process has it.
@@ -110,10 +95,7 @@ pub(crate) fn lock(path: &Path) -> io::Result<Option<Lock>> {
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW)
         .open(path)?;
-    match fcntl(
-        file.as_fd(),
-        FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK)),
-    ) {
+    match fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
         Ok(_) => Ok(Some(Lock { file })),
         Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Ok(None),
         Err(error) => Err(error.into()),

@@ -103,10 +103,7 @@ pub fn main_from_args() -> ExitCode {
 fn host_options(args: HostArgs) -> HostOptions {
     let gpus = args.gpus.map(|list| match list.trim() {
         "" | "none" => Vec::new(),
-        uuids => uuids
-            .split(',')
-            .map(|uuid| uuid.trim().to_owned())
-            .collect(),
+        uuids => uuids.split(',').map(|uuid| uuid.trim().to_owned()).collect(),
     });
     HostOptions {
         socket: args.socket.unwrap_or_else(|| args.home.join("agent.sock")),
@@ -122,19 +119,13 @@ fn host_options(args: HostArgs) -> HostOptions {
     }
 }
 
-#[expect(
-    clippy::print_stdout,
-    reason = "the command's answer goes to standard output"
-)]
+#[expect(clippy::print_stdout, reason = "the command's answer goes to standard output")]
 fn print(text: &str) -> anyhow::Result<()> {
     println!("{text}");
     Ok(())
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "the program's last word goes to standard error"
-)]
+#[expect(clippy::print_stderr, reason = "the program's last word goes to standard error")]
 fn finish(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,

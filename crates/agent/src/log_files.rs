@@ -21,9 +21,7 @@ pub(crate) fn index_name(start: u64) -> String {
 
 /// The start of the segment with this name, if it is one.
 pub(crate) fn parse_segment_name(name: &str) -> Option<u64> {
-    let digits = name
-        .strip_suffix(".log")
-        .filter(|digits| digits.len() == 20)?;
+    let digits = name.strip_suffix(".log").filter(|digits| digits.len() == 20)?;
     digits.parse().ok()
 }
 
@@ -46,7 +44,5 @@ pub(crate) fn list_segments(dir: &Path) -> Vec<(u64, u64)> {
 
 /// The log's end as the files show it.
 pub(crate) fn end_on_disk(dir: &Path) -> u64 {
-    list_segments(dir)
-        .last()
-        .map_or(0, |(start, length)| start + length)
+    list_segments(dir).last().map_or(0, |(start, length)| start + length)
 }

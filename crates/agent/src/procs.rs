@@ -117,9 +117,7 @@ fn has_marker(pid: i32, marker: &[u8]) -> bool {
     let mut environ = Vec::new();
     // A process that ends meanwhile has no environment left.
     let _ = file.take(ENVIRON_LIMIT).read_to_end(&mut environ);
-    environ
-        .split(|byte| *byte == 0)
-        .any(|variable| variable == marker)
+    environ.split(|byte| *byte == 0).any(|variable| variable == marker)
 }
 
 #[cfg(test)]

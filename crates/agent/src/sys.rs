@@ -1,9 +1,6 @@
 //! What has no safe form: forking, and what runs between fork and exec. No other file has unsafe code.
 
-#![expect(
-    unsafe_code,
-    reason = "fork, the code between fork and exec, and one ioctl have no safe form"
-)]
+#![expect(unsafe_code, reason = "fork, the code between fork and exec, and one ioctl have no safe form")]
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -49,15 +46,9 @@ pub(crate) struct Credentials {
 
 /// Lets the command start in a session of its own with the signals as a login would set them, with its
 /// standard input as controlling terminal if asked for, and as another user if asked for.
-pub(crate) fn prepare_child(
-    command: &mut Command,
-    terminal: bool,
-    credentials: Option<Credentials>,
-) {
-    let groups: Vec<Gid> = credentials
-        .iter()
-        .flat_map(|credentials| credentials.groups.iter().copied().map(Gid::from_raw))
-        .collect();
+pub(crate) fn prepare_child(command: &mut Command, terminal: bool, credentials: Option<Credentials>) {
+    let groups: Vec<Gid> =
+        credentials.iter().flat_map(|credentials| credentials.groups.iter().copied().map(Gid::from_raw)).collect();
     let setup = move || -> io::Result<()> {
         nix::unistd::setsid()?;
         if terminal {

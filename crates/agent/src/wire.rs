@@ -26,11 +26,17 @@ pub(crate) const SUPERVISOR_LOG: &str = "supervisor.log";
 pub(crate) const LOGS: &str = "logs";
 /// Where the run folder is inside a container.
 pub(crate) const CONTAINER_DIR: &str = "/dstack/task";
+/// Where the agent's program is inside a container.
+pub(crate) const CONTAINER_BINARY: &str = "/dstack/bin/dstack-agent";
 /// Where blobs are inside a container.
 pub(crate) const CONTAINER_BLOBS: &str = "/dstack/blobs";
 
 /// How the warning begins that counts lost output.
 pub(crate) const LOST_OUTPUT: &str = "output was lost";
+
+/// What happened to a container that its engine ended.
+pub(crate) const ENGINE_INTERRUPTED: &str = "the container engine ended the container, for instance because it \
+    was restarted; with `\"live-restore\": true` in its configuration jobs outlive a restart";
 
 /// All that a supervisor needs to know.
 #[derive(Debug, Clone, Serialize, Deserialize)]

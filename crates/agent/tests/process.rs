@@ -27,9 +27,7 @@ async fn nothing_runs_before_go() {
     let mut spec = script("echo ran");
     spec.released = false;
     agent.put(&spec).await;
-    let ready = agent
-        .wait_for(&spec, "ready", |state| state.phase == TaskPhase::Ready)
-        .await;
+    let ready = agent.wait_for(&spec, "ready", |state| state.phase == TaskPhase::Ready).await;
     assert_eq!((ready.log_end, ready.started_at), (0, None));
     assert!(ready.resolved.working_dir.unwrap().ends_with("/work"));
     assert_eq!(ready.resolved.username.as_deref(), Some("root"));
@@ -41,9 +39,7 @@ async fn nothing_runs_before_go() {
     agent.forget(&spec).await;
     agent.forget(&spec).await;
     assert_eq!(agent.state(spec.id).await, None);
-    assert!(!exists(
-        &agent.home.path().join(format!("tasks/{}", spec.id))
-    ));
+    assert!(!exists(&agent.home.path().join(format!("tasks/{}", spec.id))));
 }
 
 #[tokio::test]
@@ -51,10 +47,7 @@ async fn exit_statuses_and_signals_are_told() {
     let mut agent = Agent::new(&[]);
     let (failed, _) = agent.run(&script("echo why; echo so; exit 3")).await;
     let exit = failed.exit.unwrap();
-    assert_eq!(
-        (exit.reason, exit.exit_status, exit.signal),
-        (ExitReason::Failed, Some(3), None)
-    );
+    assert_eq!((exit.reason, exit.exit_status, exit.signal), (ExitReason::Failed, Some(3), None));
     assert_eq!(exit.message.as_deref(), Some("why\nso"));
     let (killed, _) = agent.run(&script("kill -KILL $$")).await;
     let exit = killed.exit.unwrap();
@@ -62,10 +55,7 @@ async fn exit_statuses_and_signals_are_told() {
     assert!(!exit.oom_killed);
     let (missing, _) = agent.run(&process(&["/no/such/program"])).await;
     let exit = missing.exit.unwrap();
-    assert_eq!(
-        (exit.reason, exit.exit_status),
-        (ExitReason::ExecutorError, None)
-    );
+    assert_eq!((exit.reason, exit.exit_status), (ExitReason::ExecutorError, None));
     assert!(exit.message.unwrap().contains("/no/such/program"));
 }
 
@@ -74,9 +64,7 @@ async fn a_job_that_ignores_polite_signals_is_killed_after_its_grace() {
     let mut agent = Agent::new(&[]);
     let spec = script("trap '' INT TERM HUP; echo up; while true; do sleep 0.05; done");
     agent.put(&spec).await;
-    agent
-        .wait_for(&spec, "output", |state| state.log_end > 0)
-        .await;
+    agent.wait_for(&spec, "output", |state| state.log_end > 0).await;
     agent.stop(&spec, 1).await;
     let exit = agent.wait_sealed(&spec).await.exit.unwrap();
     assert_eq!((exit.reason, exit.signal), (ExitReason::Stopped, Some(9)));
@@ -86,19 +74,13 @@ async fn a_job_that_ignores_polite_signals_is_killed_after_its_grace() {
 #[tokio::test]
 async fn a_polite_job_may_finish_what_it_does() {
     let mut agent = Agent::new(&[]);
-    let spec =
-        script("trap 'echo saved; exit 7' TERM INT; echo up; while true; do sleep 0.05; done");
+    let spec = script("trap 'echo saved; exit 7' TERM INT; echo up; while true; do sleep 0.05; done");
     agent.put(&spec).await;
-    agent
-        .wait_for(&spec, "output", |state| state.log_end > 0)
-        .await;
+    agent.wait_for(&spec, "output", |state| state.log_end > 0).await;
     agent.stop(&spec, 60).await;
     let state = agent.wait_sealed(&spec).await;
     let exit = state.exit.unwrap();
-    assert_eq!(
-        (exit.reason, exit.exit_status),
-        (ExitReason::Stopped, Some(7))
-    );
+    assert_eq!((exit.reason, exit.exit_status), (ExitReason::Stopped, Some(7)));
     assert_eq!(text(&agent.read_log(spec.id, 0).await.bytes), "up\nsaved\n");
 }
 
@@ -111,9 +93,7 @@ async fn a_daemon_that_hides_is_gone_after_the_end() {
          (env -i setsid sh -c \"(sleep 1000 &)\" &) ; sleep 0.3; echo done"
     ));
     agent.put(&spec).await;
-    agent
-        .wait_for(&spec, "daemons", |_| processes_of(spec.id).len() >= 2)
-        .await;
+    agent.wait_for(&spec, "daemons", |_| processes_of(spec.id).len() >= 2).await;
     let state = agent.wait_sealed(&spec).await;
     assert_eq!(state.exit.unwrap().reason, ExitReason::Done);
     assert!(processes_of(spec.id).is_empty());
@@ -123,10 +103,8 @@ async fn a_daemon_that_hides_is_gone_after_the_end() {
 async fn the_environment_is_clean_literal_and_complete() {
     let mut agent = Agent::new(&[]);
     let mut spec = process(&["/usr/bin/env", "-0"]);
-    spec.env
-        .insert("LITERAL".to_owned(), "a:$HOME:`id`:${X}".to_owned());
-    spec.env
-        .insert("DSTACK_RUN_NAME".to_owned(), "mine".to_owned());
+    spec.env.insert("LITERAL".to_owned(), "a:$HOME:`id`:${X}".to_owned());
+    spec.env.insert("DSTACK_RUN_NAME".to_owned(), "mine".to_owned());
     spec.cluster = ClusterInfo {
         node_rank: 1,
         node_ips: vec!["10.0.0.1".to_owned(), "10.0.0.2".to_owned()],
@@ -134,10 +112,8 @@ async fn the_environment_is_clean_literal_and_complete() {
     };
     let (state, log) = agent.run(&spec).await;
     let log = String::from_utf8(log).unwrap().replace("\r\n", "\n");
-    let variables: std::collections::BTreeMap<&str, &str> = log
-        .split('\0')
-        .filter_map(|line| line.split_once('='))
-        .collect();
+    let variables: std::collections::BTreeMap<&str, &str> =
+        log.split('\0').filter_map(|line| line.split_once('=')).collect();
     let check = |name: &str, value: &str| assert_eq!(variables.get(name), Some(&value), "{name}");
     check("LITERAL", "a:$HOME:`id`:${X}");
     check("DSTACK_RUN_NAME", "mine");
@@ -156,10 +132,7 @@ async fn the_environment_is_clean_literal_and_complete() {
     assert_eq!(hostfile, "10.0.0.1 slots=8\n10.0.0.2 slots=4\n");
     let allowed = ["PATH", "HOME", "USER", "LANG", "LITERAL"];
     for name in variables.keys() {
-        assert!(
-            name.starts_with("DSTACK_") || allowed.contains(name),
-            "{name} leaked"
-        );
+        assert!(name.starts_with("DSTACK_") || allowed.contains(name), "{name} leaked");
     }
 }
 
@@ -167,17 +140,11 @@ async fn the_environment_is_clean_literal_and_complete() {
 async fn secrets_are_in_no_argument_and_gone_from_the_disk_once_it_runs() {
     let mut agent = Agent::new(&[]);
     let mut spec = script("echo up; sleep 1000");
-    spec.env
-        .insert("TOKEN".to_owned(), "s3cr3t-value".to_owned());
+    spec.env.insert("TOKEN".to_owned(), "s3cr3t-value".to_owned());
     agent.put(&spec).await;
-    agent
-        .wait_for(&spec, "started", |state| state.started_at.is_some())
-        .await;
-    let found = std::process::Command::new("grep")
-        .args(["-rl", "s3cr3t-value"])
-        .arg(agent.home.path())
-        .output()
-        .unwrap();
+    agent.wait_for(&spec, "started", |state| state.started_at.is_some()).await;
+    let found =
+        std::process::Command::new("grep").args(["-rl", "s3cr3t-value"]).arg(agent.home.path()).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&found.stdout), "");
     assert!(!agent.log().contains("s3cr3t"));
     agent.stop(&spec, 0).await;
@@ -200,9 +167,7 @@ async fn a_stop_overtakes_a_flood() {
     let mut agent = Agent::new(&[]);
     let spec = process(&["/usr/bin/yes", "a line that is printed again and again"]);
     agent.put(&spec).await;
-    agent
-        .wait_for(&spec, "flood", |state| state.log_end > 20_000_000)
-        .await;
+    agent.wait_for(&spec, "flood", |state| state.log_end > 20_000_000).await;
     let before = Instant::now();
     agent.stop(&spec, 300).await;
     agent.wait_sealed(&spec).await;
@@ -233,47 +198,25 @@ async fn older_generations_and_epochs_are_refused() {
     assert_eq!(again.generation, 5);
     let path = format!("/v1/tasks/{}", spec.id);
     spec.generation = 4;
-    let refused = agent
-        .insist::<TaskState>("PUT", &path, &spec)
-        .await
-        .unwrap_err();
+    let refused = agent.insist::<TaskState>("PUT", &path, &spec).await.unwrap_err();
     assert_eq!(refused.code, AgentErrorCode::Fenced);
-    let order = StopOrder {
-        generation: 4,
-        grace_secs: 0,
-    };
+    let order = StopOrder { generation: 4, grace_secs: 0 };
     let stop = format!("{path}/stop");
-    let refused = agent
-        .insist::<TaskState>("POST", &stop, &order)
-        .await
-        .unwrap_err();
+    let refused = agent.insist::<TaskState>("POST", &stop, &order).await.unwrap_err();
     assert_eq!(refused.code, AgentErrorCode::Fenced);
     agent.hello().await;
     agent.epoch = 7;
     agent.hello().await;
     agent.epoch = 6;
     agent.restart();
-    let order = StopOrder {
-        generation: 5,
-        grace_secs: 0,
-    };
-    let refused = agent
-        .insist::<TaskState>("POST", &stop, &order)
-        .await
-        .unwrap_err();
+    let order = StopOrder { generation: 5, grace_secs: 0 };
+    let refused = agent.insist::<TaskState>("POST", &stop, &order).await.unwrap_err();
     assert_eq!(refused.code, AgentErrorCode::Fenced);
     agent.epoch = 7;
     let own = agent.server_id;
     agent.server_id = api::ids::ServerId(spec.run_id.0);
-    let request = HelloRequest {
-        server_id: agent.server_id,
-        epoch: 9,
-        protocol: 1,
-    };
-    let refused = agent
-        .insist::<Hello>("POST", "/v1/hello", &request)
-        .await
-        .unwrap_err();
+    let request = HelloRequest { server_id: agent.server_id, epoch: 9, protocol: 1 };
+    let refused = agent.insist::<Hello>("POST", "/v1/hello", &request).await.unwrap_err();
     assert_eq!(refused.code, AgentErrorCode::OtherServer);
     agent.server_id = own;
     spec.generation = 5;
@@ -287,9 +230,7 @@ async fn a_newer_spec_replaces_one_that_has_not_started() {
     let mut spec = script("echo old");
     spec.released = false;
     agent.put(&spec).await;
-    agent
-        .wait_for(&spec, "ready", |state| state.phase == TaskPhase::Ready)
-        .await;
+    agent.wait_for(&spec, "ready", |state| state.phase == TaskPhase::Ready).await;
     let mut newer = script("echo new");
     newer.id = spec.id;
     newer.generation = 2;
@@ -306,10 +247,7 @@ async fn a_forgotten_task_does_not_run_again() {
     agent.run(&spec).await;
     agent.forget(&spec).await;
     let path = format!("/v1/tasks/{}", spec.id);
-    let refused = agent
-        .insist::<TaskState>("PUT", &path, &spec)
-        .await
-        .unwrap_err();
+    let refused = agent.insist::<TaskState>("PUT", &path, &spec).await.unwrap_err();
     assert_eq!(refused.code, AgentErrorCode::Fenced);
 }
 
@@ -355,14 +293,8 @@ async fn log_times_tell_when_lines_were_printed() {
     agent.put(&spec).await;
     agent.wait_sealed(&spec).await;
     let log = agent.read_log(spec.id, 0).await;
-    let [first, last] = log.times[..] else {
-        panic!("{:?}", log.times)
-    };
-    assert!(
-        (400_000..30_000_000).contains(&(last - first)),
-        "{:?}",
-        log.times
-    );
+    let [first, last] = log.times[..] else { panic!("{:?}", log.times) };
+    assert!((400_000..30_000_000).contains(&(last - first)), "{:?}", log.times);
 }
 
 #[tokio::test]
@@ -370,10 +302,7 @@ async fn the_event_stream_tells_every_change() {
     use http_body_util::BodyExt;
     let mut agent = Agent::new(&[]);
     let mut client = agent.client().await;
-    let response = client
-        .send("GET", "/v1/events", bytes::Bytes::new())
-        .await
-        .unwrap();
+    let response = client.send("GET", "/v1/events", bytes::Bytes::new()).await.unwrap();
     let mut body = response.into_body();
     let spec = script("echo hello");
     agent.put(&spec).await;
@@ -382,11 +311,7 @@ async fn the_event_stream_tells_every_change() {
     let mut text = String::new();
     let forgotten = format!("{{\"forgotten\":\"{}\"}}", spec.id);
     while !text.contains(&forgotten) {
-        let frame = timeout(DEADLINE, body.frame())
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap();
+        let frame = timeout(DEADLINE, body.frame()).await.unwrap().unwrap().unwrap();
         text.push_str(std::str::from_utf8(frame.data_ref().unwrap()).unwrap());
     }
     let mut lines = text.lines();
@@ -412,16 +337,8 @@ async fn connect_joins_stdio_to_the_socket() {
     assert_eq!(line, MAGIC_LINE);
     let stream = tokio::io::join(stdout, child.stdin.take().unwrap());
     let mut client = Client::over(stream, 1).await.unwrap();
-    let request = HelloRequest {
-        server_id: agent.server_id,
-        epoch: 1,
-        protocol: 1,
-    };
-    let hello: Hello = client
-        .request("POST", "/v1/hello", &request)
-        .await
-        .unwrap()
-        .unwrap();
+    let request = HelloRequest { server_id: agent.server_id, epoch: 1, protocol: 1 };
+    let hello: Hello = client.request("POST", "/v1/hello", &request).await.unwrap().unwrap();
     assert!(hello.host.cpus > 0);
     drop(client);
     let status = timeout(DEADLINE, child.wait()).await.unwrap().unwrap();
@@ -437,38 +354,21 @@ async fn code_and_files_arrive_before_the_command() {
     header.set_size(5);
     header.set_mode(0o644);
     header.set_cksum();
-    archive
-        .append_data(&mut header, "src/main.txt", &b"hello"[..])
-        .unwrap();
+    archive.append_data(&mut header, "src/main.txt", &b"hello"[..]).unwrap();
     let blob = archive.into_inner().unwrap();
     let hash = hex::encode(sha2::Sha256::digest(&blob));
     let mut spec = script("cat repo/src/main.txt there/main.txt; pwd");
-    spec.code = Some(CodeDelivery {
-        blob_sha256: Some(hash.clone()),
-        repo_dir: "repo".to_owned(),
-        skip_if_exists: false,
-    });
-    spec.files = vec![FileDelivery {
-        blob_sha256: hash.clone(),
-        path: "there".to_owned(),
-    }];
+    spec.code =
+        Some(CodeDelivery { blob_sha256: Some(hash.clone()), repo_dir: "repo".to_owned(), skip_if_exists: false });
+    spec.files = vec![FileDelivery { blob_sha256: hash.clone(), path: "there".to_owned() }];
     let path = format!("/v1/tasks/{}", spec.id);
-    let refused = agent
-        .insist::<TaskState>("PUT", &path, &spec)
-        .await
-        .unwrap_err();
+    let refused = agent.insist::<TaskState>("PUT", &path, &spec).await.unwrap_err();
     assert_eq!(refused.code, AgentErrorCode::InvalidRequest);
     let mut client = agent.client().await;
     let blob_path = format!("/v1/blobs/{hash}");
-    let missing = client
-        .send("HEAD", &blob_path, bytes::Bytes::new())
-        .await
-        .unwrap();
+    let missing = client.send("HEAD", &blob_path, bytes::Bytes::new()).await.unwrap();
     assert_eq!(missing.status(), 404);
-    let wrong = client
-        .send("PUT", &blob_path, bytes::Bytes::from("other"))
-        .await
-        .unwrap();
+    let wrong = client.send("PUT", &blob_path, bytes::Bytes::from("other")).await.unwrap();
     assert_eq!(wrong.status(), 400);
     let kept = client.send("PUT", &blob_path, blob.into()).await.unwrap();
     assert_eq!(kept.status(), 200);

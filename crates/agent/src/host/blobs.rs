@@ -44,9 +44,7 @@ pub(crate) async fn put(
     let partial = host.blobs_dir().join(format!("{sha256}.{number}.part"));
     let received = receive(body, &partial).await;
     let kept = match received {
-        Ok(found) if found == sha256 => {
-            tokio::fs::rename(&partial, &target).await.map_err(internal)
-        }
+        Ok(found) if found == sha256 => tokio::fs::rename(&partial, &target).await.map_err(internal),
         Ok(found) => {
             let message = format!("the blob's SHA-256 is {found}, not {sha256}");
             Err(refuse(AgentErrorCode::InvalidRequest, message))
@@ -77,19 +75,13 @@ fn path(host: &Host, sha256: &str) -> Result<PathBuf, AgentError> {
     let is_hash = sha256.len() == 64 && sha256.bytes().all(|byte| byte.is_ascii_hexdigit());
     match is_hash && sha256 == sha256.to_ascii_lowercase() {
         true => Ok(host.blobs_dir().join(sha256)),
-        false => Err(refuse(
-            AgentErrorCode::InvalidRequest,
-            "a blob's name is its SHA-256",
-        )),
+        false => Err(refuse(AgentErrorCode::InvalidRequest, "a blob's name is its SHA-256")),
     }
 }
 
 /// The blobs that a spec needs.
 pub(crate) fn of_spec(spec: &TaskSpec) -> impl Iterator<Item = &String> {
-    let code = spec
-        .code
-        .iter()
-        .filter_map(|code| code.blob_sha256.as_ref());
+    let code = spec.code.iter().filter_map(|code| code.blob_sha256.as_ref());
     code.chain(spec.files.iter().map(|file| &file.blob_sha256))
 }
 

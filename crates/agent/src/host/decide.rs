@@ -92,11 +92,7 @@ pub(crate) fn decide(record: &Record, seen: &Seen, now: Timestamp, boot: &str) -
     }
     if !seen.attached {
         let was_launched = phase >= TaskPhase::Ready;
-        return if was_launched {
-            Step::Attach
-        } else {
-            Step::Launch
-        };
+        return if was_launched { Step::Attach } else { Step::Launch };
     }
     match &seen.status {
         Some(status) => follow(record, seen, status),
@@ -132,11 +128,7 @@ fn follow(record: &Record, seen: &Seen, status: &JobStatus) -> Step {
 fn end(record: &Record, seen: &Seen, kill_at: Timestamp, now: Timestamp) -> Step {
     let may_have_started = record.state.phase.has_started();
     if seen.launching {
-        return if seen.cancelled {
-            Step::Wait
-        } else {
-            Step::CancelLaunch
-        };
+        return if seen.cancelled { Step::Wait } else { Step::CancelLaunch };
     }
     if !may_have_started {
         // Sealing ends a supervisor that still waits.
@@ -183,14 +175,7 @@ fn after_gone(record: &Record, seen: &Seen, gone: &Gone, now: Timestamp, boot: &
 }
 
 fn exit(reason: ExitReason, message: Option<String>, now: Timestamp) -> TaskExit {
-    TaskExit {
-        reason,
-        exit_status: None,
-        signal: None,
-        oom_killed: false,
-        message,
-        finished_at: now,
-    }
+    TaskExit { reason, exit_status: None, signal: None, oom_killed: false, message, finished_at: now }
 }
 
 #[cfg(test)]
@@ -209,11 +194,7 @@ mod tests {
         };
         let mut record = Record::new(accepted, "boot".to_owned());
         for entry in entries {
-            let line = Line {
-                at: Timestamp::UNIX_EPOCH,
-                boot: "boot".to_owned(),
-                entry: entry.clone(),
-            };
+            let line = Line { at: Timestamp::UNIX_EPOCH, boot: "boot".to_owned(), entry: entry.clone() };
             record.apply(&line);
         }
         record
@@ -230,11 +211,7 @@ mod tests {
             warnings: Vec::new(),
             exit: None,
         };
-        Seen {
-            attached: true,
-            status: Some(status),
-            ..Seen::default()
-        }
+        Seen { attached: true, status: Some(status), ..Seen::default() }
     }
 
     fn check(entries: &[Entry], seen: &Seen, expected: &Step) {
@@ -250,24 +227,12 @@ mod tests {
     fn a_fresh_task_goes_to_ready_and_waits_there() {
         check(&[], &Seen::default(), &Step::Launch);
         check(&[Entry::Preparing], &Seen::default(), &Step::Launch);
-        check(
-            &[Entry::Preparing],
-            &attached(Stage::Preparing),
-            &Step::Wait,
-        );
+        check(&[Entry::Preparing], &attached(Stage::Preparing), &Step::Wait);
         let seen = attached(Stage::Ready);
-        check(
-            &[Entry::Preparing],
-            &seen,
-            &Step::NoteReady(Resolved::default()),
-        );
+        check(&[Entry::Preparing], &seen, &Step::NoteReady(Resolved::default()));
         check(&[ready()], &seen, &Step::Wait);
         check(&[ready(), Entry::Released], &seen, &Step::NoteRunning);
-        check(
-            &[ready(), Entry::Released, Entry::Running],
-            &seen,
-            &Step::SendGo,
-        );
+        check(&[ready(), Entry::Released, Entry::Running], &seen, &Step::SendGo);
     }
 
     #[test]
@@ -278,55 +243,25 @@ mod tests {
 
     #[test]
     fn a_supervisor_that_is_gone_is_replaced_only_before_the_command() {
-        let seen = Seen {
-            gone: Some(Gone::default()),
-            ..Seen::default()
-        };
+        let seen = Seen { gone: Some(Gone::default()), ..Seen::default() };
         check(&[ready()], &seen, &Step::Launch);
-        let found = decide(
-            &record(&[ready(), Entry::Running]),
-            &seen,
-            Timestamp::UNIX_EPOCH,
-            "boot",
-        );
-        let Step::NoteExited(exit) = found else {
-            panic!("{found:?}")
-        };
+        let found = decide(&record(&[ready(), Entry::Running]), &seen, Timestamp::UNIX_EPOCH, "boot");
+        let Step::NoteExited(exit) = found else { panic!("{found:?}") };
         assert_eq!(exit.reason, ExitReason::ExecutorError);
-        let found = decide(
-            &record(&[ready(), Entry::Running]),
-            &seen,
-            Timestamp::UNIX_EPOCH,
-            "other",
-        );
-        let Step::NoteExited(exit) = found else {
-            panic!("{found:?}")
-        };
+        let found = decide(&record(&[ready(), Entry::Running]), &seen, Timestamp::UNIX_EPOCH, "other");
+        let Step::NoteExited(exit) = found else { panic!("{found:?}") };
         assert_eq!(exit.reason, ExitReason::HostInterrupted);
     }
 
     #[test]
     fn a_stop_ends_what_never_ran_at_once_and_asks_what_runs() {
-        let stopping = Entry::Stopping(Stopping {
-            kill_at: Timestamp::UNIX_EPOCH,
-        });
+        let stopping = Entry::Stopping(Stopping { kill_at: Timestamp::UNIX_EPOCH });
         let stopped = Step::NoteExited(exit(ExitReason::Stopped, None, Timestamp::UNIX_EPOCH));
         check(std::slice::from_ref(&stopping), &Seen::default(), &stopped);
-        check(
-            &[ready(), stopping.clone()],
-            &attached(Stage::Ready),
-            &stopped,
-        );
+        check(&[ready(), stopping.clone()], &attached(Stage::Ready), &stopped);
         let running = [ready(), Entry::Running, stopping];
-        check(
-            &running,
-            &attached(Stage::Running),
-            &Step::SendStop(Timestamp::UNIX_EPOCH),
-        );
-        let launching = Seen {
-            launching: true,
-            ..Seen::default()
-        };
+        check(&running, &attached(Stage::Running), &Step::SendStop(Timestamp::UNIX_EPOCH));
+        let launching = Seen { launching: true, ..Seen::default() };
         check(&running[2..], &launching, &Step::CancelLaunch);
     }
 }

@@ -16,10 +16,7 @@ pub(crate) struct GpuPool {
 impl GpuPool {
     /// A pool of these GPUs, all of them free.
     pub(crate) fn new(gpus: Vec<HostGpu>) -> GpuPool {
-        GpuPool {
-            gpus,
-            taken: Mutex::default(),
-        }
+        GpuPool { gpus, taken: Mutex::default() }
     }
 
     /// The GPUs.
@@ -60,8 +57,7 @@ impl GpuPool {
 
     /// Marks GPUs as a task's, as its journal says.
     pub(crate) fn restore(&self, task: JobId, uuids: &[String]) {
-        self.taken()
-            .extend(uuids.iter().map(|uuid| (uuid.clone(), task)));
+        self.taken().extend(uuids.iter().map(|uuid| (uuid.clone(), task)));
     }
 
     /// Takes back what a task has.
@@ -81,15 +77,9 @@ fn choose(free: &[&HostGpu], wanted: usize) -> Vec<String> {
         by_node.entry(gpu.numa_node).or_default().push(gpu);
     }
     // The smallest node that is large enough leaves the larger ones whole.
-    let node = by_node
-        .values()
-        .filter(|gpus| gpus.len() >= wanted)
-        .min_by_key(|gpus| gpus.len());
+    let node = by_node.values().filter(|gpus| gpus.len() >= wanted).min_by_key(|gpus| gpus.len());
     let from = node.map_or(free, Vec::as_slice);
-    from.iter()
-        .take(wanted)
-        .map(|gpu| gpu.uuid.clone())
-        .collect()
+    from.iter().take(wanted).map(|gpu| gpu.uuid.clone()).collect()
 }
 
 #[cfg(test)]
@@ -110,19 +100,13 @@ mod tests {
     }
 
     fn count(gpus: u32) -> HostShare {
-        HostShare {
-            gpu_count: Some(gpus),
-            ..HostShare::default()
-        }
+        HostShare { gpu_count: Some(gpus), ..HostShare::default() }
     }
 
     #[test]
     fn a_gpu_has_one_owner() {
         let pool = pool(&[0, 0]);
-        let (one, two) = (
-            JobId(uuid::Uuid::from_u128(1)),
-            JobId(uuid::Uuid::from_u128(2)),
-        );
+        let (one, two) = (JobId(uuid::Uuid::from_u128(1)), JobId(uuid::Uuid::from_u128(2)));
         assert_eq!(pool.take(one, &count(1)).unwrap(), ["GPU-0"]);
         assert_eq!(pool.take(two, &count(1)).unwrap(), ["GPU-1"]);
         assert!(pool.take(two, &count(2)).is_err());

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use api::agent::{
-    AgentError, AgentErrorCode, EPOCH_HEADER, HelloRequest, LogAck, StopOrder, TaskOrder,
-    TaskPhase, TaskSpec, TaskState,
+    AgentError, AgentErrorCode, EPOCH_HEADER, HelloRequest, LogAck, StopOrder, TaskOrder, TaskPhase, TaskSpec,
+    TaskState,
 };
 use api::ids::JobId;
 use axum::body::Body;
@@ -38,11 +38,7 @@ impl From<AgentError> for Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.0.code.http_status());
-        (
-            status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
-            Json(self.0),
-        )
-            .into_response()
+        (status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), Json(self.0)).into_response()
     }
 }
 
@@ -98,11 +94,7 @@ async fn hello(State(host): App, body: Body) -> Answer<api::agent::Hello> {
 async fn put_task(State(host): App, Path(id): Path<JobId>, body: Body) -> Answer<TaskState> {
     let spec: Box<TaskSpec> = read(body).await?;
     if spec.id != id {
-        return Err(refuse(
-            AgentErrorCode::InvalidRequest,
-            "the spec is of another task",
-        )
-        .into());
+        return Err(refuse(AgentErrorCode::InvalidRequest, "the spec is of another task").into());
     }
     let task = host.task_or(id, || spawn_new(&host, id));
     Ok(Json(task.ask(|reply| Message::Put(spec, reply)).await?))
@@ -110,20 +102,12 @@ async fn put_task(State(host): App, Path(id): Path<JobId>, body: Body) -> Answer
 
 async fn go(State(host): App, Path(id): Path<JobId>, body: Body) -> Answer<TaskState> {
     let order: TaskOrder = read(body).await?;
-    Ok(Json(
-        host.task(id)?
-            .ask(|reply| Message::Go(order, reply))
-            .await?,
-    ))
+    Ok(Json(host.task(id)?.ask(|reply| Message::Go(order, reply)).await?))
 }
 
 async fn stop(State(host): App, Path(id): Path<JobId>, body: Body) -> Answer<TaskState> {
     let order: StopOrder = read(body).await?;
-    Ok(Json(
-        host.task(id)?
-            .ask(|reply| Message::Stop(order, reply))
-            .await?,
-    ))
+    Ok(Json(host.task(id)?.ask(|reply| Message::Stop(order, reply)).await?))
 }
 
 async fn forget(State(host): App, Path(id): Path<JobId>, body: Body) -> Answer<()> {
@@ -160,10 +144,7 @@ async fn ack(State(host): App, Path(id): Path<JobId>, body: Body) -> Answer<()> 
 }
 
 async fn shutdown(State(host): App) -> Answer<()> {
-    let running = host
-        .snapshot()
-        .into_iter()
-        .find(|state| state.phase < TaskPhase::Sealed);
+    let running = host.snapshot().into_iter().find(|state| state.phase < TaskPhase::Sealed);
     if let Some(state) = running {
         let message = format!("the task {} has not ended", state.id);
         return Err(refuse(AgentErrorCode::WrongPhase, message).into());
@@ -175,9 +156,7 @@ async fn shutdown(State(host): App) -> Answer<()> {
 /// Reads a request's JSON, whatever its content type says.
 async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
     let invalid = |error: String| Refusal(refuse(AgentErrorCode::InvalidRequest, error));
-    let bytes = axum::body::to_bytes(body, REQUEST_LIMIT)
-        .await
-        .map_err(|error| invalid(error.to_string()))?;
+    let bytes = axum::body::to_bytes(body, REQUEST_LIMIT).await.map_err(|error| invalid(error.to_string()))?;
     serde_json::from_slice(&bytes).map_err(|error| invalid(format!("the request: {error}")))
 }
 

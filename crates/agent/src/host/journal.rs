@@ -25,20 +25,12 @@ impl Journal {
     /// Opens the journal at `path`, making it if it is missing, and reads its lines. A line that a crash cut
     /// short is dropped: what it announced has not happened.
     pub(crate) fn open(path: &Path) -> io::Result<(Journal, Vec<Line>)> {
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)?;
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         let text = io::read_to_string(&mut file)?;
         let mut lines = Vec::new();
         let mut length = 0;
-        for text in text
-            .split_inclusive('\n')
-            .take_while(|text| text.ends_with('\n'))
-        {
+        for text in text.split_inclusive('\n').take_while(|text| text.ends_with('\n')) {
             let Ok(line) = serde_json::from_str(text) else {
                 break;
             };
@@ -48,15 +40,7 @@ impl Journal {
         file.set_len(length)?;
         file.seek(SeekFrom::End(0))?;
         let reserve = path.with_file_name("reserve");
-        Ok((
-            Journal {
-                file,
-                reserve,
-                length,
-                pending: Vec::new(),
-            },
-            lines,
-        ))
+        Ok((Journal { file, reserve, length, pending: Vec::new() }, lines))
     }
 
     /// Keeps some space for later lines.
@@ -85,16 +69,12 @@ impl Journal {
 
     /// Remembers a line that found no room, to be written before the next one.
     pub(crate) fn postpone(&mut self, line: &Line) {
-        self.pending
-            .extend(serde_json::to_vec(line).unwrap_or_default());
+        self.pending.extend(serde_json::to_vec(line).unwrap_or_default());
         self.pending.push(b'\n');
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let result = self
-            .file
-            .write_all(bytes)
-            .and_then(|()| self.file.sync_data());
+        let result = self.file.write_all(bytes).and_then(|()| self.file.sync_data());
         match result {
             Ok(()) => self.length += bytes.len() as u64,
             Err(_) => {
@@ -115,11 +95,7 @@ mod tests {
 
     fn line(text: &str) -> Line {
         let entry = Entry::Warning(text.to_owned());
-        Line {
-            at: Timestamp::UNIX_EPOCH,
-            boot: "boot".to_owned(),
-            entry,
-        }
+        Line { at: Timestamp::UNIX_EPOCH, boot: "boot".to_owned(), entry }
     }
 
     #[test]

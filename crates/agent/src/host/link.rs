@@ -46,7 +46,7 @@ pub(crate) async fn follow(
             handle.tell(Message::Status(Box::new(status))).await;
             return;
         }
-        match runtime::liveness(&host, &dir, container).await {
+        match runtime::liveness(&host, &dir, handle.id, container).await {
             Liveness::Alive => tokio::time::sleep(retry).await,
             Liveness::Unknown => tokio::time::sleep(UNKNOWN_RETRY).await,
             Liveness::Gone(gone) => {
@@ -76,11 +76,7 @@ enum Pumped {
     Abandoned,
 }
 
-async fn pump(
-    stream: UnixStream,
-    handle: &TaskHandle,
-    orders: &mut mpsc::Receiver<Order>,
-) -> Pumped {
+async fn pump(stream: UnixStream, handle: &TaskHandle, orders: &mut mpsc::Receiver<Order>) -> Pumped {
     let (read, mut write) = stream.into_split();
     let mut lines = FramedRead::new(read, LinesCodec::new_with_max_length(STATUS_LIMIT));
     let mut last: Option<JobStatus> = None;

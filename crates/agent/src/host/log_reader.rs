@@ -45,11 +45,7 @@ struct Index {
 impl LogReader {
     /// Reads the log in `dir` from `position` on.
     pub(crate) fn new(dir: PathBuf, position: u64) -> LogReader {
-        LogReader {
-            dir,
-            position,
-            segment: None,
-        }
+        LogReader { dir, position, segment: None }
     }
 
     /// The next frame with at most `limit` bytes of payload, ready to send. None: there is nothing more for
@@ -61,17 +57,12 @@ impl LogReader {
         // Either all is read, or the segment is over, or it was removed.
         self.segment = None;
         let segments = list_segments(&self.dir);
-        let holds = |(start, length): &&(u64, u64)| {
-            *start <= self.position && self.position < start + length
-        };
+        let holds = |(start, length): &&(u64, u64)| *start <= self.position && self.position < start + length;
         if let Some((start, _)) = segments.iter().find(holds) {
             self.open(*start);
             return self.read(limit);
         }
-        let next = segments
-            .iter()
-            .map(|(start, _)| *start)
-            .find(|start| *start > self.position);
+        let next = segments.iter().map(|(start, _)| *start).find(|start| *start > self.position);
         // A segment that was just begun is empty, and after it more may come.
         let resume = next.or(sealed_at.filter(|end| *end > self.position))?;
         self.position = resume;
@@ -83,26 +74,18 @@ impl LogReader {
         let Ok(file) = open(segment_name(start)) else {
             return;
         };
-        let index = Index {
-            file: open(index_name(start)).ok(),
-            ..Index::default()
-        };
+        let index = Index { file: open(index_name(start)).ok(), ..Index::default() };
         self.segment = Some(Segment { start, file, index });
     }
 
     fn read(&mut self, limit: u64) -> Option<Vec<u8>> {
         let segment = self.segment.as_mut()?;
         let (time, until) = segment.index.find(self.position);
-        let wanted = until
-            .saturating_sub(self.position)
-            .min(LOG_FRAME_MAX_PAYLOAD as u64)
-            .min(limit.max(1)) as usize;
+        let wanted =
+            until.saturating_sub(self.position).min(LOG_FRAME_MAX_PAYLOAD as u64).min(limit.max(1)) as usize;
         let mut frame = vec![0; LOG_FRAME_HEADER + wanted];
         let place = self.position.checked_sub(segment.start)?;
-        let length = segment
-            .file
-            .read_at(&mut frame[LOG_FRAME_HEADER..], place)
-            .ok()?;
+        let length = segment.file.read_at(&mut frame[LOG_FRAME_HEADER..], place).ok()?;
         if length == 0 {
             return None;
         }
@@ -118,12 +101,8 @@ impl Index {
     /// When the byte at `position` was written, and the offset up to which that is about right.
     fn find(&mut self, position: u64) -> (i64, u64) {
         self.load(position);
-        let after = self
-            .entries
-            .partition_point(|(offset, _)| *offset <= position);
-        let time = after
-            .checked_sub(1)
-            .map_or(0, |entry| self.entries[entry].1);
+        let after = self.entries.partition_point(|(offset, _)| *offset <= position);
+        let time = after.checked_sub(1).map_or(0, |entry| self.entries[entry].1);
         let until = self.entries[after..]
             .iter()
             .find(|(_, later)| (*later - time).abs() > FRAME_SPAN_MICROS)
@@ -149,31 +128,19 @@ impl Index {
             let keep = count.min(1);
             self.entries.drain(..count - keep);
             self.first += (count - keep) as u64;
-            self.entries
-                .extend(bytes[..length].chunks_exact(INDEX_ENTRY).map(entry));
+            self.entries.extend(bytes[..length].chunks_exact(INDEX_ENTRY).map(entry));
         }
     }
 }
 
 fn entry(bytes: &[u8]) -> (u64, i64) {
     let (offset, time) = bytes.split_at(8);
-    let number = |bytes: &[u8]| {
-        bytes
-            .iter()
-            .fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte))
-    };
+    let number = |bytes: &[u8]| bytes.iter().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
     (number(offset), number(time) as i64)
 }
 
 fn header(kind: LogFrameKind, offset: u64, time_micros: i64, length: u32) -> Vec<u8> {
-    LogFrame {
-        kind,
-        offset,
-        time_micros,
-        length,
-    }
-    .encode()
-    .to_vec()
+    LogFrame { kind, offset, time_micros, length }.encode().to_vec()
 }
 
 /// The frame that says where the log ends.

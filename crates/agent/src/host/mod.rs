@@ -1,6 +1,7 @@
 //! The host agent: keeps tasks on the disk and running, and answers the server on a unix socket.
 
 mod blobs;
+mod container;
 mod decide;
 mod gpus;
 mod http;
@@ -29,6 +30,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::disk::ShortPath;
+pub(crate) use crate::host::container::Engine;
 use crate::host::journal::Journal;
 use crate::host::record::Record;
 use crate::host::state::Host;
@@ -48,29 +50,17 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 pub(crate) fn run(options: HostOptions) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("DSTACK_AGENT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let home = &options.home;
-    disk::create_private_dir(home)
-        .with_context(|| format!("make the home `{}`", home.display()))?;
+    disk::create_private_dir(home).with_context(|| format!("make the home `{}`", home.display()))?;
     let home = home.canonicalize()?;
     restrict(&home)?;
-    let options = HostOptions {
-        home: home.clone(),
-        ..options
-    };
+    let options = HostOptions { home: home.clone(), ..options };
     let Some(_lock) = disk::lock(&home.join("agent.lock"))? else {
-        bail!(
-            "another agent already runs with the home `{}`",
-            home.display()
-        );
+        bail!("another agent already runs with the home `{}`", home.display());
     };
     failpoint::set_home(home);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(serve(options));
     runtime.shutdown_background();
     result
@@ -88,6 +78,8 @@ async fn serve(options: HostOptions) -> anyhow::Result<()> {
     restore(&host).await?;
     let listener = listen(&host.options.socket)?;
     info!("listening on `{}`", host.options.socket.display());
+    let sweeping = host.clone();
+    tokio::spawn(async move { container::remove_strangers(&sweeping).await });
     let hashing = host.clone();
     tokio::task::spawn_blocking(move || {
         hashing.binary_sha256();
@@ -109,11 +101,7 @@ async fn serve(options: HostOptions) -> anyhow::Result<()> {
 async fn restore(host: &Arc<Host>) -> anyhow::Result<()> {
     for entry in std::fs::read_dir(host.tasks_dir())? {
         let entry = entry?;
-        let Some(id) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<JobId>().ok())
-        else {
+        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<JobId>().ok()) else {
             continue;
         };
         let dir = TaskDir::new(&host.tasks_dir(), id);
@@ -134,7 +122,7 @@ async fn restore_task(host: &Arc<Host>, dir: &TaskDir, id: JobId) -> anyhow::Res
     };
     if record.forgotten {
         drop(journal);
-        return Ok(task::finish_forgetting(host, dir, id, record.state.generation).await?);
+        return Ok(task::finish_forgetting(host, dir, &record.accepted).await?);
     }
     info!(task.id = %id, "restored in phase {:?}", record.state.phase);
     if record.state.exit.is_none() {
@@ -147,20 +135,15 @@ async fn restore_task(host: &Arc<Host>, dir: &TaskDir, id: JobId) -> anyhow::Res
 /// Listens on a socket that only the owner may use.
 fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
     use std::os::unix::fs::PermissionsExt;
-    let parent = socket
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
+    let parent = socket.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or(Path::new("."));
     disk::create_private_dir(parent)?;
-    let name = socket
-        .file_name()
-        .and_then(|name| name.to_str())
-        .context("a socket has a name")?;
+    let name = socket.file_name().and_then(|name| name.to_str()).context("a socket has a name")?;
     let short = ShortPath::new(parent, name)?;
     // The lock on the home says that nobody listens there any more.
     let _ = std::fs::remove_file(short.path());
-    let listener = UnixListener::bind(short.path())
-        .with_context(|| format!("listen on `{}`", socket.display()))?;
+    let listener =
+        UnixListener::bind(short.path()).with_context(|| format!("listen on `{}`", socket.display()))?;
     std::fs::set_permissions(short.path(), std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }
@@ -197,9 +180,7 @@ async fn converse(stream: UnixStream, router: axum::Router) {
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
     let service = TowerToHyperService::new(router);
     // A peer that goes away is no failure of ours.
-    let _ = builder
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
 }
 
 async fn asked_to_exit(host: &Host) -> anyhow::Result<&'static str> {

@@ -17,13 +17,9 @@ const KEPT: [&str; 3] = ["PATH", "HOME", "LANG"];
 /// Starts the supervisor; it lives, and listens on its socket, when this returns.
 pub(crate) async fn launch(dir: &TaskDir) -> Result<(), String> {
     let start = async {
-        let errors = std::fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(dir.run().join(wire::SUPERVISOR_LOG))?;
-        let kept = KEPT
-            .iter()
-            .filter_map(|name| Some((name, std::env::var_os(name)?)));
+        let errors =
+            std::fs::OpenOptions::new().append(true).create(true).open(dir.run().join(wire::SUPERVISOR_LOG))?;
+        let kept = KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
         let mut command = Command::new("/proc/self/exe");
         command
             .args(["job", "--detach", "--dir"])
@@ -36,9 +32,7 @@ pub(crate) async fn launch(dir: &TaskDir) -> Result<(), String> {
             .stderr(errors);
         command.status().await
     };
-    let status = start
-        .await
-        .map_err(|error| format!("cannot start the supervisor: {error}"))?;
+    let status = start.await.map_err(|error| format!("cannot start the supervisor: {error}"))?;
     match status.success() {
         true => Ok(()),
         false => {
@@ -57,9 +51,11 @@ pub(crate) fn liveness(dir: &TaskDir) -> Liveness {
     }
 }
 
-/// Ends the supervisor and every process of the job at once. Blocks until none is left.
-pub(crate) fn destroy(dir: &TaskDir, id: JobId) -> Vec<String> {
-    if let Some(supervisor) = disk::lock_holder(&dir.lock()) {
+/// Ends the supervisor and every process of the job at once. Blocks until none is left. What a container's
+/// supervisor says about its number means nothing here.
+pub(crate) fn destroy(dir: &TaskDir, id: JobId, is_container: bool) -> Vec<String> {
+    let supervisor = if is_container { None } else { disk::lock_holder(&dir.lock()) };
+    if let Some(supervisor) = supervisor {
         let children = procs::find(id, Some(supervisor));
         let _ = kill(supervisor, Signal::SIGKILL);
         for child in children {
@@ -67,7 +63,5 @@ pub(crate) fn destroy(dir: &TaskDir, id: JobId) -> Vec<String> {
         }
     }
     let left = procs::kill_all(id);
-    left.iter()
-        .map(|pid| format!("process {pid} of the job would not die"))
-        .collect()
+    left.iter().map(|pid| format!("process {pid} of the job would not die")).collect()
 }

@@ -117,14 +117,7 @@ impl Record {
             warnings: Vec::new(),
         };
         let released = accepted.released;
-        Record {
-            accepted,
-            state,
-            released,
-            stopping: None,
-            forgotten: false,
-            boot,
-        }
+        Record { accepted, state, released, stopping: None, forgotten: false, boot }
     }
 
     /// The task that these lines tell of. None: it was never accepted.
@@ -203,11 +196,7 @@ mod tests {
     use super::*;
 
     fn line(entry: Entry) -> Line {
-        Line {
-            at: Timestamp::UNIX_EPOCH,
-            boot: "boot".to_owned(),
-            entry,
-        }
+        Line { at: Timestamp::UNIX_EPOCH, boot: "boot".to_owned(), entry }
     }
 
     fn accepted(generation: u64) -> Entry {
@@ -228,13 +217,7 @@ mod tests {
 
     #[test]
     fn a_repeated_step_does_not_take_the_task_back() {
-        let entries = [
-            accepted(1),
-            Entry::Preparing,
-            Entry::Running,
-            Entry::Preparing,
-            Entry::Pulling,
-        ];
+        let entries = [accepted(1), Entry::Preparing, Entry::Running, Entry::Preparing, Entry::Pulling];
         let record = Record::replay(&entries.map(line)).unwrap();
         assert_eq!(record.state.phase, TaskPhase::Running);
     }
@@ -243,22 +226,14 @@ mod tests {
     fn a_newer_spec_begins_anew() {
         let entries = [accepted(1), Entry::Preparing, accepted(2)];
         let record = Record::replay(&entries.map(line)).unwrap();
-        assert_eq!(
-            (record.state.phase, record.state.generation),
-            (TaskPhase::Accepted, 2)
-        );
+        assert_eq!((record.state.phase, record.state.generation), (TaskPhase::Accepted, 2));
     }
 
     #[test]
     fn a_stop_before_the_start_is_remembered_but_shows_no_stopping() {
-        let stopping = Stopping {
-            kill_at: Timestamp::UNIX_EPOCH,
-        };
+        let stopping = Stopping { kill_at: Timestamp::UNIX_EPOCH };
         let entries = [accepted(1), Entry::Preparing, Entry::Stopping(stopping)];
         let record = Record::replay(&entries.map(line)).unwrap();
-        assert_eq!(
-            (record.state.phase, record.stopping),
-            (TaskPhase::Preparing, Some(stopping))
-        );
+        assert_eq!((record.state.phase, record.stopping), (TaskPhase::Preparing, Some(stopping)));
     }
 }

@@ -6,9 +6,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::failpoint::failpoint;
-use crate::host::process;
 use crate::host::state::Host;
 use crate::host::task_dir::TaskDir;
+use crate::host::{container, process};
 use crate::wire::JobFile;
 
 /// Whether a task's supervisor lives.
@@ -43,10 +43,7 @@ pub(crate) struct Failure {
 impl Failure {
     /// Something of ours failed.
     pub(crate) fn executor(message: impl Into<String>) -> Failure {
-        Failure {
-            reason: ExitReason::ExecutorError,
-            message: message.into(),
-        }
+        Failure { reason: ExitReason::ExecutorError, message: message.into() }
     }
 }
 
@@ -78,55 +75,51 @@ pub(crate) async fn launch(
                 return Ok(());
             }
             if dir.is_marked_started() {
-                return Err(Failure::executor(
-                    "the command was started before; it is not repeated",
-                ));
+                return Err(Failure::executor("the command was started before; it is not repeated"));
             }
             for warning in unenforced(spec) {
                 let _ = progress.send(Progress::Warning(warning)).await;
             }
             let job = process_job_file(host, dir, spec, gpus);
-            dir.write_job_file(&job).map_err(|error| {
-                Failure::executor(format!("cannot write the job's file: {error}"))
-            })?;
+            dir.write_job_file(&job)
+                .map_err(|error| Failure::executor(format!("cannot write the job's file: {error}")))?;
             failpoint("launch:job-file-written");
             process::launch(dir).await.map_err(Failure::executor)
         }
-        WantedRuntime::Docker(_) => {
-            let _ = cancel;
-            Err(Failure::executor("containers are not there yet"))
-        }
+        WantedRuntime::Docker(wanted) => container::launch(host, dir, spec, wanted, gpus, progress, cancel).await,
     }
 }
 
 /// Whether the task's supervisor lives.
-pub(crate) async fn liveness(_host: &Host, dir: &TaskDir, _container: bool) -> Liveness {
-    process::liveness(dir)
+pub(crate) async fn liveness(host: &Host, dir: &TaskDir, id: JobId, is_container: bool) -> Liveness {
+    match is_container {
+        true => container::liveness(host, id).await,
+        false => process::liveness(dir),
+    }
 }
 
 /// Ends everything of the task at once; answers what the user should know about it.
-pub(crate) async fn destroy(
-    _host: &Host,
-    dir: &TaskDir,
-    id: JobId,
-    _container: bool,
-) -> Vec<String> {
+pub(crate) async fn destroy(host: &Host, dir: &TaskDir, id: JobId, is_container: bool) -> Vec<String> {
+    if is_container {
+        container::kill(host, id).await;
+    }
     let dir = dir.clone();
-    tokio::task::spawn_blocking(move || process::destroy(&dir, id))
-        .await
-        .unwrap_or_default()
+    let destroy = move || process::destroy(&dir, id, is_container);
+    tokio::task::spawn_blocking(destroy).await.unwrap_or_default()
 }
 
 /// Removes what a task keeps outside its folder.
-pub(crate) async fn remove(_host: &Host, _dir: &TaskDir, _id: JobId) {}
+pub(crate) async fn remove(host: &Host, id: JobId, is_container: bool) {
+    if is_container {
+        container::remove(host, id).await;
+    }
+}
 
 /// Limits that cannot be held for plain processes.
 fn unenforced(spec: &TaskSpec) -> Vec<String> {
     let share = &spec.share;
     let cpus = share.cpus.map(|cpus| format!("`cpus: {cpus}`"));
-    let memory = share
-        .memory_bytes
-        .map(|bytes| format!("a memory limit of {bytes} bytes"));
+    let memory = share.memory_bytes.map(|bytes| format!("a memory limit of {bytes} bytes"));
     [cpus, memory]
         .into_iter()
         .flatten()

@@ -6,8 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use api::agent::{
-    AgentError, AgentErrorCode, Hello, HelloRequest, HostInfo, PROTOCOL_VERSION, TaskSpec,
-    TaskState,
+    AgentError, AgentErrorCode, Hello, HelloRequest, HostInfo, PROTOCOL_VERSION, TaskSpec, TaskState,
 };
 use api::ids::{InstanceId, JobId, ServerId};
 use serde::{Deserialize, Serialize};
@@ -15,6 +14,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use crate::host::blobs;
+use crate::host::container::Engine;
 use crate::host::gpus::GpuPool;
 use crate::host::task::TaskHandle;
 use crate::{clock, disk};
@@ -74,6 +74,8 @@ pub(crate) struct Host {
     machine: HostInfo,
     /// The GPUs that it hands out.
     pub(crate) gpus: GpuPool,
+    /// The container engine.
+    pub(crate) engine: Engine,
     /// The tasks; never locked across an await.
     tasks: Mutex<BTreeMap<JobId, Arc<TaskHandle>>>,
     /// Grows whenever a task changes or goes.
@@ -94,9 +96,7 @@ impl Host {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Owner::default(),
             Err(error) => return Err(error.into()),
         };
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?
-            .trim()
-            .to_owned();
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
         for dir in ["tasks", "blobs", "forgotten"] {
             disk::create_private_dir(&options.home.join(dir))?;
         }
@@ -107,6 +107,7 @@ impl Host {
         Ok(Host {
             boot_id,
             gpus: GpuPool::new(gpus),
+            engine: Engine::new(options.docker == DockerMode::Auto),
             machine,
             tasks: Mutex::default(),
             changes: watch::Sender::new(0),
@@ -135,20 +136,14 @@ impl Host {
 
     /// One task.
     pub(crate) fn task(&self, id: JobId) -> Result<Arc<TaskHandle>, AgentError> {
-        self.lock_tasks().get(&id).cloned().ok_or_else(|| {
-            refuse(
-                AgentErrorCode::UnknownTask,
-                format!("there is no task {id}"),
-            )
-        })
+        self.lock_tasks()
+            .get(&id)
+            .cloned()
+            .ok_or_else(|| refuse(AgentErrorCode::UnknownTask, format!("there is no task {id}")))
     }
 
     /// The task of this identifier; if there is none, the one that `create` makes.
-    pub(crate) fn task_or(
-        &self,
-        id: JobId,
-        create: impl FnOnce() -> Arc<TaskHandle>,
-    ) -> Arc<TaskHandle> {
+    pub(crate) fn task_or(&self, id: JobId, create: impl FnOnce() -> Arc<TaskHandle>) -> Arc<TaskHandle> {
         self.lock_tasks().entry(id).or_insert_with(create).clone()
     }
 
@@ -170,10 +165,7 @@ impl Host {
 
     /// The state of every task.
     pub(crate) fn snapshot(&self) -> Vec<TaskState> {
-        self.tasks()
-            .iter()
-            .filter_map(|task| task.snapshot())
-            .collect()
+        self.tasks().iter().filter_map(|task| task.snapshot()).collect()
     }
 
     /// Whether a task is not at its end.
@@ -189,21 +181,14 @@ impl Host {
             return Err(refuse(AgentErrorCode::Fenced, message));
         }
         if epoch > owner.epoch {
-            self.save_owner(&Owner {
-                epoch,
-                ..owner.clone()
-            })?;
+            self.save_owner(&Owner { epoch, ..owner.clone() })?;
             owner.epoch = epoch;
         }
         Ok(())
     }
 
     /// Answers a server's first words, and becomes its agent if it is nobody's yet.
-    pub(crate) fn hello(
-        &self,
-        request: &HelloRequest,
-        host: HostInfo,
-    ) -> Result<Hello, AgentError> {
+    pub(crate) fn hello(&self, request: &HelloRequest, host: HostInfo) -> Result<Hello, AgentError> {
         if request.protocol != PROTOCOL_VERSION {
             let message = format!("protocol {} is not spoken here", request.protocol);
             return Err(refuse(AgentErrorCode::InvalidRequest, message));
@@ -231,10 +216,7 @@ impl Host {
                 Err(refuse(AgentErrorCode::OtherServer, message))
             }
             None => {
-                let claimed = Owner {
-                    server_id: Some(server),
-                    ..owner.clone()
-                };
+                let claimed = Owner { server_id: Some(server), ..owner.clone() };
                 self.save_owner(&claimed)?;
                 *owner = claimed;
                 Ok(())
@@ -244,12 +226,8 @@ impl Host {
 
     fn save_owner(&self, owner: &Owner) -> Result<(), AgentError> {
         let bytes = serde_json::to_vec(owner).unwrap_or_default();
-        disk::write_atomically(&self.options.home.join("agent.json"), &bytes).map_err(|error| {
-            refuse(
-                AgentErrorCode::Internal,
-                format!("cannot keep the owner's epoch: {error}"),
-            )
-        })
+        disk::write_atomically(&self.options.home.join("agent.json"), &bytes)
+            .map_err(|error| refuse(AgentErrorCode::Internal, format!("cannot keep the owner's epoch: {error}")))
     }
 
     /// This agent's share of the machine.
@@ -266,7 +244,29 @@ impl Host {
 
     /// This agent's share of the machine, with its container engine.
     pub(crate) async fn info(&self) -> HostInfo {
-        self.share()
+        let mut info = self.share();
+        match self.engine.info().await {
+            Ok(docker) => info.docker = Some(docker),
+            Err(error) => info.docker_error = Some(error),
+        }
+        info
+    }
+
+    /// A copy of this program that no upgrade touches, for containers.
+    pub(crate) fn install_binary(&self) -> std::io::Result<PathBuf> {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = self.options.home.join("bin").join(self.binary_sha256());
+        let binary = dir.join("dstack-agent");
+        if binary.exists() {
+            return Ok(binary);
+        }
+        disk::create_private_dir(&dir)?;
+        let new = dir.join(format!("new-{}", clock::unix_micros()));
+        std::fs::copy("/proc/self/exe", &new)?;
+        std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755))?;
+        std::fs::File::open(&new)?.sync_all()?;
+        std::fs::rename(&new, &binary)?;
+        Ok(binary)
     }
 
     /// Variables that make only these GPUs visible to a process.
@@ -275,22 +275,15 @@ impl Host {
         let has = |vendor: &str| self.machine.gpus.iter().any(|gpu| gpu.vendor == vendor);
         let chosen = |vendor: &str| {
             let gpus = self.machine.gpus.iter();
-            gpus.filter(|gpu| gpu.vendor == vendor && granted.contains(&gpu.uuid))
-                .collect::<Vec<_>>()
+            gpus.filter(|gpu| gpu.vendor == vendor && granted.contains(&gpu.uuid)).collect::<Vec<_>>()
         };
         if has("nvidia") {
             // An empty list hides all of them.
-            let uuids: Vec<&str> = chosen("nvidia")
-                .iter()
-                .map(|gpu| gpu.uuid.as_str())
-                .collect();
+            let uuids: Vec<&str> = chosen("nvidia").iter().map(|gpu| gpu.uuid.as_str()).collect();
             env.push(("CUDA_VISIBLE_DEVICES".to_owned(), uuids.join(",")));
         }
         if has("amd") {
-            let indexes: Vec<String> = chosen("amd")
-                .iter()
-                .map(|gpu| gpu.index.to_string())
-                .collect();
+            let indexes: Vec<String> = chosen("amd").iter().map(|gpu| gpu.index.to_string()).collect();
             env.push(("ROCR_VISIBLE_DEVICES".to_owned(), indexes.join(",")));
         }
         env
@@ -300,11 +293,9 @@ impl Host {
     pub(crate) fn binary_sha256(&self) -> &str {
         self.binary_sha256.get_or_init(|| {
             let mut hasher = Sha256::new();
-            let copied = std::fs::File::open("/proc/self/exe")
-                .and_then(|mut file| std::io::copy(&mut file, &mut hasher));
-            copied
-                .map(|_| hex::encode(hasher.finalize()))
-                .unwrap_or_default()
+            let copied =
+                std::fs::File::open("/proc/self/exe").and_then(|mut file| std::io::copy(&mut file, &mut hasher));
+            copied.map(|_| hex::encode(hasher.finalize())).unwrap_or_default()
         })
     }
 
@@ -330,19 +321,14 @@ impl Host {
             .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
             .collect();
         files.sort();
-        for (_, path) in files
-            .iter()
-            .take(files.len().saturating_sub(TOMBSTONES_LIMIT))
-        {
+        for (_, path) in files.iter().take(files.len().saturating_sub(TOMBSTONES_LIMIT)) {
             let _ = std::fs::remove_file(path);
         }
     }
 
     /// Whether a blob that the spec needs is missing, and which.
     pub(crate) fn missing_blob(&self, spec: &TaskSpec) -> Option<String> {
-        blobs::of_spec(spec)
-            .find(|blob| !self.blobs_dir().join(blob).exists())
-            .cloned()
+        blobs::of_spec(spec).find(|blob| !self.blobs_dir().join(blob).exists()).cloned()
     }
 
     fn lock_tasks(&self) -> MutexGuard<'_, BTreeMap<JobId, Arc<TaskHandle>>> {
@@ -356,8 +342,5 @@ impl Host {
 
 /// A refusal.
 pub(crate) fn refuse(code: AgentErrorCode, message: impl Into<String>) -> AgentError {
-    AgentError {
-        code,
-        message: message.into(),
-    }
+    AgentError { code, message: message.into() }
 }

@@ -65,10 +65,7 @@ impl Task {
 
     fn launch(&mut self) {
         let relaunches = self.seen.relaunches + u32::from(self.seen.gone.is_some());
-        self.seen = Seen {
-            relaunches,
-            ..Seen::default()
-        };
+        self.seen = Seen { relaunches, ..Seen::default() };
         failpoint("preparing:before");
         self.note_anyway(Entry::Preparing);
         failpoint("preparing:after");
@@ -129,13 +126,7 @@ impl Task {
         self.seen.attached = true;
         let (host, handle) = (self.host.clone(), self.handle.clone());
         let dir = self.handle.dir.clone();
-        tokio::spawn(link::follow(
-            host,
-            handle,
-            dir,
-            record.accepted.container,
-            inbox,
-        ));
+        tokio::spawn(link::follow(host, handle, dir, record.accepted.container, inbox));
     }
 
     /// The start is the one step that must not come without its line.
@@ -163,9 +154,7 @@ impl Task {
     fn send_stop(&mut self, kill_at: Timestamp) {
         self.seen.stop_sent = Some(kill_at);
         let grace = Duration::try_from(kill_at.duration_since(clock::now())).unwrap_or_default();
-        self.send(Order::Stop {
-            grace_millis: grace.as_millis() as u64,
-        });
+        self.send(Order::Stop { grace_millis: grace.as_millis() as u64 });
         failpoint("stop:after");
         let handle = self.handle.clone();
         tokio::spawn(async move {
@@ -184,20 +173,9 @@ impl Task {
             message.push_str(": ");
             message.push_str(&words);
         }
-        let warnings = self
-            .seen
-            .status
-            .as_ref()
-            .map_or(&[][..], |status| &status.warnings[..]);
-        for warning in warnings
-            .iter()
-            .take(WARNINGS_LIMIT)
-            .cloned()
-            .collect::<Vec<_>>()
-        {
-            self.note_anyway(Entry::Warning(
-                warning.chars().take(WARNING_LENGTH).collect(),
-            ));
+        let warnings = self.seen.status.as_ref().map_or(&[][..], |status| &status.warnings[..]);
+        for warning in warnings.iter().take(WARNINGS_LIMIT).cloned().collect::<Vec<_>>() {
+            self.note_anyway(Entry::Warning(warning.chars().take(WARNING_LENGTH).collect()));
         }
         failpoint("exited:before");
         info!(task.id = %self.handle.id, "ended: {:?}, status {:?}", exit.reason, exit.exit_status);
@@ -247,10 +225,7 @@ impl Task {
                 let warning: String = warning.chars().take(WARNING_LENGTH).collect();
                 if warning.starts_with(LOST_OUTPUT) {
                     // It counts on, in place of the earlier count.
-                    record
-                        .state
-                        .warnings
-                        .retain(|other| !other.starts_with(LOST_OUTPUT));
+                    record.state.warnings.retain(|other| !other.starts_with(LOST_OUTPUT));
                 }
                 record.warn(&warning);
             }
@@ -260,8 +235,6 @@ impl Task {
     }
 
     fn record_phase(&self) -> TaskPhase {
-        self.record
-            .as_ref()
-            .map_or(TaskPhase::Accepted, |record| record.state.phase)
+        self.record.as_ref().map_or(TaskPhase::Accepted, |record| record.state.phase)
     }
 }

@@ -36,17 +36,12 @@ pub(crate) async fn events(State(host): State<Arc<Host>>) -> Response {
     Body::from_stream(stream).into_response()
 }
 
-async fn send_events(
-    host: &Host,
-    lines: &mpsc::Sender<Bytes>,
-) -> Result<(), mpsc::error::SendError<Bytes>> {
+async fn send_events(host: &Host, lines: &mpsc::Sender<Bytes>) -> Result<(), mpsc::error::SendError<Bytes>> {
     let mut changes = host.changes.subscribe();
     changes.borrow_and_update();
     // Versions are read before states, so that a state is never older than its version says.
     let mut sent = versions(host);
-    lines
-        .send(line(&AgentEvent::Snapshot(host.snapshot())))
-        .await?;
+    lines.send(line(&AgentEvent::Snapshot(host.snapshot()))).await?;
     let mut ping = tokio::time::interval(Duration::from_secs(PING_INTERVAL_SECS));
     ping.tick().await;
     loop {
@@ -72,10 +67,7 @@ async fn send_events(
 
 fn versions(host: &Host) -> BTreeMap<JobId, u64> {
     let tasks = host.tasks();
-    tasks
-        .iter()
-        .map(|task| (task.id, task.version.load(Ordering::Acquire)))
-        .collect()
+    tasks.iter().map(|task| (task.id, task.version.load(Ordering::Acquire))).collect()
 }
 
 fn line(event: &AgentEvent) -> Bytes {
@@ -95,10 +87,7 @@ struct Following {
 
 /// A task's log from `offset` on, as frames, until its end. At most a window of it is sent and not
 /// acknowledged.
-pub(crate) fn logs(
-    task: &TaskHandle,
-    offset: u64,
-) -> impl Stream<Item = Result<Bytes, Infallible>> + use<> {
+pub(crate) fn logs(task: &TaskHandle, offset: u64) -> impl Stream<Item = Result<Bytes, Infallible>> + use<> {
     let following = Following {
         reader: LogReader::new(task.dir.logs(), offset),
         base: offset,

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use api::agent::{
-    AgentError, AgentErrorCode, LogAck, StopOrder, TaskOrder, TaskPhase, TaskSpec, TaskState,
-};
+use api::agent::{AgentError, AgentErrorCode, LogAck, StopOrder, TaskOrder, TaskPhase, TaskSpec, TaskState};
 use api::ids::JobId;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -95,10 +93,7 @@ impl TaskHandle {
 
     /// Whether it is at its end.
     pub(crate) fn is_sealed(&self) -> bool {
-        self.state
-            .borrow()
-            .as_ref()
-            .is_some_and(|state| state.phase == TaskPhase::Sealed)
+        self.state.borrow().as_ref().is_some_and(|state| state.phase == TaskPhase::Sealed)
     }
 
     /// Sends a message; answers whether the task still listens.
@@ -107,17 +102,11 @@ impl TaskHandle {
     }
 
     /// Sends a request and waits for its answer.
-    pub(crate) async fn ask<T>(
-        &self,
-        request: impl FnOnce(Reply<T>) -> Message,
-    ) -> Result<T, AgentError> {
+    pub(crate) async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Message) -> Result<T, AgentError> {
         let (reply, answer) = oneshot::channel();
         self.tell(request(reply)).await;
         answer.await.unwrap_or_else(|_| {
-            Err(refuse(
-                AgentErrorCode::UnknownTask,
-                format!("there is no task {} now", self.id),
-            ))
+            Err(refuse(AgentErrorCode::UnknownTask, format!("there is no task {} now", self.id)))
         })
     }
 
@@ -181,15 +170,10 @@ pub(crate) fn spawn_known(host: &Arc<Host>, journal: Journal, record: Record) ->
 fn spawn(host: &Arc<Host>, id: JobId, known: Option<(Journal, Record)>) -> Arc<TaskHandle> {
     let (mailbox, messages) = mpsc::channel(MAILBOX);
     let dir = TaskDir::new(&host.tasks_dir(), id);
-    let mark = known
-        .as_ref()
-        .map_or_else(LogMark::default, |(_, record)| LogMark {
-            end: record
-                .state
-                .log_end
-                .max(crate::log_files::end_on_disk(&dir.logs())),
-            sealed: record.state.phase == TaskPhase::Sealed,
-        });
+    let mark = known.as_ref().map_or_else(LogMark::default, |(_, record)| LogMark {
+        end: record.state.log_end.max(crate::log_files::end_on_disk(&dir.logs())),
+        sealed: record.state.phase == TaskPhase::Sealed,
+    });
     let state = known.as_ref().map(|(_, record)| record.state.clone());
     let handle = Arc::new(TaskHandle {
         id,
@@ -279,11 +263,7 @@ impl Task {
     }
 
     /// Takes the step of a request, then answers with the state after it.
-    async fn answer(
-        &mut self,
-        reply: Reply<TaskState>,
-        step: impl FnOnce(&mut Task) -> Result<(), AgentError>,
-    ) {
+    async fn answer(&mut self, reply: Reply<TaskState>, step: impl FnOnce(&mut Task) -> Result<(), AgentError>) {
         let result = step(self);
         if result.is_ok() {
             self.converge().await;
@@ -351,10 +331,7 @@ impl Task {
             self.journal = Some(journal);
         }
         let line = self.line(Entry::Accepted(Accepted::of(spec)));
-        let journal = self
-            .journal
-            .as_mut()
-            .ok_or_else(|| std::io::Error::other("no journal"))?;
+        let journal = self.journal.as_mut().ok_or_else(|| std::io::Error::other("no journal"))?;
         journal.append(&line)?;
         let Entry::Accepted(accepted) = line.entry else {
             return Ok(());
@@ -369,6 +346,8 @@ impl Task {
         self.cancel.cancel();
         self.orders = None;
         self.destroy().await;
+        let is_container = self.record.as_ref().is_some_and(|record| record.accepted.container);
+        runtime::remove(&self.host, self.handle.id, is_container).await;
         self.host.gpus.release(self.handle.id);
         let _ = self.handle.dir.clear_run();
         self.seen = Seen::default();
@@ -390,9 +369,7 @@ impl Task {
         }
         let grace = Duration::from_secs(order.grace_secs.min(LONGEST_GRACE_SECS));
         let kill_at = clock::now() + grace;
-        let is_later = record
-            .stopping
-            .is_some_and(|stopping| stopping.kill_at <= kill_at);
+        let is_later = record.stopping.is_some_and(|stopping| stopping.kill_at <= kill_at);
         if is_later {
             return Ok(());
         }
@@ -405,7 +382,7 @@ impl Task {
 
     async fn forget(&mut self, order: &TaskOrder) -> Result<(), AgentError> {
         let record = self.check_generation(order.generation)?;
-        let generation = record.state.generation;
+        let accepted = record.accepted.clone();
         if record.state.phase != TaskPhase::Sealed {
             let message = format!("the task {} has not ended", self.handle.id);
             return Err(refuse(AgentErrorCode::WrongPhase, message));
@@ -413,10 +390,8 @@ impl Task {
         failpoint("forgotten:before");
         self.note_anyway(Entry::Forgotten);
         failpoint("forgotten:after");
-        let removed = finish_forgetting(&self.host, &self.handle.dir, self.handle.id, generation);
-        removed
-            .await
-            .map_err(|error| refuse(AgentErrorCode::Internal, error.to_string()))?;
+        let removed = finish_forgetting(&self.host, &self.handle.dir, &accepted);
+        removed.await.map_err(|error| refuse(AgentErrorCode::Internal, error.to_string()))?;
         failpoint("forgotten:removed");
         info!(task.id = %self.handle.id, "forgotten");
         Ok(())
@@ -462,21 +437,14 @@ impl Task {
     }
 
     pub(super) fn line(&self, entry: Entry) -> Line {
-        Line {
-            at: clock::now(),
-            boot: self.host.boot_id.clone(),
-            entry,
-        }
+        Line { at: clock::now(), boot: self.host.boot_id.clone(), entry }
     }
 
     /// Journals an entry whose effect must not come without it.
     pub(super) fn note(&mut self, entry: Entry) -> Result<(), AgentError> {
         let line = self.line(entry);
         let (Some(journal), Some(record)) = (&mut self.journal, &mut self.record) else {
-            return Err(refuse(
-                AgentErrorCode::UnknownTask,
-                "the task was not accepted",
-            ));
+            return Err(refuse(AgentErrorCode::UnknownTask, "the task was not accepted"));
         };
         match journal.append(&line) {
             Ok(()) => {
@@ -505,10 +473,7 @@ impl Task {
 
     /// Ends everything of the task at once.
     pub(super) async fn destroy(&mut self) {
-        let container = self
-            .record
-            .as_ref()
-            .is_some_and(|record| record.accepted.container);
+        let container = self.record.as_ref().is_some_and(|record| record.accepted.container);
         let (host, handle) = (&self.host, &self.handle);
         let warnings = runtime::destroy(host, &handle.dir, handle.id, container).await;
         for warning in warnings {
@@ -518,18 +483,11 @@ impl Task {
 }
 
 /// Removes what is left of a task whose journal says `Forgotten`.
-pub(crate) async fn finish_forgetting(
-    host: &Host,
-    dir: &TaskDir,
-    id: JobId,
-    generation: u64,
-) -> std::io::Result<()> {
-    host.bury(id, generation)?;
-    runtime::remove(host, dir, id).await;
+pub(crate) async fn finish_forgetting(host: &Host, dir: &TaskDir, accepted: &Accepted) -> std::io::Result<()> {
+    host.bury(accepted.id, accepted.generation)?;
+    runtime::remove(host, accepted.id, accepted.container).await;
     let dir = dir.clone();
-    tokio::task::spawn_blocking(move || dir.remove())
-        .await
-        .map_err(std::io::Error::other)?
+    tokio::task::spawn_blocking(move || dir.remove()).await.map_err(std::io::Error::other)?
 }
 
 fn older(generation: u64, known: u64) -> AgentError {

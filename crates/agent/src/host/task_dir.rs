@@ -23,9 +23,7 @@ pub(crate) struct TaskDir {
 impl TaskDir {
     /// The folder of a task in the agent's home.
     pub(crate) fn new(tasks: &Path, id: JobId) -> TaskDir {
-        TaskDir {
-            root: tasks.join(id.to_string()),
-        }
+        TaskDir { root: tasks.join(id.to_string()) }
     }
 
     /// The folder itself.
@@ -94,9 +92,7 @@ impl TaskDir {
     pub(crate) fn read_exit(&self) -> Option<JobStatus> {
         let path = self.run().join(wire::EXIT_FILE);
         let bytes = disk::read_untrusted(&path, STATUS_LIMIT as u64).ok()?;
-        serde_json::from_slice::<JobStatus>(&bytes)
-            .ok()
-            .filter(|status| status.exit.is_some())
+        serde_json::from_slice::<JobStatus>(&bytes).ok().filter(|status| status.exit.is_some())
     }
 
     /// Whether the command may have started.

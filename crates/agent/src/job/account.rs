@@ -38,11 +38,7 @@ impl Database {
             Some(user) => self.account(&user),
             None => Account {
                 name: uid.to_string(),
-                credentials: Credentials {
-                    uid,
-                    gid,
-                    groups: vec![gid],
-                },
+                credentials: Credentials { uid, gid, groups: vec![gid] },
                 home: None,
             },
         }
@@ -61,10 +57,7 @@ impl Database {
             (None, Err(_)) => return Err(format!("user `{user}` is not in /etc/passwd")),
         };
         if let Some(group) = group.filter(|group| !group.is_empty()) {
-            let by_name = self
-                .groups()
-                .find(|(name, ..)| *name == group)
-                .map(|(_, gid, _)| gid);
+            let by_name = self.groups().find(|(name, ..)| *name == group).map(|(_, gid, _)| gid);
             let gid = by_name
                 .or_else(|| group.parse().ok())
                 .ok_or_else(|| format!("group `{group}` is not in /etc/group"))?;
@@ -86,11 +79,7 @@ impl Database {
         let home = user.home.starts_with('/') && user.home != "/nonexistent";
         Account {
             name: user.name.to_owned(),
-            credentials: Credentials {
-                uid: user.uid,
-                gid: user.gid,
-                groups,
-            },
+            credentials: Credentials { uid: user.uid, gid: user.gid, groups },
             home: home.then(|| user.home.to_owned()),
         }
     }
@@ -102,12 +91,7 @@ impl Database {
             let uid = fields.nth(1)?.parse().ok()?;
             let gid = fields.next()?.parse().ok()?;
             let home = fields.nth(1).unwrap_or("");
-            Some(PasswdEntry {
-                name,
-                uid,
-                gid,
-                home,
-            })
+            Some(PasswdEntry { name, uid, gid, home })
         })
     }
 
@@ -145,16 +129,8 @@ mod tests {
 
     fn check(text: &str, uid: u32, gid: u32, groups: &[u32], home: Option<&str>) {
         let account = database().resolve(text).unwrap();
-        let expected = Credentials {
-            uid,
-            gid,
-            groups: groups.to_vec(),
-        };
-        assert_eq!(
-            (account.credentials, account.home.as_deref()),
-            (expected, home),
-            "{text}"
-        );
+        let expected = Credentials { uid, gid, groups: groups.to_vec() };
+        assert_eq!((account.credentials, account.home.as_deref()), (expected, home), "{text}");
     }
 
     #[test]

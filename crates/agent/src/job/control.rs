@@ -42,10 +42,7 @@ impl Control {
         }
         let listener = UnixListener::bind(socket.path())?;
         listener.set_nonblocking(true)?;
-        Ok(Control {
-            listener,
-            clients: Vec::new(),
-        })
+        Ok(Control { listener, clients: Vec::new() })
     }
 
     /// What to poll for reading.
@@ -100,11 +97,7 @@ impl Control {
 
     /// Sends the rest, waiting for slow readers a little. What does not arrive is in the exit file.
     pub(crate) fn flush_before_end(&mut self) {
-        for client in self
-            .clients
-            .iter_mut()
-            .filter(|client| !client.output.is_empty())
-        {
+        for client in self.clients.iter_mut().filter(|client| !client.output.is_empty()) {
             let _ = client.stream.set_nonblocking(false);
             let _ = client.stream.set_write_timeout(Some(LAST_WRITE_TIMEOUT));
             let _ = client.stream.write_all(&client.output);
@@ -114,13 +107,7 @@ impl Control {
 
 impl Client {
     fn new(stream: UnixStream) -> Client {
-        Client {
-            stream,
-            input: Vec::new(),
-            output: Vec::new(),
-            greeted: false,
-            gone: false,
-        }
+        Client { stream, input: Vec::new(), output: Vec::new(), greeted: false, gone: false }
     }
 
     fn send(&mut self, line: &[u8]) {

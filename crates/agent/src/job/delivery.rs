@@ -15,17 +15,10 @@ pub(crate) type Owner<'a> = Option<&'a Credentials>;
 /// Makes a directory with its parents, and gives those that were missing to the owner.
 pub(crate) fn make_dirs(path: &Path, owner: Owner<'_>) -> Result<(), String> {
     let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
-    for dir in missing
-        .into_iter()
-        .rev()
-        .filter(|dir| !dir.as_os_str().is_empty())
-    {
+    for dir in missing.into_iter().rev().filter(|dir| !dir.as_os_str().is_empty()) {
         match fs::create_dir(dir) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(format!(
-                    "cannot make the directory `{}`: {error}",
-                    dir.display()
-                ));
+                return Err(format!("cannot make the directory `{}`: {error}", dir.display()));
             }
             _ => own(dir, owner).map_err(|error| format!("`{}`: {error}", dir.display()))?,
         }
@@ -47,21 +40,14 @@ pub(crate) fn deliver_code(
     if !is_empty(target) {
         return match code.skip_if_exists {
             true => Ok(()),
-            false => Err(format!(
-                "the repository's directory `{}` is not empty",
-                target.display()
-            )),
+            false => Err(format!("the repository's directory `{}` is not empty", target.display())),
         };
     }
     let Some(blob) = &code.blob_sha256 else {
         return Ok(());
     };
-    unpack(&blobs.join(blob), target, owner).map_err(|error| {
-        format!(
-            "cannot unpack the code into `{}`: {error}",
-            target.display()
-        )
-    })
+    unpack(&blobs.join(blob), target, owner)
+        .map_err(|error| format!("cannot unpack the code into `{}`: {error}", target.display()))
 }
 
 /// Puts the only root of an uploaded archive at `target`, in place of what is there.
@@ -71,9 +57,7 @@ pub(crate) fn deliver_file(
     blobs: &Path,
     owner: Owner<'_>,
 ) -> Result<(), String> {
-    let parent = target
-        .parent()
-        .ok_or_else(|| "a file cannot replace `/`".to_owned())?;
+    let parent = target.parent().ok_or_else(|| "a file cannot replace `/`".to_owned())?;
     make_dirs(parent, owner)?;
     let staging = parent.join(format!(".dstack-{}", file.blob_sha256));
     let deliver = || -> io::Result<()> {
@@ -81,9 +65,7 @@ pub(crate) fn deliver_file(
         fs::create_dir(&staging)?;
         unpack(&blobs.join(&file.blob_sha256), &staging, owner)?;
         let mut roots = fs::read_dir(&staging)?;
-        let root = roots
-            .next()
-            .ok_or_else(|| io::Error::other("the archive is empty"))??;
+        let root = roots.next().ok_or_else(|| io::Error::other("the archive is empty"))??;
         if roots.next().is_some() {
             return Err(io::Error::other("the archive has more than one root"));
         }
@@ -93,10 +75,7 @@ pub(crate) fn deliver_file(
     };
     deliver().map_err(|error| {
         let _ = remove(&staging);
-        format!(
-            "cannot put the uploaded file at `{}`: {error}",
-            target.display()
-        )
+        format!("cannot put the uploaded file at `{}`: {error}", target.display())
     })
 }
 
@@ -153,9 +132,7 @@ mod tests {
             header.set_size(text.len() as u64);
             header.set_mode(0o755);
             header.set_cksum();
-            builder
-                .append_data(&mut header, path, text.as_bytes())
-                .unwrap();
+            builder.append_data(&mut header, path, text.as_bytes()).unwrap();
         }
         builder.finish().unwrap();
     }
@@ -164,11 +141,8 @@ mod tests {
     fn code_goes_into_an_empty_directory_only() {
         let dir = tempfile::tempdir().unwrap();
         archive(dir.path(), "blob", &[("a/b.txt", "text")]);
-        let mut code = CodeDelivery {
-            blob_sha256: Some("blob".to_owned()),
-            repo_dir: String::new(),
-            skip_if_exists: false,
-        };
+        let mut code =
+            CodeDelivery { blob_sha256: Some("blob".to_owned()), repo_dir: String::new(), skip_if_exists: false };
         let target = dir.path().join("deep/repo");
         deliver_code(&code, &target, dir.path(), None).unwrap();
         assert_eq!(fs::read_to_string(target.join("a/b.txt")).unwrap(), "text");
@@ -183,10 +157,7 @@ mod tests {
         archive(dir.path(), "blob", &[("config.yml", "new")]);
         let target = dir.path().join("etc/app.yml");
         fs::create_dir_all(&target).unwrap();
-        let file = FileDelivery {
-            blob_sha256: "blob".to_owned(),
-            path: String::new(),
-        };
+        let file = FileDelivery { blob_sha256: "blob".to_owned(), path: String::new() };
         deliver_file(&file, &target, dir.path(), None).unwrap();
         assert_eq!(fs::read_to_string(&target).unwrap(), "new");
         assert_eq!(fs::read_dir(target.parent().unwrap()).unwrap().count(), 1);

@@ -22,6 +22,8 @@ pub(crate) enum Cause {
     Stopped,
     /// It ran too long.
     MaxDuration,
+    /// Somebody else than the host agent told the supervisor to end: the container engine, or an operator.
+    Interrupted,
 }
 
 /// The state of an end that was begun.
@@ -40,15 +42,9 @@ impl Ending {
     pub(crate) fn begin(cause: Cause, grace: Duration, now: Instant) -> Ending {
         let terminate_after = match cause {
             Cause::Finished => Duration::ZERO,
-            Cause::Stopped | Cause::MaxDuration => TERMINATE_AFTER.min(grace / 2),
+            Cause::Stopped | Cause::MaxDuration | Cause::Interrupted => TERMINATE_AFTER.min(grace / 2),
         };
-        Ending {
-            cause,
-            terminate_at: now + terminate_after,
-            kill_at: now + grace,
-            last_signal: None,
-            next: now,
-        }
+        Ending { cause, terminate_at: now + terminate_after, kill_at: now + grace, last_signal: None, next: now }
     }
 
     /// Makes the end come sooner, never later.
@@ -94,10 +90,7 @@ mod tests {
     use super::*;
 
     fn signals(ending: &mut Ending, from: Instant, millis: &[u64]) -> Vec<Option<Signal>> {
-        millis
-            .iter()
-            .map(|millis| ending.due(from + Duration::from_millis(*millis)))
-            .collect()
+        millis.iter().map(|millis| ending.due(from + Duration::from_millis(*millis))).collect()
     }
 
     #[test]
@@ -106,10 +99,7 @@ mod tests {
         let mut ending = Ending::begin(Cause::Stopped, Duration::from_secs(4), now);
         let seen = signals(&mut ending, now, &[0, 100, 2000, 2100, 4000, 4010]);
         let (int, term, kill) = (Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL);
-        assert_eq!(
-            seen,
-            [Some(int), None, Some(term), None, Some(kill), Some(kill)]
-        );
+        assert_eq!(seen, [Some(int), None, Some(term), None, Some(kill), Some(kill)]);
     }
 
     #[test]

@@ -36,9 +36,7 @@ pub(crate) fn build(
         env.extend(inherited.clone());
         env.retain(|name, _| !name.starts_with("BASH_FUNC_"));
     } else {
-        let kept = ["PATH", "LANG"]
-            .iter()
-            .filter_map(|name| inherited.get_key_value(*name));
+        let kept = ["PATH", "LANG"].iter().filter_map(|name| inherited.get_key_value(*name));
         env.extend(kept.map(|(name, value)| (name.clone(), value.clone())));
     }
     let path = env.remove("PATH").filter(|path| !path.is_empty());
@@ -62,22 +60,15 @@ pub(crate) fn build(
     for (name, value) in dstack_variables(&job.spec, job.gpu_uuids.len() as u32, facts) {
         set(name, value);
     }
-    set(
-        "DSTACK_MPI_HOSTFILE",
-        job.hostfile.to_string_lossy().into_owned(),
-    );
-    env.entry("LANG".to_owned())
-        .or_insert_with(|| "C.UTF-8".to_owned());
+    set("DSTACK_MPI_HOSTFILE", job.hostfile.to_string_lossy().into_owned());
+    env.entry("LANG".to_owned()).or_insert_with(|| "C.UTF-8".to_owned());
     env.extend(job.spec.env.clone());
     env
 }
 
 fn dstack_variables(spec: &TaskSpec, granted: u32, facts: &Facts) -> Vec<(&'static str, String)> {
     let cluster = &spec.cluster;
-    let gpus_here = cluster
-        .gpus_per_node
-        .get(cluster.node_rank as usize)
-        .copied();
+    let gpus_here = cluster.gpus_per_node.get(cluster.node_rank as usize).copied();
     let gpus_total = match cluster.gpus_per_node.as_slice() {
         [] => granted,
         nodes => nodes.iter().sum(),
@@ -89,20 +80,11 @@ fn dstack_variables(spec: &TaskSpec, granted: u32, facts: &Facts) -> Vec<(&'stat
         ("DSTACK_REPO_ID", spec.repo_id.clone().unwrap_or_default()),
         ("DSTACK_REPO_DIR", facts.repo_dir.clone()),
         ("DSTACK_WORKING_DIR", facts.working_dir.clone()),
-        (
-            "DSTACK_NODES_NUM",
-            cluster.node_ips.len().max(1).to_string(),
-        ),
+        ("DSTACK_NODES_NUM", cluster.node_ips.len().max(1).to_string()),
         ("DSTACK_NODE_RANK", cluster.node_rank.to_string()),
         ("DSTACK_NODES_IPS", cluster.node_ips.join("\n")),
-        (
-            "DSTACK_MASTER_NODE_IP",
-            cluster.node_ips.first().cloned().unwrap_or_default(),
-        ),
-        (
-            "DSTACK_GPUS_PER_NODE",
-            gpus_here.unwrap_or(granted).to_string(),
-        ),
+        ("DSTACK_MASTER_NODE_IP", cluster.node_ips.first().cloned().unwrap_or_default()),
+        ("DSTACK_GPUS_PER_NODE", gpus_here.unwrap_or(granted).to_string()),
         ("DSTACK_GPUS_NUM", gpus_total.to_string()),
     ]
 }
@@ -139,9 +121,7 @@ pub(crate) fn profile(env: &BTreeMap<String, String>, working_dir: &str) -> Stri
 
 fn is_identifier(name: &str) -> bool {
     let mut bytes = name.bytes();
-    bytes
-        .next()
-        .is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
+    bytes.next().is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
@@ -176,9 +156,6 @@ mod tests {
             ("HOME".to_owned(), "/root".to_owned()),
             ("not-a-name".to_owned(), "x".to_owned()),
         ]);
-        assert_eq!(
-            profile(&env, "/w d"),
-            "export A='it'\\''s $HOME'\ncd '/w d'\n"
-        );
+        assert_eq!(profile(&env, "/w d"), "export A='it'\\''s $HOME'\ncd '/w d'\n");
     }
 }

@@ -13,12 +13,7 @@ use crate::job::prepare::Prepared;
 use crate::sys;
 
 /// The terminal's size until somebody attaches.
-const WINDOW: Winsize = Winsize {
-    ws_row: 24,
-    ws_col: 80,
-    ws_xpixel: 0,
-    ws_ypixel: 0,
-};
+const WINDOW: Winsize = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
 
 /// A started command.
 #[derive(Debug)]
@@ -43,14 +38,8 @@ impl Terminal {
         for end in [pair.master.as_fd(), pair.slave.as_fd()] {
             fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
         }
-        fcntl(
-            &pair.master,
-            FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK),
-        )?;
-        Ok(Terminal {
-            ours: File::from(pair.master),
-            theirs: pair.slave,
-        })
+        fcntl(&pair.master, FcntlArg::F_SETFL(OFlag::O_RDWR | OFlag::O_NONBLOCK))?;
+        Ok(Terminal { ours: File::from(pair.master), theirs: pair.slave })
     }
 
     /// Fills the buffer with what was printed, as far as there is something, and answers how much.
@@ -77,10 +66,7 @@ impl AsFd for Terminal {
 
 /// Starts the command in a session of its own, on a new terminal.
 pub(crate) fn launch(prepared: &Prepared) -> Result<Launched, String> {
-    let program = prepared
-        .argv
-        .first()
-        .ok_or_else(|| "the job has no command".to_owned())?;
+    let program = prepared.argv.first().ok_or_else(|| "the job has no command".to_owned())?;
     let terminal = Terminal::open().map_err(|error| format!("cannot open a terminal: {error}"))?;
     if let Some(credentials) = &prepared.credentials {
         // The job may open its terminal again by name; where it may not, nothing else is lost.
@@ -100,8 +86,5 @@ pub(crate) fn launch(prepared: &Prepared) -> Result<Launched, String> {
         command.spawn()
     };
     let child = start().map_err(|error| format!("cannot start `{program}`: {error}"))?;
-    Ok(Launched {
-        pid: Pid::from_raw(child.id() as i32),
-        terminal,
-    })
+    Ok(Launched { pid: Pid::from_raw(child.id() as i32), terminal })
 }

@@ -66,9 +66,7 @@ impl LogWriter {
     /// Adds bytes. They count even where the disk has no room for them.
     pub(crate) fn append(&mut self, bytes: &[u8]) {
         self.remember(bytes);
-        let waits = self
-            .retry_at
-            .is_some_and(|retry_at| clock::monotonic() < retry_at);
+        let waits = self.retry_at.is_some_and(|retry_at| clock::monotonic() < retry_at);
         let written = if waits { 0 } else { self.write(bytes) };
         self.end += bytes.len() as u64;
         self.lost += (bytes.len() - written) as u64;
@@ -85,10 +83,7 @@ impl LogWriter {
     pub(crate) fn last_lines(&self, count: usize) -> String {
         let text = String::from_utf8_lossy(&self.tail);
         let plain = strip_terminal_codes(&text);
-        let lines: Vec<&str> = plain
-            .lines()
-            .filter(|line| !line.trim().is_empty())
-            .collect();
+        let lines: Vec<&str> = plain.lines().filter(|line| !line.trim().is_empty()).collect();
         lines[lines.len().saturating_sub(count)..].join("\n")
     }
 
@@ -109,11 +104,7 @@ impl LogWriter {
     }
 
     fn try_write(&mut self, bytes: &[u8]) -> Result<(), (usize, io::Error)> {
-        if self
-            .segment
-            .as_ref()
-            .is_none_or(|segment| segment.length >= SEGMENT_BYTES)
-        {
+        if self.segment.as_ref().is_none_or(|segment| segment.length >= SEGMENT_BYTES) {
             self.begin_segment().map_err(|error| (0, error))?;
         }
         let Some(segment) = self.segment.as_mut() else {
@@ -143,22 +134,11 @@ impl LogWriter {
     fn begin_segment(&mut self) -> io::Result<()> {
         self.segment = None;
         self.keep_cap();
-        let open = |name: String| {
-            OpenOptions::new()
-                .append(true)
-                .create_new(true)
-                .open(self.dir.join(name))
-        };
+        let open = |name: String| OpenOptions::new().append(true).create_new(true).open(self.dir.join(name));
         let file = open(segment_name(self.end))?;
         // Without an index the times are coarser, and nothing else.
         let index = open(index_name(self.end)).ok();
-        self.segment = Some(Segment {
-            start: self.end,
-            length: 0,
-            file,
-            index,
-            indexed_at: i64::MIN,
-        });
+        self.segment = Some(Segment { start: self.end, length: 0, file, index, indexed_at: i64::MIN });
         Ok(())
     }
 
@@ -180,8 +160,7 @@ impl LogWriter {
     fn remember(&mut self, bytes: &[u8]) {
         let bytes = &bytes[bytes.len().saturating_sub(TAIL_BYTES)..];
         if self.tail.len() + bytes.len() > 2 * TAIL_BYTES {
-            self.tail
-                .drain(..self.tail.len().saturating_sub(TAIL_BYTES));
+            self.tail.drain(..self.tail.len().saturating_sub(TAIL_BYTES));
         }
         self.tail.extend_from_slice(bytes);
     }
@@ -190,8 +169,7 @@ impl LogWriter {
 impl Segment {
     fn note_time(&mut self) {
         let now = clock::unix_micros();
-        let is_recent =
-            now.saturating_sub(self.indexed_at) < INDEX_INTERVAL_MICROS && self.indexed_at <= now;
+        let is_recent = now.saturating_sub(self.indexed_at) < INDEX_INTERVAL_MICROS && self.indexed_at <= now;
         let Some(index) = self.index.as_mut().filter(|_| !is_recent) else {
             return;
         };
@@ -212,10 +190,7 @@ fn strip_terminal_codes(text: &str) -> String {
     while let Some(character) = characters.next() {
         match character {
             '\u{1b}' if characters.next_if_eq(&'[').is_some() => {
-                while characters
-                    .next_if(|c| !('\u{40}'..='\u{7e}').contains(c))
-                    .is_some()
-                {}
+                while characters.next_if(|c| !('\u{40}'..='\u{7e}').contains(c)).is_some() {}
                 characters.next();
             }
             '\n' | '\t' => plain.push(character),
@@ -233,10 +208,7 @@ mod tests {
 
     fn contents(dir: &Path) -> Vec<(u64, Vec<u8>)> {
         let read = |start| fs::read(dir.join(segment_name(start))).unwrap();
-        list_segments(dir)
-            .into_iter()
-            .map(|(start, _)| (start, read(start)))
-            .collect()
+        list_segments(dir).into_iter().map(|(start, _)| (start, read(start))).collect()
     }
 
     #[test]

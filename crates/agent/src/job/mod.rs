@@ -61,9 +61,8 @@ fn start(dir: &Path, detach: bool) -> io::Result<()> {
         failpoint::set_home(home.clone());
     }
     let id = job.spec.id;
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        Supervisor::new(dir, job, control)?.supervise()
-    }));
+    let outcome =
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| Supervisor::new(dir, job, control)?.supervise()));
     let failure = match outcome {
         Ok(Ok((status, mut control))) => {
             failpoint::failpoint("job:exited");
@@ -92,8 +91,7 @@ fn read_job_file(dir: &Path) -> io::Result<JobFile> {
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("without a word")
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a word")
 }
 
 fn failed(dir: &Path, message: String) -> JobStatus {
@@ -130,10 +128,7 @@ impl ExitFile<'_> {
             file.sync_all()?;
             Ok(file)
         });
-        ExitFile {
-            dir,
-            reserved: reserved.ok(),
-        }
+        ExitFile { dir, reserved: reserved.ok() }
     }
 
     /// Writes the last status durably, and whole or not at all.
@@ -151,10 +146,7 @@ impl ExitFile<'_> {
     }
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "the supervisor's standard error is its own log"
-)]
+#[expect(clippy::print_stderr, reason = "the supervisor's standard error is its own log")]
 fn say(text: &str) {
     eprintln!("{text}");
 }

@@ -98,15 +98,12 @@ fn account(job: &JobFile) -> Result<(Account, Option<Credentials>), String> {
     if account.credentials.uid == uid {
         return Ok((account, None));
     }
-    Err(format!(
-        "cannot run as `{user}`: the agent itself is not root"
-    ))
+    Err(format!("cannot run as `{user}`: the agent itself is not root"))
 }
 
 fn home(job: &JobFile, account: &Account) -> PathBuf {
     let own = account.home.as_ref().map(PathBuf::from);
-    own.or_else(|| job.home_dir.clone())
-        .unwrap_or_else(|| PathBuf::from("/"))
+    own.or_else(|| job.home_dir.clone()).unwrap_or_else(|| PathBuf::from("/"))
 }
 
 /// `path` as an absolute one: `~` is the home, a relative one begins at `base`.

@@ -22,10 +22,7 @@ pub(crate) fn make_venv(
     let target = venv.to_string_lossy();
     let mut failures = Vec::new();
     if let Some(uv) = find_program("uv", path) {
-        match run(
-            &uv,
-            &["venv", "--quiet", "--python", version, "--seed", &target],
-        ) {
+        match run(&uv, &["venv", "--quiet", "--python", version, "--seed", &target]) {
             Ok(_) => return Ok(()),
             Err(error) => failures.push(format!("uv venv: {error}")),
         }
@@ -48,23 +45,16 @@ pub(crate) fn make_venv(
             "cannot make a virtual environment for `python: {version}`: there is neither `uv` nor \
              `python{version}` here; install one of them, or use an image that has it"
         ),
-        _ => format!(
-            "cannot make a virtual environment for `python: {version}`: {}",
-            failures.join("; ")
-        ),
+        _ => format!("cannot make a virtual environment for `python: {version}`: {}", failures.join("; ")),
     })
 }
 
 /// The first program of this name in a search path.
 fn find_program(name: &str, path: &str) -> Option<PathBuf> {
-    path.split(':')
-        .filter(|dir| !dir.is_empty())
-        .map(|dir| Path::new(dir).join(name))
-        .find(|file| {
-            std::fs::metadata(file).is_ok_and(|metadata| {
-                metadata.is_file() && metadata.permissions().mode() & 0o111 != 0
-            })
-        })
+    path.split(':').filter(|dir| !dir.is_empty()).map(|dir| Path::new(dir).join(name)).find(|file| {
+        std::fs::metadata(file)
+            .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+    })
 }
 
 fn run(
@@ -74,22 +64,14 @@ fn run(
     credentials: Option<&Credentials>,
 ) -> Result<String, String> {
     let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .env_clear()
-        .envs(env)
-        .stdin(Stdio::null())
-        .current_dir("/");
+    command.args(arguments).env_clear().envs(env).stdin(Stdio::null()).current_dir("/");
     sys::prepare_child(&mut command, false, credentials.cloned());
     let output = command.output().map_err(|error| error.to_string())?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let text = String::from_utf8_lossy(&output.stderr);
-    let lines: Vec<&str> = text
-        .lines()
-        .filter(|line| !line.trim().is_empty())
-        .collect();
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     let told = lines[lines.len().saturating_sub(TOLD_LINES)..].join(" ");
     Err(format!("{}: {told}", output.status))
 }

@@ -64,25 +64,17 @@ impl Supervisor {
     /// A supervisor that has begun to prepare the job.
     pub(crate) fn new(dir: &Path, job: JobFile, control: Control) -> io::Result<Supervisor> {
         nix::sys::prctl::set_child_subreaper(true)?;
-        let mask: SigSet = [
-            Signal::SIGCHLD,
-            Signal::SIGTERM,
-            Signal::SIGINT,
-            Signal::SIGHUP,
-        ]
-        .into_iter()
-        .collect();
+        let mask: SigSet =
+            [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
         mask.thread_block()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let log = LogWriter::create(&dir.join(wire::LOGS), job.log_cap_bytes)?;
         let (done, thread_end) = UnixStream::pair()?;
         let thread_job = job.clone();
-        let thread = std::thread::Builder::new()
-            .name("prepare".to_owned())
-            .spawn(move || {
-                let _closes_at_the_end = thread_end;
-                prepare(&thread_job)
-            })?;
+        let thread = std::thread::Builder::new().name("prepare".to_owned()).spawn(move || {
+            let _closes_at_the_end = thread_end;
+            prepare(&thread_job)
+        })?;
         Ok(Supervisor {
             dir: dir.to_owned(),
             control,
@@ -142,9 +134,7 @@ impl Supervisor {
     /// Waits until something happens or is due.
     fn wait(&mut self) -> io::Result<()> {
         let now = clock::monotonic();
-        let timeout = self
-            .next_due()
-            .map(|due| due.saturating_duration_since(now));
+        let timeout = self.next_due().map(|due| due.saturating_duration_since(now));
         // Rounded up, so that what is due really is when the wait ends.
         let timeout = timeout.map_or(PollTimeout::NONE, |timeout| {
             let millis = timeout.as_nanos().div_ceil(1_000_000).min(60_000);
@@ -153,11 +143,7 @@ impl Supervisor {
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut fds: Vec<PollFd<'_>> = self.control.readable().map(readable).collect();
         fds.push(readable(self.signals.as_fd()));
-        fds.extend(
-            self.preparing
-                .iter()
-                .map(|preparing| readable(preparing.done.as_fd())),
-        );
+        fds.extend(self.preparing.iter().map(|preparing| readable(preparing.done.as_fd())));
         fds.extend(self.terminal().map(readable));
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
@@ -170,48 +156,35 @@ impl Supervisor {
     }
 
     fn terminal(&self) -> Option<BorrowedFd<'_>> {
-        self.command
-            .as_ref()
-            .map(|command| command.terminal.as_fd())
+        self.command.as_ref().map(|command| command.terminal.as_fd())
     }
 
     fn next_due(&self) -> Option<Instant> {
         let log_grew = self.reported_end < self.log.end();
-        let report = self
-            .reported_at
-            .filter(|_| log_grew)
-            .map(|at| at + REPORT_INTERVAL);
+        let report = self.reported_at.filter(|_| log_grew).map(|at| at + REPORT_INTERVAL);
         // A client that reads slowly is tried again now and then.
-        let flush = self
-            .control
-            .has_output()
-            .then(|| clock::monotonic() + REPORT_INTERVAL);
+        let flush = self.control.has_output().then(|| clock::monotonic() + REPORT_INTERVAL);
         let ending = self.ending.as_ref().map(Ending::next);
         let deadline = self.deadline.filter(|_| self.ending.is_none());
-        [report, flush, ending, deadline]
-            .into_iter()
-            .flatten()
-            .min()
+        [report, flush, ending, deadline].into_iter().flatten().min()
     }
 
     fn obey(&mut self, order: Order) {
         match order {
             Order::Go => self.released = true,
-            Order::Stop { grace_millis } => self.stop(Duration::from_millis(grace_millis)),
+            Order::Stop { grace_millis } => {
+                self.stop(Cause::Stopped, Duration::from_millis(grace_millis));
+            }
         }
     }
 
-    fn stop(&mut self, grace: Duration) {
+    fn stop(&mut self, cause: Cause, grace: Duration) {
         let now = clock::monotonic();
         // Nothing is lost where nothing has started.
-        let grace = if self.command.is_some() {
-            grace
-        } else {
-            Duration::ZERO
-        };
+        let grace = if self.command.is_some() { grace } else { Duration::ZERO };
         match &mut self.ending {
             Some(ending) => ending.shorten(grace, now),
-            None => self.begin_end(Cause::Stopped, grace),
+            None => self.begin_end(cause, grace),
         }
     }
 
@@ -223,11 +196,10 @@ impl Supervisor {
 
     fn receive_signals(&mut self) -> io::Result<()> {
         while let Some(info) = self.signals.read_signal()? {
-            let asks_to_end = [Signal::SIGTERM, Signal::SIGINT]
-                .iter()
-                .any(|signal| *signal as i32 == info.ssi_signo as i32);
+            let asks_to_end =
+                [Signal::SIGTERM, Signal::SIGINT].iter().any(|signal| *signal as i32 == info.ssi_signo as i32);
             if asks_to_end {
-                self.stop(Duration::from_secs(self.job.spec.stop_grace_secs));
+                self.stop(Cause::Interrupted, Duration::from_secs(self.job.spec.stop_grace_secs));
             }
         }
         // While the preparing thread waits for its own children, nobody else may.
@@ -256,14 +228,8 @@ impl Supervisor {
     }
 
     fn finish_preparing(&mut self) {
-        let is_done = self
-            .preparing
-            .as_ref()
-            .is_some_and(|preparing| preparing.thread.is_finished());
-        let closed = self
-            .preparing
-            .as_mut()
-            .is_some_and(|preparing| preparing.is_closed());
+        let is_done = self.preparing.as_ref().is_some_and(|preparing| preparing.thread.is_finished());
+        let closed = self.preparing.as_mut().is_some_and(|preparing| preparing.is_closed());
         if !is_done && !closed {
             return;
         }
@@ -278,9 +244,7 @@ impl Supervisor {
             Ok(prepared) => {
                 self.status.working_dir = Some(prepared.working_dir.clone());
                 self.status.username = Some(prepared.username.clone());
-                self.status
-                    .warnings
-                    .extend(prepared.warnings.iter().cloned());
+                self.status.warnings.extend(prepared.warnings.iter().cloned());
                 self.status.stage = self.status.stage.max(Stage::Ready);
                 self.prepared = Some(prepared);
                 self.changed = true;
@@ -319,10 +283,7 @@ impl Supervisor {
     /// Leaves a mark that the command may have started: it never starts twice, whatever happens.
     fn mark_started(&self) -> io::Result<()> {
         let path = self.dir.join(wire::STARTED_MARK);
-        let created = std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&path);
+        let created = std::fs::OpenOptions::new().write(true).create_new(true).open(&path);
         match created {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -380,9 +341,7 @@ impl Supervisor {
             return false;
         }
         if left > 0 {
-            self.status
-                .warnings
-                .push(format!("{left} processes of the job would not die"));
+            self.status.warnings.push(format!("{left} processes of the job would not die"));
         }
         let exit = self.exit();
         self.status.exit = Some(exit);
@@ -402,35 +361,32 @@ impl Supervisor {
     }
 
     fn exit(&self) -> TaskExit {
-        let cause = self
-            .ending
-            .as_ref()
-            .map_or(Cause::Finished, |ending| ending.cause);
+        let cause = self.ending.as_ref().map_or(Cause::Finished, |ending| ending.cause);
         let (exit_status, signal) = match self.command_status {
             Some(WaitStatus::Exited(_, status)) => (Some(status), None),
-            Some(WaitStatus::Signaled(_, signal, _)) => {
-                (Some(128 + signal as i32), Some(signal as i32))
-            }
+            Some(WaitStatus::Signaled(_, signal, _)) => (Some(128 + signal as i32), Some(signal as i32)),
             _ => (None, None),
         };
         let was_killed = exit_status == Some(128 + Signal::SIGKILL as i32);
-        let oom_killed = cause == Cause::Finished
-            && was_killed
-            && self.oom_kills_before < oom_kills(self.job.container);
+        let oom_killed =
+            cause == Cause::Finished && was_killed && self.oom_kills_before < oom_kills(self.job.container);
         let (reason, message) = match cause {
             Cause::Stopped => (ExitReason::Stopped, None),
             Cause::MaxDuration => {
                 let longest = self.job.spec.max_duration_secs.unwrap_or_default();
-                (
-                    ExitReason::MaxDurationExceeded,
-                    Some(format!("ran longer than {longest} s")),
-                )
+                (ExitReason::MaxDurationExceeded, Some(format!("ran longer than {longest} s")))
+            }
+            Cause::Interrupted => {
+                let message = match self.job.container {
+                    true => wire::ENGINE_INTERRUPTED,
+                    false => "the job's supervisor was told to end by a signal",
+                };
+                (ExitReason::HostInterrupted, Some(message.to_owned()))
             }
             Cause::Finished if exit_status == Some(0) => (ExitReason::Done, None),
-            Cause::Finished if oom_killed => (
-                ExitReason::Failed,
-                Some("ended by the kernel for want of memory".to_owned()),
-            ),
+            Cause::Finished if oom_killed => {
+                (ExitReason::Failed, Some("ended by the kernel for want of memory".to_owned()))
+            }
             Cause::Finished => (ExitReason::Failed, Some(self.log.last_lines(MESSAGE_LINES))),
         };
         TaskExit {
@@ -447,9 +403,7 @@ impl Supervisor {
     fn report(&mut self) {
         let end = self.log.end();
         let now = clock::monotonic();
-        let may_tell = self
-            .reported_at
-            .is_none_or(|at| at + REPORT_INTERVAL <= now);
+        let may_tell = self.reported_at.is_none_or(|at| at + REPORT_INTERVAL <= now);
         if !self.changed && !(self.reported_end < end && may_tell) {
             return;
         }
@@ -465,14 +419,8 @@ impl Supervisor {
         let Some(error) = &self.log.error else {
             return;
         };
-        let warning = format!(
-            "{}: {error} ({} bytes so far)",
-            wire::LOST_OUTPUT,
-            self.log.lost
-        );
-        self.status
-            .warnings
-            .retain(|other| !other.starts_with(wire::LOST_OUTPUT));
+        let warning = format!("{}: {error} ({} bytes so far)", wire::LOST_OUTPUT, self.log.lost);
+        self.status.warnings.retain(|other| !other.starts_with(wire::LOST_OUTPUT));
         self.status.warnings.push(warning);
     }
 }
@@ -487,21 +435,12 @@ impl Preparing {
 
 /// How often the kernel has ended a process for want of memory: in our own group where that is known.
 fn oom_kills(container: bool) -> u64 {
-    let own: &[&str] = &[
-        "/sys/fs/cgroup/memory.events",
-        "/sys/fs/cgroup/memory/memory.oom_control",
-    ];
+    let own: &[&str] = &["/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"];
     let files = if container { own } else { &[] };
     let count = |file: &str| {
         let text = std::fs::read_to_string(file).ok()?;
-        let value = text
-            .lines()
-            .find_map(|line| line.strip_prefix("oom_kill "))?;
+        let value = text.lines().find_map(|line| line.strip_prefix("oom_kill "))?;
         value.trim().parse().ok()
     };
-    files
-        .iter()
-        .find_map(|file| count(file))
-        .or_else(|| count("/proc/vmstat"))
-        .unwrap_or(0)
+    files.iter().find_map(|file| count(file)).or_else(|| count("/proc/vmstat")).unwrap_or(0)
 }

@@ -2,9 +2,10 @@
 
 #![allow(
     dead_code,
+    unreachable_pub,
     clippy::allow_attributes,
     clippy::disallowed_methods,
-    reason = "every test file uses another part of this, and needs fresh identifiers"
+    reason = "every test file uses another part of this"
 )]
 
 use std::path::{Path, PathBuf};
@@ -47,6 +48,7 @@ pub async fn eventually<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>
 pub struct Agent {
     pub home: TempDir,
     pub arguments: Vec<String>,
+    pub environment: Vec<(String, String)>,
     pub server_id: ServerId,
     pub epoch: u64,
     child: Option<Child>,
@@ -61,11 +63,7 @@ impl Drop for Agent {
                 kill_process(process);
             }
             let lock = self.home.path().join(format!("tasks/{task}/run/lock"));
-            if let Ok(pid) = std::fs::read_to_string(lock)
-                .unwrap_or_default()
-                .trim()
-                .parse()
-            {
+            if let Ok(pid) = std::fs::read_to_string(lock).unwrap_or_default().trim().parse() {
                 kill_supervisor(pid);
             }
         }
@@ -93,28 +91,21 @@ pub fn processes_of(task: JobId) -> Vec<i32> {
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
         .filter(|pid| {
             let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environ
-                .split(|byte| *byte == 0)
-                .any(|variable| variable == marker.as_bytes())
+            environ.split(|byte| *byte == 0).any(|variable| variable == marker.as_bytes())
         })
         .collect()
 }
 
 impl Agent {
     pub fn new(arguments: &[&str]) -> Agent {
-        Agent::at(
-            tempfile::Builder::new().prefix("agent").tempdir().unwrap(),
-            arguments,
-        )
+        Agent::at(tempfile::Builder::new().prefix("agent").tempdir().unwrap(), arguments)
     }
 
     pub fn at(home: TempDir, arguments: &[&str]) -> Agent {
         let mut agent = Agent {
             home,
-            arguments: arguments
-                .iter()
-                .map(|argument| (*argument).to_owned())
-                .collect(),
+            arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+            environment: Vec::new(),
             server_id: ServerId(Uuid::new_v4()),
             epoch: 1,
             child: None,
@@ -123,13 +114,20 @@ impl Agent {
         agent
     }
 
+    /// An agent with variables beside those of the test.
+    pub fn with_env(arguments: &[&str], environment: &[(&str, &str)]) -> Agent {
+        let mut agent = Agent::new(arguments);
+        agent.kill();
+        agent.environment =
+            environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        agent.start();
+        agent
+    }
+
     pub fn command(&self) -> Command {
         let mut command = Command::new(binary());
-        command
-            .arg("host")
-            .arg("--home")
-            .arg(self.home.path())
-            .args(&self.arguments);
+        command.envs(self.environment.iter().cloned());
+        command.arg("host").arg("--home").arg(self.home.path()).args(&self.arguments);
         if !self.arguments.iter().any(|argument| argument == "--docker") {
             command.args(["--docker", "off"]);
         }
@@ -142,12 +140,7 @@ impl Agent {
             .append(true)
             .open(self.home.path().join("agent.log"))
             .unwrap();
-        let child = self
-            .command()
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn();
+        let child = self.command().stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
         self.child = Some(child.unwrap());
     }
 
@@ -160,9 +153,7 @@ impl Agent {
     }
 
     pub fn has_exited(&mut self) -> bool {
-        self.child
-            .as_mut()
-            .is_none_or(|child| child.try_wait().unwrap().is_some())
+        self.child.as_mut().is_none_or(|child| child.try_wait().unwrap().is_some())
     }
 
     pub fn restart(&mut self) {
@@ -178,16 +169,11 @@ impl Agent {
         let Ok(entries) = std::fs::read_dir(self.home.path().join("tasks")) else {
             return Vec::new();
         };
-        entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .collect()
+        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
     }
 
     pub async fn try_connect(&self) -> Option<Client> {
-        let stream = UnixStream::connect(self.home.path().join("agent.sock"))
-            .await
-            .ok()?;
+        let stream = UnixStream::connect(self.home.path().join("agent.sock")).await.ok()?;
         Client::over(stream, self.epoch).await
     }
 
@@ -201,11 +187,7 @@ impl Agent {
             if self.has_exited() {
                 self.start();
             }
-            assert!(
-                Instant::now() < end,
-                "the agent does not come up: {}",
-                self.log()
-            );
+            assert!(Instant::now() < end, "the agent does not come up: {}", self.log());
             sleep(Duration::from_millis(5)).await;
         }
     }
@@ -228,53 +210,32 @@ impl Agent {
     }
 
     pub async fn put(&mut self, spec: &TaskSpec) -> TaskState {
-        self.insist("PUT", &format!("/v1/tasks/{}", spec.id), spec)
-            .await
-            .unwrap()
+        self.insist("PUT", &format!("/v1/tasks/{}", spec.id), spec).await.unwrap()
     }
 
     pub async fn order(&mut self, spec: &TaskSpec, verb: &str) -> TaskState {
-        let order = TaskOrder {
-            generation: spec.generation,
-        };
-        self.insist("POST", &format!("/v1/tasks/{}/{verb}", spec.id), &order)
-            .await
-            .unwrap()
+        let order = TaskOrder { generation: spec.generation };
+        self.insist("POST", &format!("/v1/tasks/{}/{verb}", spec.id), &order).await.unwrap()
     }
 
     pub async fn stop(&mut self, spec: &TaskSpec, grace_secs: u64) -> TaskState {
-        let order = StopOrder {
-            generation: spec.generation,
-            grace_secs,
-        };
-        self.insist("POST", &format!("/v1/tasks/{}/stop", spec.id), &order)
-            .await
-            .unwrap()
+        let order = StopOrder { generation: spec.generation, grace_secs };
+        self.insist("POST", &format!("/v1/tasks/{}/stop", spec.id), &order).await.unwrap()
     }
 
     pub async fn forget(&mut self, spec: &TaskSpec) {
-        let order = TaskOrder {
-            generation: spec.generation,
-        };
+        let order = TaskOrder { generation: spec.generation };
         let path = format!("/v1/tasks/{}/forget", spec.id);
         self.insist::<()>("POST", &path, &order).await.unwrap();
     }
 
     pub async fn hello(&mut self) -> Hello {
-        let request = HelloRequest {
-            server_id: self.server_id,
-            epoch: self.epoch,
-            protocol: PROTOCOL_VERSION,
-        };
+        let request = HelloRequest { server_id: self.server_id, epoch: self.epoch, protocol: PROTOCOL_VERSION };
         self.insist("POST", "/v1/hello", &request).await.unwrap()
     }
 
     pub async fn state(&mut self, id: JobId) -> Option<TaskState> {
-        self.hello()
-            .await
-            .tasks
-            .into_iter()
-            .find(|state| state.id == id)
+        self.hello().await.tasks.into_iter().find(|state| state.id == id)
     }
 
     pub async fn wait_for(
@@ -295,8 +256,7 @@ impl Agent {
     }
 
     pub async fn wait_sealed(&mut self, spec: &TaskSpec) -> TaskState {
-        self.wait_for(spec, "sealed", |state| state.phase == TaskPhase::Sealed)
-            .await
+        self.wait_for(spec, "sealed", |state| state.phase == TaskPhase::Sealed).await
     }
 
     /// Runs a task to its end and answers its state and its whole log.
@@ -309,20 +269,12 @@ impl Agent {
 
     /// Reads a log to its end over all crashes, acknowledging it as a server does.
     pub async fn read_log(&mut self, id: JobId, offset: u64) -> Log {
-        let mut log = Log {
-            next: offset,
-            ..Log::default()
-        };
+        let mut log = Log { next: offset, ..Log::default() };
         let end = Instant::now() + 2 * DEADLINE;
         while log.end.is_none() {
             let mut client = self.client().await;
             client.follow_log(id, &mut log).await;
-            assert!(
-                Instant::now() < end,
-                "the log does not end at {}: {}",
-                log.next,
-                self.log()
-            );
+            assert!(Instant::now() < end, "the log does not end at {}: {}", log.next, self.log());
         }
         log
     }
@@ -409,9 +361,7 @@ impl Client {
             if log.next > acked + LOG_WINDOW / 2 {
                 acked = log.next;
                 let path = format!("/v1/tasks/{id}/logs/ack");
-                let answer = self
-                    .request::<()>("POST", &path, &LogAck { offset: acked })
-                    .await;
+                let answer = self.request::<()>("POST", &path, &LogAck { offset: acked }).await;
                 if answer.is_none() {
                     return;
                 }
@@ -463,15 +413,8 @@ pub fn process(argv: &[&str]) -> TaskSpec {
         runtime: Runtime::Process,
         argv: argv.iter().map(|argument| (*argument).to_owned()).collect(),
         env: std::collections::BTreeMap::new(),
-        cluster: ClusterInfo {
-            node_rank: 0,
-            node_ips: vec!["127.0.0.1".to_owned()],
-            gpus_per_node: vec![0],
-        },
-        share: HostShare {
-            gpu_count: Some(0),
-            ..HostShare::default()
-        },
+        cluster: ClusterInfo { node_rank: 0, node_ips: vec!["127.0.0.1".to_owned()], gpus_per_node: vec![0] },
+        share: HostShare { gpu_count: Some(0), ..HostShare::default() },
         user: None,
         working_dir: None,
         python: None,

@@ -1,0 +1,123 @@
+//! The Docker engine of the host: reaching it, what it is, its networks.
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use api::agent::DockerInfo;
+use bollard::errors::Error as DockerError;
+use bollard::models::{Ipam, IpamConfig, NetworkCreateRequest};
+use bollard::{API_DEFAULT_VERSION, Docker};
+use jiff::Timestamp;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+
+/// How long the engine may take to answer, in seconds. Pulls are watched apart.
+const TIMEOUT_SECS: u64 = 120;
+/// How long it may take to say who it is.
+const PING_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// The way to the engine.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    socket: Option<PathBuf>,
+}
+
+impl Engine {
+    /// The engine behind `DOCKER_HOST`, or at its usual socket; or none at all.
+    pub(crate) fn new(enabled: bool) -> Engine {
+        let configured = std::env::var("DOCKER_HOST").ok();
+        let configured = configured.as_deref().and_then(|host| host.strip_prefix("unix://"));
+        let socket = configured.unwrap_or("/var/run/docker.sock");
+        Engine { socket: enabled.then(|| PathBuf::from(socket)) }
+    }
+
+    /// Whether the agent was told to use none.
+    pub(crate) fn is_off(&self) -> bool {
+        self.socket.is_none()
+    }
+
+    /// A client that speaks the engine's version.
+    pub(crate) async fn connect(&self) -> Result<Docker, String> {
+        let Some(socket) = &self.socket else {
+            return Err("this agent was started without a container engine".to_owned());
+        };
+        let socket = socket.to_string_lossy();
+        let docker = Docker::connect_with_unix(&socket, TIMEOUT_SECS, API_DEFAULT_VERSION)
+            .map_err(|error| error.to_string())?;
+        tokio::time::timeout(PING_TIMEOUT, docker.negotiate_version())
+            .await
+            .map_err(|_| format!("`{socket}` does not answer"))?
+            .map_err(|error| format!("`{socket}`: {error}"))
+    }
+
+    /// What the engine is, or why there is none.
+    pub(crate) async fn info(&self) -> Result<DockerInfo, String> {
+        let docker = self.connect().await?;
+        let info = tokio::time::timeout(PING_TIMEOUT, docker.info())
+            .await
+            .map_err(|_| "the engine does not answer".to_owned())?
+            .map_err(|error| error.to_string())?;
+        let mut runtimes: Vec<String> = info.runtimes.unwrap_or_default().into_keys().collect();
+        runtimes.sort();
+        Ok(DockerInfo {
+            version: info.server_version.unwrap_or_default(),
+            cgroup_version: info.cgroup_version.map(|version| version.to_string()).unwrap_or_default(),
+            live_restore: info.live_restore_enabled.unwrap_or(false),
+            runtimes,
+        })
+    }
+
+    /// Whether the engine's process is younger than something that it started.
+    pub(crate) fn was_restarted_since(&self, started_at: &str) -> bool {
+        let Ok(started_at) = started_at.parse::<Timestamp>() else {
+            return false;
+        };
+        let engine = self.socket.as_deref().and_then(engine_pid).and_then(process_start);
+        engine.is_some_and(|engine| started_at.as_second() < engine)
+    }
+}
+
+/// Makes a bridge network, unless it is there.
+pub(crate) async fn ensure_network(docker: &Docker, name: &str, subnet: &str) -> Result<(), DockerError> {
+    match docker.inspect_network(name, None).await {
+        Err(DockerError::DockerResponseServerError { status_code: 404, .. }) => {}
+        found => return found.map(|_| ()),
+    }
+    let config = IpamConfig { subnet: Some(subnet.to_owned()), ..IpamConfig::default() };
+    let request = NetworkCreateRequest {
+        name: name.to_owned(),
+        driver: Some("bridge".to_owned()),
+        ipam: Some(Ipam { config: Some(vec![config]), ..Ipam::default() }),
+        ..NetworkCreateRequest::default()
+    };
+    let created = docker.create_network(request).await;
+    match (created, docker.inspect_network(name, None).await) {
+        // Whoever made it, it is there. Two networks of one name would have overlapping subnets.
+        (_, Ok(_)) => Ok(()),
+        (created, Err(error)) => created.map(|_| ()).and(Err(error)),
+    }
+}
+
+/// The process behind the engine's socket.
+fn engine_pid(socket: &Path) -> Option<i32> {
+    let is_engine = |pid: &i32| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "dockerd")
+    };
+    let stream = std::os::unix::net::UnixStream::connect(socket).ok()?;
+    let peer = getsockopt(&stream.as_fd(), PeerCredentials).ok().map(|peer| peer.pid());
+    // Where an init system holds the socket, the engine still writes its number down.
+    peer.filter(is_engine).or_else(|| {
+        let text = std::fs::read_to_string("/var/run/docker.pid").ok()?;
+        text.trim().parse().ok().filter(is_engine)
+    })
+}
+
+/// When a process started, in seconds since the epoch.
+fn process_start(pid: i32) -> Option<i64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    let ticks: i64 = fields.split_whitespace().nth(19)?.parse().ok()?;
+    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
+    let boot = std::fs::read_to_string("/proc/stat").ok()?;
+    let boot = boot.lines().find_map(|line| line.strip_prefix("btime "))?;
+    Some(boot.trim().parse::<i64>().ok()? + ticks / per_second as i64)
+}

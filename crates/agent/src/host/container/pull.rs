@@ -1,0 +1,115 @@
+//! How far a pull is, from the messages that the engine sends about each layer.
+
+use std::collections::BTreeMap;
+
+use api::agent::PullProgress;
+use bollard::models::CreateImageInfo;
+
+/// The layers of an image that is being pulled.
+#[derive(Debug, Default)]
+pub(crate) struct Layers {
+    layers: BTreeMap<String, Layer>,
+}
+
+#[derive(Debug, Default)]
+struct Layer {
+    total: u64,
+    downloaded: u64,
+    extracted: u64,
+    /// Its size is known, or does not matter because the layer is here.
+    sized: bool,
+}
+
+impl Layers {
+    /// Takes in a message.
+    pub(crate) fn note(&mut self, info: &CreateImageInfo) {
+        let status = info.status.as_deref().unwrap_or_default();
+        let is_layer = matches!(
+            status,
+            "Pulling fs layer"
+                | "Waiting"
+                | "Downloading"
+                | "Verifying Checksum"
+                | "Download complete"
+                | "Extracting"
+                | "Pull complete"
+                | "Already exists"
+        );
+        let Some(id) = info.id.as_ref().filter(|_| is_layer) else {
+            return;
+        };
+        let layer = self.layers.entry(id.clone()).or_default();
+        let detail = info.progress_detail.as_ref();
+        let current = detail.and_then(|detail| detail.current).unwrap_or(0).max(0) as u64;
+        let total = detail.and_then(|detail| detail.total).unwrap_or(0).max(0) as u64;
+        if total > 0 {
+            layer.total = total;
+            layer.sized = true;
+        }
+        match status {
+            "Downloading" => layer.downloaded = layer.downloaded.max(current),
+            "Verifying Checksum" | "Download complete" => layer.downloaded = layer.total,
+            "Extracting" => {
+                layer.downloaded = layer.total;
+                layer.extracted = layer.extracted.max(current);
+            }
+            "Pull complete" | "Already exists" => {
+                layer.sized = true;
+                layer.downloaded = layer.total;
+                layer.extracted = layer.total;
+            }
+            _ => {}
+        }
+    }
+
+    /// The sum over all layers.
+    pub(crate) fn progress(&self) -> PullProgress {
+        let sum = |part: fn(&Layer) -> u64| self.layers.values().map(part).sum();
+        PullProgress {
+            downloaded_bytes: sum(|layer| layer.downloaded),
+            extracted_bytes: sum(|layer| layer.extracted),
+            total_bytes: sum(|layer| layer.total),
+            is_total_bytes_final: !self.layers.is_empty() && self.layers.values().all(|layer| layer.sized),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STREAM: &str = r#"
+{"status":"Pulling from library/debian","id":"bookworm"}
+{"status":"Pulling fs layer","progressDetail":{},"id":"a1"}
+{"status":"Pulling fs layer","progressDetail":{},"id":"b2"}
+{"status":"Already exists","progressDetail":{},"id":"c3"}
+{"status":"Downloading","progressDetail":{"current":50,"total":100},"id":"a1"}
+{"status":"Download complete","progressDetail":{},"id":"a1"}
+{"status":"Extracting","progressDetail":{"current":30,"total":100},"id":"a1"}
+{"status":"Downloading","progressDetail":{"current":10,"total":40},"id":"b2"}
+{"status":"Pull complete","progressDetail":{},"id":"a1"}
+{"status":"Pull complete","progressDetail":{},"id":"b2"}
+{"status":"Status: Downloaded newer image for debian:bookworm"}
+"#;
+
+    #[test]
+    fn layers_add_up() {
+        let mut layers = Layers::default();
+        let mut seen = Vec::new();
+        for line in STREAM.lines().filter(|line| !line.is_empty()) {
+            layers.note(&serde_json::from_str(line).unwrap());
+            let progress = layers.progress();
+            seen.push((
+                progress.downloaded_bytes,
+                progress.extracted_bytes,
+                progress.total_bytes,
+                progress.is_total_bytes_final,
+            ));
+        }
+        assert_eq!(seen[0], (0, 0, 0, false));
+        assert_eq!(seen[4], (50, 0, 100, false));
+        assert_eq!(seen[6], (100, 30, 100, false));
+        assert_eq!(seen[7], (110, 30, 140, true));
+        assert_eq!(seen[10], (140, 140, 140, true));
+    }
+}
