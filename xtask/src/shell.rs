@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 /// How often a condition is looked at.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// Runs a program to its end; a failure of it is an error.
 pub(crate) fn run(command: &mut Command) -> Result<()> {

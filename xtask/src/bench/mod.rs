@@ -1,14 +1,124 @@
-//! Measurements of the release build.
+//! Measurements of the release build: the real programs, driven as users drive them.
+//!
+//! Each row is a module. Where the official server is installed, rows that it can be measured by too are measured
+//! on both, on the same machine in the same run.
 
-use anyhow::Result;
+mod command_line;
+mod logs;
+mod requests;
+mod samples;
+mod server;
+mod tasks;
+
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::dstack::{Place, Server};
+use crate::sandbox::Sandbox;
+use crate::shell;
+use crate::workspace::{self, Profile, Programs};
+use samples::{HEAD, Row};
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Names of rows; all of them by default.
+    /// Groups of rows; all of them by default.
     names: Vec<String>,
+    /// How often each thing is measured that can be repeated.
+    #[arg(long, default_value_t = 10)]
+    samples: usize,
 }
 
-pub(crate) fn run(_options: &Options) -> Result<()> {
+/// A group of rows: its name, and how it is measured.
+type Group = (&'static str, fn(&Bench<'_>) -> Result<Vec<Row>>);
+
+const GROUPS: [Group; 6] = [
+    ("tasks", tasks::measure),
+    ("containers", tasks::measure_containers),
+    ("server", server::measure),
+    ("requests", requests::measure),
+    ("command-line", command_line::measure),
+    ("logs", logs::measure),
+];
+
+/// What every group is given.
+#[derive(Debug)]
+struct Bench<'a> {
+    sandbox: &'a Sandbox,
+    ours: Programs,
+    /// The official server, where it is installed.
+    official: Option<Programs>,
+    samples: usize,
+}
+
+/// Measures and prints one table for each group.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let known: Vec<&str> = GROUPS.iter().map(|(name, _)| *name).collect();
+    for name in &options.names {
+        ensure!(known.contains(&name.as_str()), "no group `{name}`; there is: {}", known.join(", "));
+    }
+    let sandbox = Sandbox::new("bench")?;
+    let ours = workspace::build_programs(Profile::Release)?;
+    let official = official_server().map(|dstack| Programs { dstack, agent: PathBuf::new() });
+    let bench = Bench { sandbox: &sandbox, ours, official, samples: options.samples };
+    println!("{}", machine());
+    if bench.official.is_none() {
+        println!("\nThe official server is not measured: DSTACK_BENCH_OFFICIAL_SERVER names no program.");
+    }
+    for (name, measure) in GROUPS {
+        if options.names.is_empty() || options.names.iter().any(|wanted| wanted == name) {
+            println!("\n## {name}\n\n{HEAD}");
+            for row in measure(&bench).with_context(|| format!("measure `{name}`"))? {
+                println!("{row}");
+            }
+        }
+    }
     Ok(())
+}
+
+impl<'a> Bench<'a> {
+    /// A fresh place for our server.
+    fn place(&self, name: &str) -> Result<Place<'a>> {
+        Place::new(self.sandbox, name, &self.ours)
+    }
+
+    /// Fresh places for every server that is there, by the names of their rows.
+    fn contestants(&self, name: &str) -> Result<Vec<(&'static str, Place<'a>)>> {
+        let mut places = vec![("ours", self.place(name)?)];
+        if let Some(official) = &self.official {
+            places.push(("official", Place::new(self.sandbox, &format!("{name}-official"), official)?));
+        }
+        Ok(places)
+    }
+
+    /// A server of ours with two idle nodes.
+    fn server_with_fleet(&self, name: &str) -> Result<(Place<'a>, Server)> {
+        let place = self.place(name)?;
+        let server = place.start()?;
+        fs::write(place.home.join("fleet.dstack.yml"), FLEET).context("write the fleet")?;
+        shell::capture(place.cli(&["apply", "-f", "fleet.dstack.yml", "-y"]).current_dir(&place.home))?;
+        Ok((place, server))
+    }
+}
+
+const FLEET: &str = "type: fleet\nname: pair\nnodes: 2\nplacement: cluster\n\
+                     resources: {cpu: 1.., memory: 256MB.., disk: 1GB..}\n";
+
+/// The program that starts the official server, if somebody installed it.
+fn official_server() -> Option<PathBuf> {
+    let named = env::var_os("DSTACK_BENCH_OFFICIAL_SERVER").map(PathBuf::from);
+    named.or_else(|| Some(workspace::cache_dir().join("official-server/bin/dstack"))).filter(|path| path.exists())
+}
+
+/// What was measured on.
+fn machine() -> String {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
+    let cores = cpu.lines().filter(|line| line.starts_with("processor")).count();
+    let kernel = shell::capture(Command::new("uname").arg("-sr")).unwrap_or_default();
+    format!("{cores} × {}, {}", model.unwrap_or("unknown CPU"), kernel.trim())
 }

@@ -1,5 +1,6 @@
 //! An engine for containers, and one small image that no registry is asked for.
 
+use std::env;
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -56,8 +57,10 @@ fn start_engine(sandbox: &Sandbox) -> Result<Vec<(&'static str, String)>> {
 
     let pid_file = dir.join("docker.pid");
     let script = dir.join("dockerd");
+    // It listens where clients look for it.
+    let host = env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
     let text = format!(
-        "#!/bin/sh\nexec dockerd --containerd '{}' --data-root '{}' --exec-root '{}' --pidfile '{}' --live-restore\n",
+        "#!/bin/sh\nexec dockerd --host '{host}' --containerd '{}' --data-root '{}' --exec-root '{}' --pidfile '{}' --live-restore\n",
         socket.display(),
         cache.join("docker").display(),
         dir.join("exec").display(),

@@ -19,7 +19,8 @@ use crate::{shell, workspace};
 use source::File;
 
 /// Files that break a rule for now: the rule, the file, and why it may.
-const EXCEPTIONS: &[(&str, &str, &str)] = &[];
+const EXCEPTIONS: &[(&str, &str, &str)] =
+    &[("backend", "crates/server/src/http/repos.rs", "`local` is a kind of repository there")];
 
 /// Something that breaks a rule.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,0 +1,85 @@
+//! What the server itself takes: time to start, memory, and CPU while a thousand runs wait.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use super::Bench;
+use super::requests::{self, RUNS};
+use super::samples::{Row, Samples};
+use crate::dstack::Place;
+
+/// How long the server is left alone before and while it is looked at.
+const REST: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(20);
+
+/// Ticks of the kernel's accounting in a second, the same on every Linux that we run on.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>> {
+    let mut rows = starts(bench)?;
+    for (name, place) in bench.contestants("waiting")? {
+        let server = place.start()?;
+        thread::sleep(REST);
+        rows.push(Row::new(format!("{name}: memory, idle"), memory(server.pid())?));
+        requests::fill(&place, 8)?;
+        thread::sleep(REST);
+        rows.push(Row::new(format!("{name}: memory, {RUNS} runs wait"), memory(server.pid())?));
+        rows.push(Row::new(format!("{name}: CPU while {RUNS} runs wait"), cpu(server.pid())?));
+        server.stop()?;
+    }
+    Ok(rows)
+}
+
+fn starts(bench: &Bench<'_>) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    let names: Vec<&str> = bench.contestants("names")?.into_iter().map(|(name, _)| name).collect();
+    for (index, name) in names.into_iter().enumerate() {
+        let mut first = Vec::new();
+        let mut again = Vec::new();
+        // The official server takes seconds; a few samples say enough.
+        for nth in 0..bench.samples.min(5) {
+            let (_, place) = bench.contestants(&format!("start-{nth}"))?.remove(index);
+            first.push(time_start(&place)?);
+            again.push(time_start(&place)?);
+        }
+        rows.push(Row::new(format!("{name}: first start to the first answer"), Samples::of_durations(first)));
+        rows.push(Row::new(format!("{name}: later start to the first answer"), Samples::of_durations(again)));
+    }
+    Ok(rows)
+}
+
+fn time_start(place: &Place<'_>) -> Result<Duration> {
+    let started = Instant::now();
+    let server = place.start()?;
+    let took = started.elapsed();
+    server.stop()?;
+    Ok(took)
+}
+
+/// The resident memory of a process.
+fn memory(pid: u32) -> Result<Samples> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("read the server's status")?;
+    let kib =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
+    let kib: f64 = kib.context("the kernel tells no `VmRSS`")?;
+    Ok(Samples::of_one(kib / 1024.0, "MiB"))
+}
+
+/// The share of one core that a process takes.
+fn cpu(pid: u32) -> Result<Samples> {
+    let before = ticks(pid)?;
+    let started = Instant::now();
+    thread::sleep(LOOK);
+    let seconds = (ticks(pid)? - before) / TICKS_PER_SECOND;
+    Ok(Samples::of_one(100.0 * seconds / started.elapsed().as_secs_f64(), "% of a core"))
+}
+
+fn ticks(pid: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("read the server's times")?;
+    let fields = stat.rsplit_once(')').context("read the server's times")?.1.split_whitespace();
+    // User and system time are the 14th and 15th field; the name and the number before it are cut off.
+    Ok(fields.skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum())
+}

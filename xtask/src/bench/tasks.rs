@@ -1,0 +1,91 @@
+//! How long a user waits for a task: from the command to the first line, and from the task's end to the prompt.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::Bench;
+use super::samples::{Row, Samples};
+use crate::dstack::Place;
+use crate::shell;
+
+/// The image that `cargo xtask test` makes.
+const IMAGE: &str = "dstack-test:latest";
+
+/// As plain processes.
+pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>> {
+    measure_with(bench, "tasks", "process", "")
+}
+
+/// In containers, where an engine answers and has the image.
+pub(super) fn measure_containers(bench: &Bench<'_>) -> Result<Vec<Row>> {
+    if !shell::succeeds(Command::new("docker").args(["image", "inspect", IMAGE])) {
+        println!("(left out: no engine has `{IMAGE}`; `cargo xtask test` makes it)");
+        return Ok(Vec::new());
+    }
+    measure_with(bench, "containers", "container", &format!("image: {IMAGE}\n"))
+}
+
+fn measure_with(bench: &Bench<'_>, name: &str, kind: &str, image: &str) -> Result<Vec<Row>> {
+    let (place, server) = bench.server_with_fleet(name)?;
+    let mut rows = Vec::new();
+    for nodes in [1, 2] {
+        let file = format!("task-{nodes}.dstack.yml");
+        let text = format!(
+            "type: task\nname: task-{nodes}\nnodes: {nodes}\n{image}commands:\n  - echo BEGIN\n  - sleep 0.2\n  \
+             - echo END $(date +%s%N)\nresources: {{cpu: 1.., memory: 256MB.., disk: 1GB..}}\n"
+        );
+        fs::write(place.home.join(&file), text).context("write the task")?;
+        // The first task starts agents and warms caches.
+        apply(&place, &file, nodes)?;
+        let waits: Vec<Waits> = (0..bench.samples).map(|_| apply(&place, &file, nodes)).collect::<Result<_>>()?;
+        let what = format!("{kind}, {nodes} node{}", if nodes == 1 { "" } else { "s" });
+        let begin = waits.iter().map(|waits| waits.until_begin);
+        rows.push(Row::new(
+            format!("{what}: `apply` to the first line of every node"),
+            Samples::of_durations(begin),
+        ));
+        let exit = waits.iter().map(|waits| waits.until_exit);
+        rows.push(Row::new(format!("{what}: the task's end to the prompt"), Samples::of_durations(exit)));
+    }
+    server.stop()?;
+    Ok(rows)
+}
+
+/// What a user waited for.
+struct Waits {
+    until_begin: Duration,
+    until_exit: Duration,
+}
+
+fn apply(place: &Place<'_>, file: &str, nodes: usize) -> Result<Waits> {
+    let mut command = place.cli(&["apply", "-f", file, "-R", "-y"]);
+    command.current_dir(&place.home).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let started = Instant::now();
+    let mut child = command.spawn().context("start `dstack apply`")?;
+    let stdout = child.stdout.take().expect("standard output is piped");
+    let mut begun = 0;
+    let mut until_begin = None;
+    let mut ended_at = Duration::ZERO;
+    for line in BufReader::new(stdout).lines() {
+        let line = line.context("read what `dstack apply` prints")?;
+        if line.trim_end().ends_with("BEGIN") {
+            begun += 1;
+            if begun == nodes {
+                until_begin = Some(started.elapsed());
+            }
+        }
+        if let Some((_, nanos)) = line.split_once("END ") {
+            let nanos: u64 = nanos.trim().parse().context("read the task's clock")?;
+            ended_at = ended_at.max(Duration::from_nanos(nanos));
+        }
+    }
+    let status = child.wait().context("wait for `dstack apply`")?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("read the clock")?;
+    ensure!(status.success(), "`dstack apply` failed: {status}");
+    let until_begin = until_begin.context("the task printed no `BEGIN`")?;
+    Ok(Waits { until_begin, until_exit: now.saturating_sub(ended_at) })
+}
