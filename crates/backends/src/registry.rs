@@ -96,9 +96,10 @@ pub fn wire_types() -> Vec<BackendType> {
     shown.map(|entry| (entry.wire_type)(&Value::Null)).collect()
 }
 
-/// The name on the wire of a kind of backend, where only the kind is known.
-pub fn wire_type_of(kind: &str) -> Option<BackendType> {
-    entry(kind).ok().map(|entry| (entry.wire_type)(&Value::Null))
+/// The name on the wire of a kind of backend, where only the kind is known. A kind that this build lacks is shown as
+/// machines of nobody's.
+pub fn wire_type_of(kind: &str) -> BackendType {
+    entry(kind).map_or(BackendType::Remote, |entry| (entry.wire_type)(&Value::Null))
 }
 
 /// Reads one item of `backends` in `config.yml`, or the body of a request. The error says what to write instead.

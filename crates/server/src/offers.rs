@@ -106,15 +106,11 @@ pub async fn collect(deps: &Deps, query: &OffersQuery<'_>) -> store::Result<Coll
     Ok(collected)
 }
 
-fn wire_type(open: &OpenBackend) -> Option<BackendType> {
-    backends::wire_type_of(&open.kind)
-}
-
 /// Why a backend need not be asked at all.
 fn exclusion(open: &OpenBackend, query: &OffersQuery<'_>) -> Option<String> {
     let capabilities = open.backend.capabilities();
     let kind = &open.kind;
-    let Some(wire_type) = wire_type(open) else { return Some(format!("`{kind}` is not part of this server")) };
+    let wire_type = backends::wire_type_of(kind);
     if let Some(listed) = &query.profile.backends
         && !listed.contains(&wire_type)
     {
@@ -145,7 +141,7 @@ fn cannot(capabilities: Capabilities, query: &OffersQuery<'_>) -> Option<&'stati
 
 /// Sorts a backend's offers into what can be bought, what cannot, and why the rest does not suit.
 fn judge(open: &OpenBackend, offers: Vec<BackendOffer>, query: &OffersQuery<'_>, collected: &mut Collected) {
-    let Some(wire_type) = wire_type(open) else { return };
+    let wire_type = backends::wire_type_of(&open.kind);
     let admins_only = open.backend.capabilities().admins_only;
     let mut reasons: Vec<(String, usize)> = vec![];
     let mut sold_out: Option<String> = None;

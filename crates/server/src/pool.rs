@@ -106,7 +106,7 @@ fn pool_instance(instance: &Instance, taken: &[u32], silent_before: Timestamp) -
         unusable: !is_kept(instance) || is_silent(instance, silent_before) || is_broken,
         admins_only: state.admins_only,
         has_docker,
-        backend: state.backend.as_deref().and_then(backends::wire_type_of),
+        backend: state.backend.as_deref().map(backends::wire_type_of),
         region: state.region.clone(),
         zone: state.zone.clone(),
         price: state.price.unwrap_or_default(),

@@ -10,8 +10,12 @@
 //! A run passes `terminating` before every final status, and a final status is final.
 
 mod decide;
+pub mod effective;
+pub mod interpolation;
+mod job_specs;
 
 pub use decide::{RunDecision, decide};
+pub use job_specs::{for_processes, job_specs, wanted_spot};
 
 use api::ids::{FleetId, JobId, ProjectId, RunId, UserId};
 use api::jobs::JobTerminationReason;
