@@ -488,3 +488,20 @@ fn uuid<T: From<Uuid>>(text: &str) -> Result<T> {
 pub(crate) fn placeholders(from: usize, count: usize) -> String {
     (from..from + count).map(|number| format!("${number}")).collect::<Vec<_>>().join(", ")
 }
+
+/// The condition of a page that goes on after `after`. Within one moment identifiers run against the order of time:
+/// the official paging.
+pub(crate) fn after<I: Into<Value>>(
+    time_column: &str,
+    after: Option<(Timestamp, I)>,
+    ascending: bool,
+    values: &mut Vec<Value>,
+) -> String {
+    let Some((time, id)) = after else { return String::new() };
+    let (beyond, id_beyond) = if ascending { (">", "<") } else { ("<", ">") };
+    values.push(time.into());
+    let time = values.len();
+    values.push(id.into());
+    let id = values.len();
+    format!(" AND ({time_column} {beyond} ${time} OR ({time_column} = ${time} AND id {id_beyond} ${id}))")
+}

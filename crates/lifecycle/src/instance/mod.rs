@@ -10,7 +10,7 @@
 
 mod decide;
 
-pub use decide::{AgentSeen, Effect, InstanceDecision, MachineSeen, Surroundings, decide};
+pub use decide::{AgentSeen, Effect, InstanceDecision, Machine, MachineSeen, Surroundings, decide};
 
 use api::ids::{FleetId, InstanceId, LaunchId, ProjectId};
 use api::instances::{GpuDriver, InstanceStatus, InstanceTerminationReason, InstanceType};
@@ -63,6 +63,8 @@ pub struct InstanceState {
     pub backend: Option<String>,
     /// Only global admins may use it: its jobs run beside the server's secrets.
     pub admins_only: bool,
+    /// Jobs without an image run as plain processes on it.
+    pub runs_processes: bool,
     /// Where it is.
     pub region: Option<String>,
     /// Its zone.

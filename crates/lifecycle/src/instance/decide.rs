@@ -1,0 +1,402 @@
+//! What happens next to an instance.
+
+use api::agent::HostInfo;
+use api::instances::{GpuDriver, InstanceStatus, InstanceTerminationReason};
+use jiff::{SignedDuration, Timestamp};
+
+use super::{ContainerNetwork, Instance};
+use crate::events::status_changed;
+use crate::launch::{Launch, LaunchStatus};
+
+/// How often an instance is looked at when nothing happens to it, in seconds.
+const SAFETY_SECS: i64 = 60;
+
+/// How often a machine that starts or ends is looked at, in seconds.
+const WATCH_SECS: i64 = 2;
+
+/// How soon the order to end a machine is repeated, in seconds.
+const REPEAT_SECS: i64 = 10;
+
+/// How long a machine must be missing from its backend's list before it counts as gone, in seconds. Lists of clouds
+/// are eventually consistent, so one absence proves nothing.
+const ABSENCE_SECS: i64 = 120;
+
+/// How long the agent of a cloud's machine may be silent before the machine is given back, in seconds.
+const UNREACHABLE_SECS: i64 = 20 * 60;
+
+/// A machine as its backend lists it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum MachineSeen {
+    /// The backend could not be asked, which is never a reason to act.
+    Unknown,
+    /// The backend does not list it.
+    Absent,
+    /// The backend lists it.
+    Present(Box<Machine>),
+}
+
+/// What a backend says of a machine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Machine {
+    /// It is there and runs.
+    pub running: bool,
+    /// It is gone, and still listed.
+    pub gone: bool,
+    /// The backend's own identifier.
+    pub provider_id: String,
+    /// Where it answers.
+    pub hostname: Option<String>,
+    /// The address that peers use.
+    pub internal_ip: Option<String>,
+    /// The network that its containers join.
+    pub container_network: Option<ContainerNetwork>,
+    /// Where it is.
+    pub region: String,
+    /// Its zone.
+    pub zone: Option<String>,
+    /// Why it ended.
+    pub ended_because: Option<String>,
+}
+
+/// An instance's agent.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AgentSeen {
+    /// It does not answer.
+    Unknown {
+        /// Since when.
+        since: Option<Timestamp>,
+        /// Why, for people.
+        error: Option<String>,
+    },
+    /// It answers.
+    Connected(Box<HostInfo>),
+}
+
+/// What else a decision about an instance depends on.
+#[derive(Debug, Clone)]
+pub struct Surroundings<'a> {
+    /// The machine.
+    pub machine: MachineSeen,
+    /// Its agent.
+    pub agent: AgentSeen,
+    /// Blocks that jobs hold.
+    pub busy_blocks: u32,
+    /// The purchase.
+    pub launch: Option<&'a Launch>,
+    /// What the backend lists is what is there.
+    pub consistent_list: bool,
+    /// Longest time from launch to a joined agent, in seconds.
+    pub provisioning_timeout_secs: u64,
+    /// Its jobs run beside the server's secrets.
+    pub admins_only: bool,
+    /// Jobs without an image run as plain processes on it.
+    pub runs_processes: bool,
+    /// How the machine is split: a number of blocks, or as many as it has GPUs or else CPUs.
+    pub blocks: Option<u32>,
+}
+
+/// What to do, once the decision is recorded. Each is safe to repeat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Keep a connection to its agent.
+    Connect,
+    /// Tell the backend to end the machine.
+    Terminate,
+    /// Let go of its agent.
+    Disconnect,
+}
+
+/// What happens next to an instance.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InstanceDecision {
+    /// The instance as it is from now on.
+    pub instance: Instance,
+    /// What to do, once that is recorded.
+    pub effect: Option<Effect>,
+    /// Its jobs and waiting runs must be looked at.
+    pub concerns_jobs: bool,
+    /// Its fleet must be looked at.
+    pub concerns_fleet: bool,
+    /// What to tell users.
+    pub events: Vec<String>,
+    /// When to look again, unless something happens before.
+    pub look_again_at: Option<Timestamp>,
+}
+
+/// Decides from the instance, what its backend and agent say, and what surrounds it.
+pub fn decide(now: Timestamp, instance: &Instance, around: &Surroundings<'_>) -> InstanceDecision {
+    let mut decision = InstanceDecision {
+        instance: instance.clone(),
+        effect: None,
+        concerns_jobs: false,
+        concerns_fleet: false,
+        events: vec![],
+        look_again_at: None,
+    };
+    match instance.status {
+        InstanceStatus::Pending => pending(now, around, &mut decision),
+        InstanceStatus::Provisioning => provisioning(now, around, &mut decision),
+        InstanceStatus::Idle | InstanceStatus::Busy => joined(now, around, &mut decision),
+        InstanceStatus::Terminating => ending(now, around, &mut decision),
+        InstanceStatus::Terminated => return decision,
+    }
+    settle(now, instance, &mut decision);
+    decision
+}
+
+fn settle(now: Timestamp, before: &Instance, decision: &mut InstanceDecision) {
+    let instance = &mut decision.instance;
+    if instance.status != before.status {
+        let reason = matches!(instance.status, InstanceStatus::Terminating | InstanceStatus::Terminated)
+            .then_some(instance.state.termination_reason)
+            .flatten()
+            .filter(|_| before.status != InstanceStatus::Terminating)
+            .map(|reason| (reason.as_str(), instance.state.termination_message.as_deref()));
+        let (from, to) = (before.status.as_str(), instance.status.as_str());
+        decision.events.push(status_changed("Instance", from, to, reason));
+        decision.concerns_jobs = true;
+        decision.concerns_fleet = true;
+        if instance.status == InstanceStatus::Terminated {
+            instance.state.finished_at = Some(now);
+            decision.effect = Some(Effect::Disconnect);
+        }
+    }
+    let addresses = |instance: &Instance| (instance.state.internal_ip.clone(), instance.state.unreachable_since);
+    decision.concerns_jobs |= addresses(instance) != addresses(before);
+    if instance != before {
+        instance.state.last_processed_at = Some(now);
+    }
+    if !instance.status.is_final() {
+        let secs = match instance.status {
+            InstanceStatus::Provisioning | InstanceStatus::Terminating => WATCH_SECS,
+            InstanceStatus::Pending | InstanceStatus::Idle | InstanceStatus::Busy | InstanceStatus::Terminated => {
+                SAFETY_SECS
+            }
+        };
+        let next = now + SignedDuration::from_secs(secs);
+        decision.look_again_at = Some(decision.look_again_at.map_or(next, |at| at.min(next)));
+    }
+}
+
+fn begin_end(reason: InstanceTerminationReason, message: Option<String>, decision: &mut InstanceDecision) {
+    let state = &mut decision.instance.state;
+    decision.instance.status = InstanceStatus::Terminating;
+    state.idle_since = None;
+    if state.termination_reason.is_none() {
+        state.termination_reason = Some(reason);
+        state.termination_message = message;
+    }
+}
+
+fn finish(reason: InstanceTerminationReason, message: Option<String>, decision: &mut InstanceDecision) {
+    begin_end(reason, message, decision);
+    decision.instance.status = InstanceStatus::Terminated;
+}
+
+fn pending(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDecision) {
+    if let Some(end) = decision.instance.end.clone() {
+        let nothing_bought = decision.instance.launch_id.is_none();
+        if nothing_bought {
+            finish(end.reason, end.message, decision);
+        } else {
+            begin_end(end.reason, end.message, decision);
+            ending(now, around, decision);
+        }
+        return;
+    }
+    if let Some(launch) = around.launch {
+        let state = &mut decision.instance.state;
+        let resources = &launch.state.offer.instance;
+        state.backend = Some(launch.state.backend.clone());
+        state.admins_only = around.admins_only;
+        state.runs_processes = around.runs_processes;
+        state.region = Some(launch.state.offer.region.clone());
+        state.price = Some(launch.state.offer.price);
+        state.instance_type = Some(resources.clone());
+        state.total_blocks = blocks_of(around.blocks, resources.resources.gpus.len(), resources.resources.cpus);
+        decision.instance.status = InstanceStatus::Provisioning;
+    }
+}
+
+/// How many blocks a machine is split into: the number asked for, or one per GPU, or else one per CPU.
+fn blocks_of(blocks: Option<u32>, gpus: usize, cpus: u32) -> u32 {
+    let gpus = u32::try_from(gpus).unwrap_or(u32::MAX);
+    let auto = if gpus > 0 { gpus.min(cpus) } else { cpus };
+    blocks.unwrap_or(auto).max(1)
+}
+
+fn provisioning(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDecision) {
+    if let Some(end) = decision.instance.end.clone() {
+        begin_end(end.reason, end.message, decision);
+        ending(now, around, decision);
+        return;
+    }
+    let failed = around.launch.filter(|launch| launch.status == LaunchStatus::Failed);
+    if let Some(launch) = failed {
+        let message = launch.state.error.as_ref().map(|error| error.message.clone());
+        finish(InstanceTerminationReason::NoOffers, message, decision);
+        return;
+    }
+    match &around.machine {
+        MachineSeen::Present(machine) if machine.gone => {
+            let why = machine.ended_because.clone().unwrap_or_else(|| "its backend gave no reason".to_owned());
+            let message = format!("The machine ended while it started: {why}");
+            finish(InstanceTerminationReason::Error, Some(message), decision);
+            return;
+        }
+        MachineSeen::Present(machine) => {
+            learn(machine, decision);
+            if machine.running {
+                decision.effect = Some(Effect::Connect);
+            }
+        }
+        MachineSeen::Absent => {
+            if vanished(now, around, decision) {
+                let message = "The backend does not list the machine that was launched".to_owned();
+                finish(InstanceTerminationReason::Error, Some(message), decision);
+                return;
+            }
+        }
+        MachineSeen::Unknown => {}
+    }
+    if let AgentSeen::Connected(host) = &around.agent {
+        join(now, host, around, decision);
+        return;
+    }
+    let waited = now.duration_since(decision.instance.created_at);
+    let limit = SignedDuration::from_secs(i64::try_from(around.provisioning_timeout_secs).unwrap_or(i64::MAX));
+    if limit < waited {
+        let why = match &around.agent {
+            AgentSeen::Unknown { error: Some(error), .. } => format!(": {error}"),
+            _ => String::new(),
+        };
+        let message = format!("Instance did not become reachable in {} s{why}", limit.as_secs());
+        begin_end(InstanceTerminationReason::ProvisioningTimeout, Some(message), decision);
+    }
+}
+
+fn learn(machine: &Machine, decision: &mut InstanceDecision) {
+    let state = &mut decision.instance.state;
+    state.absent_since = None;
+    state.provider_id = Some(machine.provider_id.clone());
+    state.hostname.clone_from(&machine.hostname);
+    state.internal_ip.clone_from(&machine.internal_ip);
+    state.container_network.clone_from(&machine.container_network);
+    state.region = Some(machine.region.clone());
+    state.zone.clone_from(&machine.zone);
+}
+
+fn join(now: Timestamp, host: &HostInfo, around: &Surroundings<'_>, decision: &mut InstanceDecision) {
+    let state = &mut decision.instance.state;
+    state.joined_at = Some(now);
+    state.unreachable_since = None;
+    state.gpu_uuids = host.gpus.iter().map(|gpu| gpu.uuid.clone()).collect();
+    state.has_docker = host.docker.is_some();
+    state.gpu_driver = host.gpu_driver.as_ref().map(|version| GpuDriver {
+        vendor: host.gpus.first().map(|gpu| gpu.vendor.clone()),
+        version: version.clone(),
+    });
+    if state.internal_ip.is_none() {
+        state.internal_ip.clone_from(&host.internal_ip);
+    }
+    occupy(now, around, decision);
+}
+
+/// Idle or busy, by the blocks that jobs hold.
+fn occupy(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDecision) {
+    if around.busy_blocks > 0 {
+        decision.instance.status = InstanceStatus::Busy;
+        decision.instance.state.idle_since = None;
+    } else {
+        decision.instance.status = InstanceStatus::Idle;
+        decision.instance.state.idle_since.get_or_insert(now);
+    }
+}
+
+fn joined(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDecision) {
+    if let Some(end) = decision.instance.end.clone() {
+        begin_end(end.reason, end.message, decision);
+        ending(now, around, decision);
+        return;
+    }
+    match &around.machine {
+        MachineSeen::Present(machine) if machine.gone => {
+            let message = machine.ended_because.clone().unwrap_or_else(|| "The machine is gone".to_owned());
+            finish(InstanceTerminationReason::Unreachable, Some(message), decision);
+            return;
+        }
+        MachineSeen::Present(machine) => {
+            learn(machine, decision);
+            decision.effect = Some(Effect::Connect);
+        }
+        MachineSeen::Absent => {
+            if vanished(now, around, decision) {
+                let message = "The backend no longer lists the machine".to_owned();
+                finish(InstanceTerminationReason::Unreachable, Some(message), decision);
+                return;
+            }
+        }
+        MachineSeen::Unknown => {}
+    }
+    match &around.agent {
+        AgentSeen::Connected(_) => decision.instance.state.unreachable_since = None,
+        AgentSeen::Unknown { since, .. } => {
+            let since = *decision.instance.state.unreachable_since.get_or_insert(since.unwrap_or(now));
+            let until = since + SignedDuration::from_secs(UNREACHABLE_SECS);
+            if until <= now {
+                let message = format!("Its agent has not answered for {} min", UNREACHABLE_SECS / 60);
+                begin_end(InstanceTerminationReason::Unreachable, Some(message), decision);
+                return;
+            }
+            decision.look_again_at = Some(until);
+        }
+    }
+    occupy(now, around, decision);
+}
+
+/// Whether an absence may be believed: nobody is still buying, and it has lasted.
+fn vanished(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDecision) -> bool {
+    let still_buying = around.launch.is_some_and(|launch| !launch.status.is_final());
+    if still_buying {
+        decision.instance.state.absent_since = None;
+        return false;
+    }
+    let since = *decision.instance.state.absent_since.get_or_insert(now);
+    let believed_at = since + SignedDuration::from_secs(if around.consistent_list { 0 } else { ABSENCE_SECS });
+    if now < believed_at {
+        decision.look_again_at = Some(believed_at);
+    }
+    believed_at <= now
+}
+
+/// The instance ends: it is over when its backend says that the machine is gone.
+fn ending(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDecision) {
+    let reason = decision.instance.state.termination_reason.unwrap_or(InstanceTerminationReason::Error);
+    let nothing_bought = decision.instance.launch_id.is_none()
+        || around.launch.is_some_and(|launch| launch.status == LaunchStatus::Failed);
+    let gone = match &around.machine {
+        MachineSeen::Present(machine) => {
+            decision.instance.state.absent_since = None;
+            machine.gone
+        }
+        MachineSeen::Absent => vanished(now, around, decision),
+        MachineSeen::Unknown => false,
+    };
+    if nothing_bought || gone {
+        finish(reason, None, decision);
+        return;
+    }
+    // Repeated until the machine is gone: an order may be lost, and what is not ended is paid for.
+    let repeat_at = decision
+        .instance
+        .state
+        .terminate_sent_at
+        .map(|sent_at| sent_at + SignedDuration::from_secs(REPEAT_SECS))
+        .filter(|repeat_at| now < *repeat_at);
+    if let Some(repeat_at) = repeat_at {
+        decision.look_again_at = Some(decision.look_again_at.map_or(repeat_at, |at| at.min(repeat_at)));
+    } else {
+        decision.instance.state.terminate_sent_at = Some(now);
+        decision.effect = Some(Effect::Terminate);
+    }
+}

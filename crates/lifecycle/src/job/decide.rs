@@ -1,0 +1,374 @@
+//! What happens next to a job.
+
+use api::agent::{ClusterInfo, ExitReason, TaskExit, TaskPhase, TaskState};
+use api::instances::{InstanceStatus, InstanceTerminationReason};
+use api::jobs::{JobStatus, JobTerminationReason};
+use jiff::{SignedDuration, Timestamp};
+
+use super::{Job, JobState};
+use crate::events::status_changed;
+use crate::instance::Instance;
+
+/// How often a job is looked at when nothing happens to it, in seconds.
+const SAFETY_SECS: i64 = 60;
+
+/// How soon an order is repeated that the agent may not have heard, in seconds.
+const REPEAT_SECS: i64 = 2;
+
+/// A task as its agent tells it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Seen {
+    /// The agent could not be asked, which is never a reason to act.
+    Unknown,
+    /// The agent answers and does not know the task.
+    Absent,
+    /// The agent answers.
+    Known(Box<TaskState>),
+}
+
+/// What else a decision about a job depends on.
+#[derive(Debug, Clone)]
+pub struct Surroundings<'a> {
+    /// Its machine.
+    pub instance: Option<&'a Instance>,
+    /// The gang's ranks, once every node has an address.
+    pub cluster: Option<ClusterInfo>,
+    /// The log bytes that the server has.
+    pub logs_received: u64,
+    /// Since when the agent does not answer.
+    pub unreachable_since: Option<Timestamp>,
+    /// How long an agent may be silent before its jobs are given up, in seconds.
+    pub unreachable_after_secs: u64,
+}
+
+/// What to do, once the decision is recorded. Each is safe to repeat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Give the agent the task.
+    Put,
+    /// Let its command start.
+    Go,
+    /// Tell it to end.
+    Stop {
+        /// Seconds between the polite signal and the kill.
+        grace_secs: u64,
+    },
+    /// Let the agent forget it.
+    Forget,
+}
+
+/// What happens next to a job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobDecision {
+    /// The job as it is from now on.
+    pub job: Job,
+    /// What to do, once that is recorded.
+    pub effect: Option<Effect>,
+    /// Its machine's blocks are free again.
+    pub releases_slot: bool,
+    /// Its run must be judged again.
+    pub concerns_run: bool,
+    /// What to tell users.
+    pub events: Vec<String>,
+    /// When to look again, unless something happens before.
+    pub look_again_at: Option<Timestamp>,
+}
+
+/// Decides from the job, what its agent says, and what surrounds it.
+pub fn decide(now: Timestamp, job: &Job, seen: &Seen, around: &Surroundings<'_>) -> JobDecision {
+    let mut decision = JobDecision {
+        job: job.clone(),
+        effect: None,
+        releases_slot: false,
+        concerns_run: false,
+        events: vec![],
+        look_again_at: None,
+    };
+    match job.status {
+        JobStatus::Submitted => submitted(&mut decision),
+        JobStatus::Provisioning | JobStatus::Pulling | JobStatus::Running => go_on(now, seen, around, &mut decision),
+        // Final is final, whatever is seen later.
+        JobStatus::Terminated | JobStatus::Aborted | JobStatus::Failed | JobStatus::Done => return decision,
+        JobStatus::Terminating => {}
+    }
+    if decision.job.status == JobStatus::Terminating {
+        if job.status != JobStatus::Terminating {
+            tell_status(job.status, &mut decision);
+        }
+        end(now, seen, around, &mut decision);
+    }
+    settle(now, job, &mut decision);
+    decision
+}
+
+/// Events, times and wake-ups that follow from what was decided.
+fn settle(now: Timestamp, before: &Job, decision: &mut JobDecision) {
+    let told = if decision.job.status.is_finished() { JobStatus::Terminating } else { before.status };
+    if decision.job.status != told && decision.job.status != JobStatus::Terminating {
+        tell_status(told, decision);
+    }
+    let phase_changed = decision.job.state.phase != before.state.phase;
+    decision.concerns_run = decision.job.status != before.status
+        || phase_changed
+        || decision.job.state.termination_reason != before.state.termination_reason;
+    if decision.job != *before {
+        decision.job.state.last_processed_at = Some(now);
+    }
+    if !decision.job.status.is_finished() {
+        let secs = if decision.effect.is_some() { REPEAT_SECS } else { SAFETY_SECS };
+        let next = now + SignedDuration::from_secs(secs);
+        decision.look_again_at = Some(decision.look_again_at.map_or(next, |at| at.min(next)));
+    }
+}
+
+fn tell_status(from: JobStatus, decision: &mut JobDecision) {
+    let state = &decision.job.state;
+    let reason = state
+        .termination_reason
+        .filter(|_| decision.job.status == JobStatus::Terminating)
+        .map(|reason| (reason.as_str(), state.termination_message.as_deref()));
+    decision.events.push(status_changed("Job", from.as_str(), decision.job.status.as_str(), reason));
+}
+
+fn submitted(decision: &mut JobDecision) {
+    if let Some(end) = decision.job.end.clone() {
+        begin_end(end.reason, end.message, decision);
+    }
+}
+
+fn begin_end(reason: JobTerminationReason, message: Option<String>, decision: &mut JobDecision) {
+    decision.job.status = JobStatus::Terminating;
+    decision.job.state.waiting_for = None;
+    // The first reason is the true one.
+    if decision.job.state.termination_reason.is_none() {
+        decision.job.state.termination_reason = Some(reason);
+        decision.job.state.termination_message = message;
+    }
+}
+
+/// The job has a machine and is not ending yet.
+fn go_on(now: Timestamp, seen: &Seen, around: &Surroundings<'_>, decision: &mut JobDecision) {
+    // What the task did by itself counts before what the run wants of it.
+    if let Seen::Known(task) = seen {
+        observe(task, &mut decision.job.state);
+        if let Some(exit) = &task.exit {
+            let (reason, message) = exit_reason(exit);
+            begin_end(reason, message, decision);
+            return;
+        }
+    }
+    if let Some(end) = decision.job.end.clone() {
+        begin_end(end.reason, end.message, decision);
+        return;
+    }
+    if let Some((reason, message)) = lost_machine(around.instance) {
+        begin_end(reason, Some(message), decision);
+        return;
+    }
+    match seen {
+        Seen::Unknown => silent(now, around, decision),
+        Seen::Absent => absent(around, decision),
+        Seen::Known(task) => advance(task, decision),
+    }
+}
+
+fn observe(task: &TaskState, state: &mut JobState) {
+    state.phase = Some(task.phase);
+    state.pull = task.pull.clone();
+    state.started_at = state.started_at.or(task.started_at);
+    state.warnings.clone_from(&task.warnings);
+    if let Some(runtime) = &mut state.runtime {
+        runtime.working_dir.clone_from(&task.resolved.working_dir);
+        runtime.username.clone_from(&task.resolved.username);
+        if !task.resolved.ports.is_empty() {
+            runtime.ports = Some(task.resolved.ports.clone());
+        }
+    }
+    if let Some(exit) = &task.exit {
+        state.exit_status = exit.exit_status;
+        state.exited_at = Some(exit.finished_at);
+    }
+}
+
+/// The official reason for how a task ended.
+fn exit_reason(exit: &TaskExit) -> (JobTerminationReason, Option<String>) {
+    let reason = match exit.reason {
+        ExitReason::Done => JobTerminationReason::DoneByRunner,
+        ExitReason::Failed => JobTerminationReason::ContainerExitedWithError,
+        ExitReason::Stopped => JobTerminationReason::TerminatedByServer,
+        ExitReason::MaxDurationExceeded => JobTerminationReason::MaxDurationExceeded,
+        ExitReason::CreatingContainerError => JobTerminationReason::CreatingContainerError,
+        ExitReason::ExecutorError => JobTerminationReason::ExecutorError,
+        ExitReason::PortsBindingFailed => JobTerminationReason::PortsBindingFailed,
+        ExitReason::HostInterrupted => JobTerminationReason::ExecutorError,
+    };
+    let message = match (exit.oom_killed, &exit.message) {
+        (true, Some(message)) => Some(format!("The job ran out of memory and was killed. {message}")),
+        (true, None) => Some("The job ran out of memory and was killed".to_owned()),
+        (false, message) => message.clone(),
+    };
+    (reason, message)
+}
+
+/// Why the job cannot go on because of its machine.
+fn lost_machine(instance: Option<&Instance>) -> Option<(JobTerminationReason, String)> {
+    let Some(instance) = instance else {
+        return Some((JobTerminationReason::InstanceUnreachable, "its instance no longer exists".to_owned()));
+    };
+    if !matches!(instance.status, InstanceStatus::Terminating | InstanceStatus::Terminated) {
+        return None;
+    }
+    let spot = instance.state.instance_type.as_ref().is_some_and(|kind| kind.resources.spot);
+    let never_sold = instance.state.termination_reason == Some(InstanceTerminationReason::NoOffers);
+    let reason = if never_sold {
+        JobTerminationReason::FailedToStartDueToNoCapacity
+    } else if instance.state.joined_at.is_none() {
+        JobTerminationReason::WaitingInstanceLimitExceeded
+    } else if spot {
+        JobTerminationReason::InterruptedByNoCapacity
+    } else {
+        JobTerminationReason::InstanceUnreachable
+    };
+    let why = instance.state.termination_message.clone().or_else(|| {
+        instance.state.termination_reason.map(|reason| reason.as_str().replace('_', " "))
+    });
+    let name = &instance.state.name;
+    Some((reason, why.map_or(format!("Instance {name} is terminated"), |why| format!("Instance {name}: {why}"))))
+}
+
+/// The agent does not answer.
+fn silent(now: Timestamp, around: &Surroundings<'_>, decision: &mut JobDecision) {
+    let Some(instance) = around.instance else { return };
+    if instance.state.joined_at.is_none() {
+        decision.job.state.waiting_for = Some(format!("instance {} to start", instance.state.name));
+        return;
+    }
+    let Some(since) = around.unreachable_since else { return };
+    let limit = SignedDuration::from_secs(i64::try_from(around.unreachable_after_secs).unwrap_or(i64::MAX));
+    let until = since.saturating_add(limit).unwrap_or(Timestamp::MAX);
+    if until <= now {
+        let spot = instance.state.instance_type.as_ref().is_some_and(|kind| kind.resources.spot);
+        let reason = if spot {
+            JobTerminationReason::InterruptedByNoCapacity
+        } else {
+            JobTerminationReason::InstanceUnreachable
+        };
+        let secs = around.unreachable_after_secs;
+        let message = format!("Instance {} has not answered for {secs} s", instance.state.name);
+        begin_end(reason, Some(message), decision);
+        return;
+    }
+    decision.job.state.waiting_for = Some(format!("instance {} to answer again", instance.state.name));
+    decision.look_again_at = Some(until);
+}
+
+/// The agent does not know the task: gives it, or mourns it.
+fn absent(around: &Surroundings<'_>, decision: &mut JobDecision) {
+    let name = around.instance.map_or("", |instance| instance.state.name.as_str());
+    if decision.job.state.phase.is_some() {
+        let message = format!("Instance {name} no longer knows the job: the agent's records are gone");
+        begin_end(JobTerminationReason::ExecutorError, Some(message), decision);
+        return;
+    }
+    let Some(cluster) = &around.cluster else {
+        decision.job.state.waiting_for = Some("the other nodes' instances to start".to_owned());
+        return;
+    };
+    decision.job.state.cluster = Some(cluster.clone());
+    decision.job.state.waiting_for = None;
+    decision.effect = Some(Effect::Put);
+}
+
+/// The task goes its way.
+fn advance(task: &TaskState, decision: &mut JobDecision) {
+    let job = &mut decision.job;
+    job.state.waiting_for = None;
+    match task.phase {
+        TaskPhase::Accepted | TaskPhase::Preparing => job.status = JobStatus::Pulling,
+        TaskPhase::Pulling => {
+            job.status = JobStatus::Pulling;
+            job.state.waiting_for = Some("its image".to_owned());
+        }
+        TaskPhase::Ready => {
+            job.status = JobStatus::Pulling;
+            if job.released_at.is_some() {
+                decision.effect = Some(Effect::Go);
+            } else {
+                job.state.waiting_for = Some("the other nodes to be ready".to_owned());
+            }
+        }
+        // An exit is handled before; the order to stop came from the agent itself.
+        TaskPhase::Running | TaskPhase::Stopping | TaskPhase::Exited | TaskPhase::Sealed => {
+            job.status = JobStatus::Running;
+        }
+    }
+}
+
+/// The job ends: makes sure that nothing of it runs and that its log is here.
+fn end(now: Timestamp, seen: &Seen, around: &Surroundings<'_>, decision: &mut JobDecision) {
+    escalate(decision);
+    match seen {
+        Seen::Known(task) => {
+            observe(task, &mut decision.job.state);
+            end_task(task, around, decision);
+        }
+        Seen::Absent => finish(decision),
+        Seen::Unknown => end_unseen(now, around, decision),
+    }
+}
+
+/// A user who stopped a run may still abort it.
+fn escalate(decision: &mut JobDecision) {
+    let aborted = decision.job.end.as_ref().is_some_and(|end| end.reason == JobTerminationReason::AbortedByUser);
+    if aborted && decision.job.state.termination_reason == Some(JobTerminationReason::TerminatedByUser) {
+        decision.job.state.termination_reason = Some(JobTerminationReason::AbortedByUser);
+    }
+}
+
+fn end_task(task: &TaskState, around: &Surroundings<'_>, decision: &mut JobDecision) {
+    if task.phase == TaskPhase::Sealed {
+        let complete = around.logs_received >= task.log_end;
+        if complete {
+            finish(decision);
+            decision.effect = Some(Effect::Forget);
+        } else {
+            decision.job.state.waiting_for = Some("the rest of its log".to_owned());
+        }
+        return;
+    }
+    if task.exit.is_some() {
+        return;
+    }
+    // Repeated until the task obeys: an order may be lost. Without an order of the run nothing is worth a grace.
+    let grace_secs = decision.job.end.as_ref().map_or(0, |end| end.grace_secs);
+    decision.effect = Some(Effect::Stop { grace_secs });
+    decision.job.state.stop_sent = Some(grace_secs);
+}
+
+/// The agent does not answer while the job should end.
+fn end_unseen(now: Timestamp, around: &Surroundings<'_>, decision: &mut JobDecision) {
+    let machine_is_gone = around.instance.is_none_or(|instance| instance.status == InstanceStatus::Terminated);
+    let never_joined = around.instance.is_some_and(|instance| instance.state.joined_at.is_none());
+    let never_given = decision.job.state.cluster.is_none();
+    if machine_is_gone || (never_joined && never_given) || decision.job.instance_id.is_none() {
+        finish(decision);
+        return;
+    }
+    // An agent that comes back later is told to end what it still runs: see the sweep of unclaimed tasks.
+    let limit = SignedDuration::from_secs(i64::try_from(around.unreachable_after_secs).unwrap_or(i64::MAX));
+    let Some(since) = around.unreachable_since else { return };
+    let until = since.saturating_add(limit).unwrap_or(Timestamp::MAX);
+    if until <= now {
+        finish(decision);
+    } else {
+        decision.look_again_at = Some(until);
+    }
+}
+
+fn finish(decision: &mut JobDecision) {
+    let reason = decision.job.state.termination_reason.unwrap_or(JobTerminationReason::TerminatedByServer);
+    decision.job.state.termination_reason = Some(reason);
+    decision.job.status = reason.final_status();
+    decision.job.state.waiting_for = None;
+    decision.releases_slot = decision.job.instance_id.is_some();
+}

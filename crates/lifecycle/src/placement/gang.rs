@@ -1,0 +1,426 @@
+//! The placement of whole gangs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use api::configurations::{InstanceGroupPlacement, InstanceSelector, ProfileParams};
+use api::ids::{FleetId, InstanceId, RunId};
+use api::instances::{InstanceStatus, InstanceType};
+use api::jobs::Requirements;
+use api::runs::RunSpec;
+
+use super::requirements;
+
+/// A run that waits for its nodes.
+#[derive(Debug, Clone)]
+pub struct Gang {
+    /// The run.
+    pub run_id: RunId,
+    /// The keys of its configuration and profile, merged.
+    pub profile: ProfileParams,
+    /// The submitter may use machines that only admins may.
+    pub user_is_admin: bool,
+    /// It was told to run in containers.
+    pub needs_docker: bool,
+    /// The fleet that it was in before it was resubmitted; preferred.
+    pub previous_fleet: Option<FleetId>,
+    /// What each node needs, by rank.
+    pub nodes: Vec<Node>,
+}
+
+/// One node of a gang.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// Its rank.
+    pub job_num: u32,
+    /// What it needs.
+    pub requirements: Requirements,
+}
+
+/// What a project has.
+#[derive(Debug, Clone, Default)]
+pub struct Pool {
+    /// Its fleets, in the order in which they are tried when nothing else tells them apart.
+    pub fleets: Vec<PoolFleet>,
+}
+
+/// A fleet and its instances.
+#[derive(Debug, Clone)]
+pub struct PoolFleet {
+    /// The fleet.
+    pub id: FleetId,
+    /// Its name.
+    pub name: String,
+    /// Its project's name.
+    pub project_name: String,
+    /// Its instances are close to each other.
+    pub cluster: bool,
+    /// How many more instances it may have.
+    pub room: u32,
+    /// It may buy more; otherwise it has only what it was given.
+    pub can_grow: bool,
+    /// It is not to be used: it ends.
+    pub closing: bool,
+    /// What a machine that it would buy must have, beside what the run needs; for runs that would make it grow.
+    pub limits: ProfileParams,
+    /// Its instances by number.
+    pub instances: Vec<PoolInstance>,
+}
+
+/// An instance and what of it is free.
+#[derive(Debug, Clone)]
+pub struct PoolInstance {
+    /// The instance.
+    pub id: InstanceId,
+    /// Its name.
+    pub name: String,
+    /// Its number in the fleet.
+    pub instance_num: u32,
+    /// Where it answers.
+    pub hostname: Option<String>,
+    /// Where it is in its life.
+    pub status: InstanceStatus,
+    /// It is to end, its agent does not answer, or it is broken.
+    pub unusable: bool,
+    /// Only admins may use it.
+    pub admins_only: bool,
+    /// It runs containers; unknown while it is not joined.
+    pub has_docker: Option<bool>,
+    /// The kind of backend, as users name it.
+    pub backend: Option<api::backends::BackendType>,
+    /// Where it is.
+    pub region: Option<String>,
+    /// Its zone.
+    pub zone: Option<String>,
+    /// US dollars per hour.
+    pub price: f64,
+    /// What it has; unknown for a machine that nobody has seen yet.
+    pub instance_type: Option<InstanceType>,
+    /// Blocks that it is split into.
+    pub total_blocks: u32,
+    /// Blocks that no job holds, ascending.
+    pub free_blocks: Vec<u32>,
+}
+
+/// A place for one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// The node's rank.
+    pub job_num: u32,
+    /// The instance; unset: a new one of the fleet.
+    pub instance_id: Option<InstanceId>,
+    /// The blocks of it.
+    pub blocks: Vec<u32>,
+}
+
+/// What becomes of a gang.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// All nodes have a place in this fleet; some of them perhaps on instances that must be bought.
+    Placed {
+        /// The fleet.
+        fleet_id: FleetId,
+        /// One per node, by rank.
+        slots: Vec<Slot>,
+    },
+    /// There is no place now, and why, for people.
+    NoCapacity {
+        /// The run asked for something that no fleet of the project has, busy or not.
+        message: String,
+    },
+}
+
+/// An instance that could serve a node, free or not: what a plan shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// The fleet.
+    pub fleet_id: FleetId,
+    /// The instance.
+    pub instance_id: InstanceId,
+    /// How many blocks the node would take.
+    pub blocks: u32,
+    /// They are free now.
+    pub free: bool,
+}
+
+const NO_FLEETS: &str = "No matching fleet found. Possible reasons: \
+                         https://dstack.ai/docs/guides/troubleshooting/#no-fleets";
+
+/// Places gangs in the order given; what one takes is gone for the next.
+pub fn place(gangs: &[Gang], pool: &mut Pool) -> Vec<(RunId, Outcome)> {
+    gangs.iter().map(|gang| (gang.run_id, place_one(gang, pool))).collect()
+}
+
+fn place_one(gang: &Gang, pool: &mut Pool) -> Outcome {
+    let fleets: Vec<usize> = (0..pool.fleets.len()).filter(|index| admits(gang, &pool.fleets[*index])).collect();
+    if fleets.is_empty() {
+        return Outcome::NoCapacity { message: why_no_fleet(gang, pool) };
+    }
+    let mut tries: Vec<(usize, Try)> =
+        fleets.iter().filter_map(|index| Some((*index, fit(gang, &pool.fleets[*index])?))).collect();
+    // What is there already comes before what must be bought, then the fleet that the run knows, then the cheapest.
+    tries.sort_by(|(left_index, left), (right_index, right)| {
+        let known = |index: usize| Some(pool.fleets[index].id) != gang.previous_fleet;
+        (left.bought, left.waiting, known(*left_index))
+            .cmp(&(right.bought, right.waiting, known(*right_index)))
+            .then(left.price.total_cmp(&right.price))
+            .then(left_index.cmp(right_index))
+    });
+    let Some((index, chosen)) = tries.into_iter().next() else {
+        return Outcome::NoCapacity { message: why_no_place(gang, pool, &fleets) };
+    };
+    let fleet = &mut pool.fleets[index];
+    take(fleet, &chosen);
+    Outcome::Placed { fleet_id: fleet.id, slots: chosen.slots }
+}
+
+struct Try {
+    slots: Vec<Slot>,
+    bought: u32,
+    waiting: u32,
+    price: f64,
+}
+
+fn take(fleet: &mut PoolFleet, chosen: &Try) {
+    fleet.room = fleet.room.saturating_sub(chosen.bought);
+    for slot in &chosen.slots {
+        let Some(instance) = fleet.instances.iter_mut().find(|instance| Some(instance.id) == slot.instance_id) else {
+            continue;
+        };
+        instance.free_blocks.retain(|block| !slot.blocks.contains(block));
+    }
+}
+
+/// Whether a run may use a fleet at all.
+fn admits(gang: &Gang, fleet: &PoolFleet) -> bool {
+    let named = gang.profile.fleets.as_ref().is_none_or(|fleets| {
+        fleets.iter().any(|reference| {
+            let project = reference.project.as_ref().is_none_or(|name| name.eq_ignore_ascii_case(&fleet.project_name));
+            project && reference.name == fleet.name
+        })
+    });
+    let close_enough = gang.nodes.len() < 2 || fleet.cluster;
+    !fleet.closing && named && close_enough
+}
+
+/// Places every node of the gang in one fleet, or nothing.
+fn fit(gang: &Gang, fleet: &PoolFleet) -> Option<Try> {
+    let mut taken: BTreeSet<InstanceId> = BTreeSet::new();
+    let mut result = Try { slots: vec![], bought: 0, waiting: 0, price: 0.0 };
+    let mut home: Option<(Option<String>, Option<String>)> = None;
+    for node in &gang.nodes {
+        let mut options: Vec<(&PoolInstance, Vec<u32>)> = fleet
+            .instances
+            .iter()
+            .filter(|instance| !taken.contains(&instance.id))
+            .filter(|instance| same_home(home.as_ref(), instance))
+            .filter_map(|instance| Some((instance, free_blocks(gang, node, instance)?)))
+            .collect();
+        options.sort_by(|(left, left_blocks), (right, right_blocks)| {
+            let joined = |instance: &PoolInstance| !is_joined(instance.status);
+            joined(left)
+                .cmp(&joined(right))
+                .then(left.price.total_cmp(&right.price))
+                .then(left_blocks.len().cmp(&right_blocks.len()))
+                .then(left.instance_num.cmp(&right.instance_num))
+        });
+        if let Some((instance, blocks)) = options.into_iter().next() {
+            taken.insert(instance.id);
+            home.get_or_insert_with(|| (instance.region.clone(), instance.zone.clone()));
+            result.waiting += u32::from(!is_joined(instance.status));
+            result.price += instance.price;
+            result.slots.push(Slot { job_num: node.job_num, instance_id: Some(instance.id), blocks });
+        } else if may_buy(gang, fleet, result.bought) {
+            result.bought += 1;
+            result.slots.push(Slot { job_num: node.job_num, instance_id: None, blocks: vec![0] });
+        } else {
+            return None;
+        }
+    }
+    Some(result)
+}
+
+// A cluster's fabric does not reach beyond a zone.
+fn same_home(home: Option<&(Option<String>, Option<String>)>, instance: &PoolInstance) -> bool {
+    home.is_none_or(|(region, zone)| *region == instance.region && (zone.is_none() || *zone == instance.zone))
+}
+
+fn is_joined(status: InstanceStatus) -> bool {
+    matches!(status, InstanceStatus::Idle | InstanceStatus::Busy)
+}
+
+fn may_buy(gang: &Gang, fleet: &PoolFleet, bought: u32) -> bool {
+    use api::configurations::CreationPolicy;
+    let reuse_only = gang.profile.creation_policy == Some(CreationPolicy::Reuse);
+    fleet.can_grow && !reuse_only && gang.profile.instances.is_none() && bought < fleet.room
+}
+
+/// The blocks that a node would take of an instance, if it suits and they are free.
+fn free_blocks(gang: &Gang, node: &Node, instance: &PoolInstance) -> Option<Vec<u32>> {
+    let needed = needed_blocks(gang, node, instance).ok()?;
+    let free = instance.free_blocks.len() >= needed as usize;
+    free.then(|| instance.free_blocks.iter().take(needed as usize).copied().collect())
+}
+
+/// How many blocks a node needs of an instance, free or not, or why the instance does not suit.
+fn needed_blocks(gang: &Gang, node: &Node, instance: &PoolInstance) -> Result<u32, String> {
+    suits(gang, node, instance)?;
+    let Some(instance_type) = &instance.instance_type else { return Err("its hardware is not known yet".to_owned()) };
+    // The nodes of a gang take whole machines: they share the host's network.
+    let whole = gang.nodes.len() > 1;
+    let least = if whole { instance.total_blocks } else { 1 };
+    let mut last = String::new();
+    for blocks in least..=instance.total_blocks {
+        let share = requirements::share(&instance_type.resources, blocks, instance.total_blocks);
+        match requirements::check(&node.requirements.resources, &share) {
+            Ok(()) => return Ok(blocks),
+            Err(mismatch) => last = mismatch,
+        }
+    }
+    Err(last)
+}
+
+fn suits(gang: &Gang, node: &Node, instance: &PoolInstance) -> Result<(), String> {
+    if instance.unusable {
+        return Err("it does not answer or is ending".to_owned());
+    }
+    if instance.admins_only && !gang.user_is_admin {
+        return Err("it is the server's own machine, which only global admins may use".to_owned());
+    }
+    if gang.needs_docker && instance.has_docker == Some(false) {
+        return Err("it has no container engine".to_owned());
+    }
+    let profile = &gang.profile;
+    let in_list = |wanted: &Option<Vec<String>>, has: Option<&String>| {
+        wanted.as_ref().is_none_or(|list| has.is_some_and(|has| list.iter().any(|one| one.eq_ignore_ascii_case(has))))
+    };
+    if let (Some(backends), Some(backend)) = (&profile.backends, &instance.backend)
+        && !backends.contains(backend)
+    {
+        return Err("its backend is not in `backends`".to_owned());
+    }
+    if !in_list(&profile.regions, instance.region.as_ref()) {
+        return Err("its region is not in `regions`".to_owned());
+    }
+    if !in_list(&profile.availability_zones, instance.zone.as_ref()) {
+        return Err("its zone is not in `availability_zones`".to_owned());
+    }
+    if !in_list(&profile.instance_types, instance.instance_type.as_ref().map(|kind| &kind.name)) {
+        return Err("its type is not in `instance_types`".to_owned());
+    }
+    if let Some(max_price) = node.requirements.max_price
+        && max_price < instance.price
+    {
+        return Err(format!("it costs ${} an hour, over `max_price`", instance.price));
+    }
+    let spot = instance.instance_type.as_ref().is_some_and(|kind| kind.resources.spot);
+    if node.requirements.spot.is_some_and(|wanted| wanted != spot) {
+        return Err("it does not fit `spot_policy`".to_owned());
+    }
+    is_selected(profile, instance)
+}
+
+fn is_selected(profile: &ProfileParams, instance: &PoolInstance) -> Result<(), String> {
+    let Some(selectors) = &profile.instances else { return Ok(()) };
+    let selected = selectors.iter().any(|selector| match selector {
+        InstanceSelector::Name { name } => *name == instance.name,
+        InstanceSelector::Hostname { hostname } => Some(hostname) == instance.hostname.as_ref(),
+        InstanceSelector::Fleet { fleet, instance: number } => {
+            instance.instance_num == *number && instance.name == format!("{}-{number}", fleet.name)
+        }
+    });
+    if selected { Ok(()) } else { Err("it is not in `instances`".to_owned()) }
+}
+
+fn why_no_fleet(gang: &Gang, pool: &Pool) -> String {
+    let any_open = pool.fleets.iter().any(|fleet| !fleet.closing);
+    if !any_open {
+        return NO_FLEETS.to_owned();
+    }
+    if let Some(fleets) = &gang.profile.fleets {
+        let names: Vec<String> = fleets.iter().map(|fleet| format!("`{}`", fleet.name)).collect();
+        let exists = pool.fleets.iter().any(|fleet| fleets.iter().any(|reference| reference.name == fleet.name));
+        if !exists {
+            return format!("{NO_FLEETS} (there is no fleet {})", names.join(" or "));
+        }
+    }
+    if gang.nodes.len() > 1 {
+        return format!("{NO_FLEETS} (a task with several nodes needs a fleet with `placement: cluster`)");
+    }
+    NO_FLEETS.to_owned()
+}
+
+/// Says of each instance of the fleets that were tried why it does not serve.
+fn why_no_place(gang: &Gang, pool: &Pool, fleets: &[usize]) -> String {
+    use api::configurations::CreationPolicy;
+    let mut reasons: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut total = 0_u32;
+    for fleet in fleets.iter().map(|index| &pool.fleets[*index]) {
+        for instance in &fleet.instances {
+            total += 1;
+            let reason = gang
+                .nodes
+                .first()
+                .map_or(Ok(0), |node| needed_blocks(gang, node, instance))
+                .map_or_else(|reason| reason, |needed| busy_reason(needed, instance));
+            reasons.entry(reason).or_default().push(instance.name.clone());
+        }
+    }
+    let head = if gang.profile.creation_policy == Some(CreationPolicy::Reuse) {
+        "Could not reuse any instance for this job".to_owned()
+    } else if gang.profile.instances.is_some() {
+        "Failed to use specified instances".to_owned()
+    } else if gang.profile.fleets.is_some() {
+        "Failed to use specified fleets".to_owned()
+    } else {
+        "No matching instance is free and no fleet may grow".to_owned()
+    };
+    let needed = gang.nodes.len();
+    let mut details: Vec<String> =
+        reasons.iter().map(|(reason, names)| format!("{}: {reason}", names.join(", "))).collect();
+    if needed > 1 {
+        details.insert(0, format!("{needed} nodes are needed in one fleet at once, {total} exist"));
+    }
+    if details.is_empty() { head } else { format!("{head} ({})", details.join("; ")) }
+}
+
+fn busy_reason(needed: u32, instance: &PoolInstance) -> String {
+    if instance.free_blocks.is_empty() || (instance.free_blocks.len() as u32) < needed {
+        "busy".to_owned()
+    } else {
+        "free, but not enough of its peers are".to_owned()
+    }
+}
+
+impl Gang {
+    /// Every instance that suits the gang's first node, free or not, the best first.
+    pub fn candidates(&self, pool: &Pool) -> Vec<Candidate> {
+        let Some(node) = self.nodes.first() else { return vec![] };
+        let mut found = vec![];
+        for fleet in pool.fleets.iter().filter(|fleet| admits(self, fleet)) {
+            for instance in &fleet.instances {
+                let Ok(blocks) = needed_blocks(self, node, instance) else { continue };
+                let free = instance.free_blocks.len() >= blocks as usize;
+                found.push(Candidate { fleet_id: fleet.id, instance_id: instance.id, blocks, free });
+            }
+        }
+        found
+    }
+
+    /// Why no instance of the project suits, if none does; for plans.
+    pub fn obstacle(&self, pool: &Pool) -> Option<String> {
+        match place_one(self, &mut pool.clone()) {
+            Outcome::Placed { .. } => None,
+            Outcome::NoCapacity { message } => Some(message),
+        }
+    }
+}
+
+/// The profile keys of a run's configuration, filled from its profile.
+pub fn profile_of(spec: &RunSpec) -> ProfileParams {
+    api::configurations::merged_params(spec.configuration.profile_params(), spec.profile.as_ref())
+}
+
+/// Whether a fleet's instances are close to each other.
+pub fn is_cluster(placement: Option<InstanceGroupPlacement>) -> bool {
+    placement == Some(InstanceGroupPlacement::Cluster)
+}

@@ -1,0 +1,353 @@
+//! What happens next to a run.
+
+use api::configurations::{RetryEvent, StartupOrder, StopCriteria};
+use api::ids::JobId;
+use api::jobs::{JobStatus, JobTerminationReason};
+use api::runs::{RunStatus, RunTerminationReason};
+use jiff::{SignedDuration, Timestamp};
+
+use super::{Cause, RetryWait, Run, StopRequest};
+use crate::events::status_changed;
+use crate::job::{EndOrder, Job};
+use crate::placement::profile_of;
+
+/// How often a run is looked at when nothing happens to it, in seconds.
+const SAFETY_SECS: i64 = 300;
+
+/// How long a run waits before its jobs are submitted again, by attempt, in seconds.
+const RETRY_DELAYS_SECS: [i64; 6] = [15, 30, 60, 120, 300, 600];
+
+/// The grace of a job whose configuration turns the limit off: longer than any run.
+const UNLIMITED_GRACE_SECS: u64 = 365 * 24 * 3600;
+
+/// The message of a job that ends because its gang is submitted again.
+const RESUBMITTED: &str = "Run is to be resubmitted";
+
+/// What happens next to a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunDecision {
+    /// The run as it is from now on.
+    pub run: Run,
+    /// Jobs that are to end, and why.
+    pub end_jobs: Vec<(JobId, EndOrder)>,
+    /// Jobs whose commands may start.
+    pub release_jobs: Vec<JobId>,
+    /// Every job is submitted anew.
+    pub resubmit: bool,
+    /// The run waits for a place.
+    pub wants_place: bool,
+    /// What to tell users.
+    pub events: Vec<String>,
+    /// When to look again, unless something happens before.
+    pub look_again_at: Option<Timestamp>,
+}
+
+/// Decides from the run and the latest submission of each of its jobs.
+pub fn decide(now: Timestamp, run: &Run, jobs: &[Job]) -> RunDecision {
+    let mut decision = RunDecision {
+        run: run.clone(),
+        end_jobs: vec![],
+        release_jobs: vec![],
+        resubmit: false,
+        wants_place: false,
+        events: vec![],
+        look_again_at: None,
+    };
+    match run.status {
+        RunStatus::Terminated | RunStatus::Failed | RunStatus::Done => return decision,
+        RunStatus::Terminating => end(jobs, &mut decision),
+        RunStatus::Pending | RunStatus::Submitted | RunStatus::Provisioning | RunStatus::Running => {
+            if let Some(reason) = stop_reason(run.stop) {
+                begin_end(reason, jobs, &mut decision);
+            } else if run.status == RunStatus::Pending {
+                wait(now, jobs, &mut decision);
+            } else {
+                go_on(now, jobs, &mut decision);
+            }
+        }
+    }
+    if decision.run.status != run.status {
+        let reason = decision.run.state.termination_reason.filter(|_| decision.run.status == RunStatus::Terminating);
+        let message = decision.run.state.cause.as_ref().filter(|_| jobs.len() > 1).map(cause_text);
+        let reason = reason.map(|reason| (reason.as_str(), message.as_deref()));
+        let (from, to) = (run.status.as_str(), decision.run.status.as_str());
+        decision.events.push(status_changed("Run", from, to, reason));
+    }
+    let changed = decision.run != *run || !decision.end_jobs.is_empty() || !decision.release_jobs.is_empty();
+    if changed || decision.resubmit {
+        decision.run.state.last_processed_at = Some(now);
+    }
+    if !decision.run.status.is_finished() {
+        let safety = now + SignedDuration::from_secs(SAFETY_SECS);
+        decision.look_again_at = Some(decision.look_again_at.map_or(safety, |at| at.min(safety)));
+    }
+    decision
+}
+
+/// `node 1 exited (3)`: the cause of a gang's end, for people.
+fn cause_text(cause: &Cause) -> String {
+    let what = cause.message.clone().unwrap_or_else(|| cause.reason.as_str().replace('_', " "));
+    format!("node {}: {what}", cause.job_num)
+}
+
+fn stop_reason(stop: Option<StopRequest>) -> Option<RunTerminationReason> {
+    match stop {
+        None => None,
+        Some(StopRequest::Stop) => Some(RunTerminationReason::StoppedByUser),
+        Some(StopRequest::Abort) => Some(RunTerminationReason::AbortedByUser),
+    }
+}
+
+/// The reason that unfinished jobs get when their run ends.
+fn job_reason(reason: RunTerminationReason) -> JobTerminationReason {
+    match reason {
+        RunTerminationReason::AllJobsDone => JobTerminationReason::DoneByRunner,
+        RunTerminationReason::StoppedByUser => JobTerminationReason::TerminatedByUser,
+        RunTerminationReason::AbortedByUser => JobTerminationReason::AbortedByUser,
+        RunTerminationReason::GatewayError => JobTerminationReason::GatewayError,
+        RunTerminationReason::JobFailed
+        | RunTerminationReason::RetryLimitExceeded
+        | RunTerminationReason::ServerError => JobTerminationReason::TerminatedByServer,
+    }
+}
+
+fn begin_end(reason: RunTerminationReason, jobs: &[Job], decision: &mut RunDecision) {
+    decision.run.status = RunStatus::Terminating;
+    decision.run.state.termination_reason = Some(reason);
+    decision.run.state.retry = None;
+    let message = decision.run.state.cause.as_ref().filter(|_| jobs.len() > 1).map(cause_text);
+    end_unfinished(job_reason(reason), message.as_deref(), jobs, decision);
+}
+
+fn end_unfinished(reason: JobTerminationReason, message: Option<&str>, jobs: &[Job], decision: &mut RunDecision) {
+    for job in jobs.iter().filter(|job| !job.status.is_finished()) {
+        let abort = reason == JobTerminationReason::AbortedByUser;
+        let grace_secs = if abort { 0 } else { job.spec.stop_duration.unwrap_or(UNLIMITED_GRACE_SECS) };
+        let order = EndOrder { reason, message: message.map(str::to_owned), grace_secs };
+        let stands = job.end.as_ref().is_some_and(|end| !abort || end.reason == reason);
+        if !stands {
+            decision.end_jobs.push((job.id, order));
+        }
+    }
+}
+
+/// The run ends: waits until nothing of it runs.
+fn end(jobs: &[Job], decision: &mut RunDecision) {
+    let aborted = decision.run.stop == Some(StopRequest::Abort);
+    if aborted && decision.run.state.termination_reason == Some(RunTerminationReason::StoppedByUser) {
+        decision.run.state.termination_reason = Some(RunTerminationReason::AbortedByUser);
+    }
+    note_cause(jobs, decision);
+    // A run that ends without a reason was written by an older release; it ends as our mistake.
+    let reason = decision.run.state.termination_reason.unwrap_or(RunTerminationReason::ServerError);
+    let all_finished = jobs.iter().all(|job| job.status.is_finished());
+    if all_finished {
+        decision.run.status = reason.final_status();
+        return;
+    }
+    end_unfinished(job_reason(reason), None, jobs, decision);
+}
+
+/// The run waits to be submitted again.
+fn wait(now: Timestamp, jobs: &[Job], decision: &mut RunDecision) {
+    let Some(wait) = decision.run.state.retry else {
+        decision.resubmit = true;
+        decision.run.status = RunStatus::Submitted;
+        return;
+    };
+    if wait.until <= now {
+        begin_end(RunTerminationReason::RetryLimitExceeded, jobs, decision);
+        return;
+    }
+    if wait.for_capacity {
+        // What falls free is seen by the placement pass; what must be bought is tried again by and by.
+        decision.wants_place = wait.not_before <= now;
+        let next = if wait.not_before <= now { wait.until } else { wait.not_before.min(wait.until) };
+        decision.look_again_at = Some(next);
+        return;
+    }
+    if wait.not_before <= now {
+        decision.run.state.retry = None;
+        decision.run.status = RunStatus::Submitted;
+        decision.resubmit = true;
+        decision.wants_place = true;
+    } else {
+        decision.look_again_at = Some(wait.not_before.min(wait.until));
+    }
+}
+
+/// How far one job of an active run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Submitted,
+    Provisioning,
+    Running,
+    Done,
+    ScaledDown,
+    Failed,
+}
+
+fn progress(job: &Job) -> Progress {
+    let ended = |reason: Option<JobTerminationReason>| match reason {
+        Some(JobTerminationReason::DoneByRunner) => Progress::Done,
+        Some(JobTerminationReason::ScaledDown) => Progress::ScaledDown,
+        _ => Progress::Failed,
+    };
+    match job.status {
+        JobStatus::Submitted => Progress::Submitted,
+        JobStatus::Provisioning | JobStatus::Pulling => Progress::Provisioning,
+        JobStatus::Running => Progress::Running,
+        JobStatus::Done => Progress::Done,
+        JobStatus::Terminating | JobStatus::Terminated | JobStatus::Aborted | JobStatus::Failed => {
+            ended(job.state.termination_reason)
+        }
+    }
+}
+
+/// The run is neither pending nor ending: judges its jobs.
+fn go_on(now: Timestamp, jobs: &[Job], decision: &mut RunDecision) {
+    note_cause(jobs, decision);
+    let states: Vec<Progress> = jobs.iter().map(progress).collect();
+    let any = |state: Progress| states.contains(&state);
+    if any(Progress::Failed) {
+        fail_or_retry(now, jobs, decision);
+        return;
+    }
+    let profile = profile_of(&decision.run.spec);
+    let master_done = jobs.iter().zip(&states).any(|(job, state)| job.job_num == 0 && *state == Progress::Done);
+    let stops_with_master = profile.stop_criteria == Some(StopCriteria::MasterDone);
+    let all_done = states.iter().all(|state| matches!(state, Progress::Done | Progress::ScaledDown));
+    if all_done || (stops_with_master && master_done) {
+        begin_end(RunTerminationReason::AllJobsDone, jobs, decision);
+        return;
+    }
+    let status = if any(Progress::Running) {
+        RunStatus::Running
+    } else if any(Progress::Provisioning) {
+        RunStatus::Provisioning
+    } else if any(Progress::Submitted) {
+        RunStatus::Submitted
+    } else {
+        // Some are done and the rest scaled down or done: nothing new to say.
+        decision.run.status
+    };
+    decision.run.status = status;
+    decision.wants_place = jobs.iter().any(|job| job.status == JobStatus::Submitted && job.instance_id.is_none());
+    release(profile.startup_order, jobs, decision);
+}
+
+/// Lets commands start: no node starts before all nodes of the gang are ready.
+fn release(order: Option<StartupOrder>, jobs: &[Job], decision: &mut RunDecision) {
+    use api::agent::TaskPhase;
+    let is_ready = |job: &Job| job.state.phase.is_some_and(|phase| phase >= TaskPhase::Ready);
+    // "Has started" and not "runs": a peer that ended at once must not block anybody.
+    let has_started =
+        |job: &Job| job.state.started_at.is_some() || job.state.phase.is_some_and(TaskPhase::has_started);
+    if !jobs.iter().all(|job| is_ready(job) || job.status.is_finished() || job.status == JobStatus::Terminating) {
+        return;
+    }
+    let master_started = jobs.iter().filter(|job| job.job_num == 0).all(has_started);
+    let workers_started = jobs.iter().filter(|job| job.job_num != 0).all(has_started);
+    for job in jobs.iter().filter(|job| job.released_at.is_none() && !job.status.is_finished()) {
+        let may_start = match order {
+            None | Some(StartupOrder::Any) => true,
+            Some(StartupOrder::MasterFirst) => job.job_num == 0 || master_started,
+            Some(StartupOrder::WorkersFirst) => job.job_num != 0 || workers_started,
+        };
+        if may_start {
+            decision.release_jobs.push(job.id);
+        }
+    }
+}
+
+/// Remembers the job that ended first by itself: its end is the cause, the others' are consequences.
+fn note_cause(jobs: &[Job], decision: &mut RunDecision) {
+    for job in jobs {
+        let Some(reason) = own_failure(job) else { continue };
+        let at = job.state.exited_at.or(job.state.last_processed_at).unwrap_or(job.submitted_at);
+        let earlier = decision.run.state.cause.as_ref().is_none_or(|cause| at < cause.at);
+        if earlier {
+            decision.run.state.cause = Some(Cause {
+                job_id: job.id,
+                job_num: job.job_num,
+                reason,
+                message: job.state.termination_message.clone(),
+                at,
+            });
+        }
+    }
+}
+
+/// Why a job failed, unless it only ended because the run wanted it to.
+fn own_failure(job: &Job) -> Option<JobTerminationReason> {
+    let reason = job.state.termination_reason?;
+    let ordered = job.end.as_ref().is_some_and(|end| end.reason == reason)
+        && reason != JobTerminationReason::FailedToStartDueToNoCapacity;
+    let harmless = matches!(reason, JobTerminationReason::DoneByRunner | JobTerminationReason::ScaledDown);
+    (!ordered && !harmless).then_some(reason)
+}
+
+fn fail_or_retry(now: Timestamp, jobs: &[Job], decision: &mut RunDecision) {
+    match retry_window(now, jobs, decision) {
+        RetryWindow::Closed(reason) => begin_end(reason, jobs, decision),
+        RetryWindow::Open { event, until } => {
+            end_unfinished(JobTerminationReason::TerminatedByServer, Some(RESUBMITTED), jobs, decision);
+            if !jobs.iter().all(|job| job.status.is_finished()) {
+                return;
+            }
+            let attempt = decision.run.state.attempt as usize;
+            let delay = RETRY_DELAYS_SECS[attempt.min(RETRY_DELAYS_SECS.len() - 1)];
+            decision.run.state.attempt += 1;
+            decision.run.status = RunStatus::Pending;
+            decision.run.state.cause = None;
+            let not_before = now + SignedDuration::from_secs(delay);
+            let for_capacity = event == RetryEvent::NoCapacity;
+            decision.run.state.retry = Some(RetryWait { not_before, until, for_capacity });
+            decision.look_again_at = Some(not_before.min(until));
+        }
+    }
+}
+
+enum RetryWindow {
+    Open { event: RetryEvent, until: Timestamp },
+    Closed(RunTerminationReason),
+}
+
+fn retry_window(now: Timestamp, jobs: &[Job], decision: &RunDecision) -> RetryWindow {
+    let run = &decision.run;
+    // Siblings that were ended for a resubmission are not judged; they were healthy.
+    let failed: Vec<&Job> = jobs.iter().filter(|job| progress(job) == Progress::Failed).collect();
+    let judged: Vec<&Job> = failed.iter().copied().filter(|job| own_failure(job).is_some()).collect();
+    let judged = if judged.is_empty() { failed } else { judged };
+    let mut open = None;
+    for job in judged {
+        let event = job.state.termination_reason.and_then(JobTerminationReason::retry_event);
+        let retry = job.spec.retry.as_ref().filter(|retry| event.is_some_and(|event| retry.on_events.contains(&event)));
+        let (Some(event), Some(retry)) = (event, retry) else {
+            let consequence = run.state.cause.as_ref().is_some_and(|cause| cause.job_id != job.id);
+            if consequence {
+                continue;
+            }
+            return RetryWindow::Closed(RunTerminationReason::JobFailed);
+        };
+        let was_placed = job.state.placed_at.is_some();
+        let since = if was_placed { job.state.last_processed_at.unwrap_or(now) } else { waiting_since(run) };
+        let duration = i64::try_from(retry.duration).unwrap_or(i64::MAX / 2_000_000);
+        let until = since.saturating_add(SignedDuration::from_secs(duration)).unwrap_or(Timestamp::MAX);
+        if until <= now {
+            return RetryWindow::Closed(RunTerminationReason::RetryLimitExceeded);
+        }
+        if open.is_none_or(|(_, earliest)| until < earliest) {
+            open = Some((event, until));
+        }
+    }
+    open.map_or(RetryWindow::Closed(RunTerminationReason::JobFailed), |(event, until)| RetryWindow::Open {
+        event,
+        until,
+    })
+}
+
+// A run that was never placed waits since it was submitted.
+fn waiting_since(run: &Run) -> Timestamp {
+    run.submitted_at
+}

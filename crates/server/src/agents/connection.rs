@@ -1,0 +1,412 @@
+//! One kept connection: made, listened to, and made anew whenever it breaks.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use api::agent::{
+    AgentError, AgentEvent, EPOCH_HEADER, Hello, HelloRequest, HostInfo, LOG_WINDOW, PING_INTERVAL_SECS,
+    PROTOCOL_VERSION, TaskPhase, TaskState,
+};
+use api::ids::{InstanceId, JobId};
+use backends::{AgentAccess, Backend, Machine};
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use jiff::Timestamp;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use store::leases::{Table, touch};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+
+use super::pool::Surroundings;
+use super::{HostSeen, OrderError, TaskSeen, log_pull};
+
+/// How long an agent may take to answer an order.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long a blob may take on its way.
+const BLOB_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// The longest answer to an order, in bytes.
+const ANSWER_LIMIT: usize = 4 * 1024 * 1024;
+
+/// The longest line of the event stream, in bytes: a snapshot of all tasks.
+const LINE_LIMIT: usize = 16 * 1024 * 1024;
+
+/// The first and the longest delay between two tries to connect.
+const FIRST_DELAY: Duration = Duration::from_millis(50);
+const LONGEST_DELAY: Duration = Duration::from_secs(5);
+
+/// A connection that has said nothing for this long is broken.
+const SILENCE: Duration = Duration::from_secs(3 * PING_INTERVAL_SECS);
+
+/// A connection to one agent, whether it stands or not.
+#[derive(Debug)]
+pub(super) struct Connection {
+    instance: InstanceId,
+    cancel: CancellationToken,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// How to send orders, while connected.
+    sender: Option<Sender>,
+    host: Option<Box<HostInfo>>,
+    since: Timestamp,
+    error: Option<String>,
+    tasks: HashMap<JobId, TaskState>,
+    /// Tasks whose logs are being read over this connection.
+    pulling: HashMap<JobId, CancellationToken>,
+}
+
+/// Sends requests over one standing connection.
+#[derive(Debug, Clone)]
+pub(super) struct Sender {
+    http: SendRequest<Full<Bytes>>,
+    epoch: u64,
+}
+
+impl Connection {
+    pub(super) fn new(instance: InstanceId, now: Timestamp, cancel: CancellationToken) -> Connection {
+        let state = State {
+            sender: None,
+            host: None,
+            since: now,
+            error: None,
+            tasks: HashMap::new(),
+            pulling: HashMap::new(),
+        };
+        Connection { instance, cancel, state: Mutex::new(state) }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().expect("nobody panics while holding a connection's state")
+    }
+
+    pub(super) fn close(&self) {
+        self.cancel.cancel();
+    }
+
+    pub(super) fn host(&self) -> HostSeen {
+        let state = self.state();
+        match (&state.sender, &state.host) {
+            (Some(_), Some(host)) => HostSeen::Connected(host.clone()),
+            _ => HostSeen::Unknown { since: Some(state.since), error: state.error.clone() },
+        }
+    }
+
+    pub(super) fn task(&self, job: JobId) -> TaskSeen {
+        let state = self.state();
+        match (&state.sender, state.tasks.get(&job)) {
+            (None, _) => TaskSeen::Unknown,
+            (Some(_), None) => TaskSeen::Absent,
+            (Some(_), Some(task)) => TaskSeen::Known(Box::new(task.clone())),
+        }
+    }
+
+    pub(super) fn tasks(&self) -> Option<Vec<TaskState>> {
+        let state = self.state();
+        state.sender.as_ref()?;
+        Some(state.tasks.values().cloned().collect())
+    }
+
+    fn sender(&self) -> Result<Sender, OrderError> {
+        let state = self.state();
+        state.sender.clone().ok_or_else(|| {
+            OrderError::Unreachable(state.error.clone().unwrap_or_else(|| "not connected yet".to_owned()))
+        })
+    }
+
+    /// Sends an order and waits for its answer.
+    pub(super) async fn send<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: &str,
+        path: &str,
+        body: &B,
+    ) -> Result<T, OrderError> {
+        self.sender()?.send(method, path, body).await
+    }
+
+    pub(super) async fn put_blob(&self, sha256: &str, bytes: Vec<u8>) -> Result<(), OrderError> {
+        let sender = self.sender()?;
+        let path = format!("/v1/blobs/{sha256}");
+        let has = sender.request("HEAD", &path, Bytes::new(), ORDER_TIMEOUT).await;
+        if has.is_ok() {
+            return Ok(());
+        }
+        sender.request("PUT", &path, bytes.into(), BLOB_TIMEOUT).await.map(|_| ())
+    }
+
+    /// Takes a task's state from the agent, and makes its job due if it says anything new.
+    pub(super) fn learn(self: &Arc<Self>, around: &Surroundings, task: TaskState) {
+        let job = task.id;
+        let news = {
+            let mut state = self.state();
+            // An order's answer may be older than an event that came before it.
+            let older = state.tasks.get(&job).is_some_and(|known| {
+                (task.generation, task.phase) < (known.generation, known.phase)
+            });
+            if older {
+                return;
+            }
+            let news = state.tasks.get(&job).is_none_or(|known| differs(known, &task));
+            state.tasks.insert(job, task);
+            news
+        };
+        self.pull_log(around, job);
+        if news {
+            tokio::spawn(touch_job(around.clone(), job));
+        }
+    }
+
+    /// Reads a task's log over this connection, unless somebody does.
+    fn pull_log(self: &Arc<Self>, around: &Surroundings, job: JobId) {
+        let mut state = self.state();
+        let Some(sender) = state.sender.clone() else { return };
+        let Some(task) = state.tasks.get(&job) else { return };
+        let may_have_log = task.phase.has_started();
+        let end = around.logs.end(job);
+        if !may_have_log || end.complete || state.pulling.contains_key(&job) {
+            return;
+        }
+        let cancel = self.cancel.child_token();
+        state.pulling.insert(job, cancel.clone());
+        tokio::spawn(log_pull::run(self.clone(), around.clone(), sender, job, cancel));
+    }
+
+    /// A log's reader has ended.
+    pub(super) fn pulled(&self, job: JobId) {
+        self.state().pulling.remove(&job);
+    }
+
+    fn connected(self: &Arc<Self>, around: &Surroundings, sender: Sender, hello: Hello) {
+        let tasks: Vec<JobId> = hello.tasks.iter().map(|task| task.id).collect();
+        {
+            let mut state = self.state();
+            state.sender = Some(sender);
+            state.host = Some(Box::new(hello.host));
+            state.error = None;
+            state.since = around.clock.now();
+            state.tasks = hello.tasks.into_iter().map(|task| (task.id, task)).collect();
+        }
+        for job in tasks {
+            self.pull_log(around, job);
+        }
+    }
+
+    fn disconnected(&self, now: Timestamp, error: String) {
+        let mut state = self.state();
+        if state.sender.take().is_some() {
+            state.since = now;
+        }
+        state.error = Some(error);
+        for (_, cancel) in state.pulling.drain() {
+            cancel.cancel();
+        }
+    }
+
+    fn apply(self: &Arc<Self>, around: &Surroundings, event: AgentEvent) {
+        match event {
+            AgentEvent::Ping => {}
+            AgentEvent::Task(task) => self.learn(around, *task),
+            AgentEvent::Forgotten(job) => {
+                self.state().tasks.remove(&job);
+            }
+            AgentEvent::Snapshot(tasks) => {
+                self.state().tasks.retain(|job, _| tasks.iter().any(|task| task.id == *job));
+                for task in tasks {
+                    self.learn(around, task);
+                }
+            }
+        }
+    }
+}
+
+/// Whether a state says more than that the log grew.
+fn differs(known: &TaskState, new: &TaskState) -> bool {
+    let sealed = new.phase == TaskPhase::Sealed;
+    let log_end = if sealed { new.log_end } else { known.log_end };
+    TaskState { log_end, ..new.clone() } != *known
+}
+
+async fn touch_job(around: Surroundings, job: JobId) {
+    if let Err(error) = touch(&around.db, Table::Jobs, job.0, around.clock.now()).await {
+        tracing::warn!(job.id = %job, "cannot make the job due, it is looked at later: {error}");
+    }
+    around.wake.ring(Table::Jobs);
+}
+
+/// Makes the instance and its jobs due: its agent came or went.
+async fn touch_instance(around: &Surroundings, instance: InstanceId) {
+    let now = around.clock.now();
+    let touched = async {
+        touch(&around.db, Table::Instances, instance.0, now).await?;
+        store::jobs::touch_by_instance(&around.db, instance, now).await
+    };
+    if let Err(error) = touched.await {
+        tracing::warn!(instance.id = %instance, "cannot make the instance due, it is looked at later: {error}");
+    }
+    around.wake.ring(Table::Instances);
+    around.wake.ring(Table::Jobs);
+}
+
+/// Connects, listens, and connects again, until the connection is closed.
+pub(super) async fn keep(
+    connection: Arc<Connection>,
+    around: Surroundings,
+    backend: Arc<dyn Backend>,
+    machine: Machine,
+) {
+    let mut delay = FIRST_DELAY;
+    loop {
+        let was_connected = tokio::select! {
+            () = connection.cancel.cancelled() => break,
+            result = once(&connection, &around, backend.as_ref(), &machine) => {
+                let was_connected = matches!(connection.host(), HostSeen::Connected(_));
+                let error = result.err().map_or_else(|| "the agent closed the connection".to_owned(), |e| format!("{e:#}"));
+                tracing::debug!(instance.id = %connection.instance, "no connection to the agent: {error}");
+                connection.disconnected(around.clock.now(), error);
+                was_connected
+            }
+        };
+        if was_connected {
+            delay = FIRST_DELAY;
+            touch_instance(&around, connection.instance).await;
+        }
+        let jitter = Duration::from_millis(u64::from(around.ids.below(50)));
+        tokio::select! {
+            () = connection.cancel.cancelled() => break,
+            () = tokio::time::sleep(delay + jitter) => {}
+        }
+        delay = (delay * 2).min(LONGEST_DELAY);
+    }
+    connection.disconnected(around.clock.now(), "the connection was closed".to_owned());
+}
+
+async fn once(
+    connection: &Arc<Connection>,
+    around: &Surroundings,
+    backend: &dyn Backend,
+    machine: &Machine,
+) -> anyhow::Result<()> {
+    use anyhow::Context;
+    let stream = match backend.agent_access(machine).await? {
+        AgentAccess::UnixSocket(path) => tokio::net::UnixStream::connect(&path)
+            .await
+            .with_context(|| format!("connect to the agent's socket `{}`", path.display()))?,
+        AgentAccess::Simulated => anyhow::bail!("the machine exists only in a simulation"),
+    };
+    let sender = handshake(stream, around.epoch).await?;
+    let request =
+        HelloRequest { server_id: around.server_id, epoch: around.epoch, protocol: PROTOCOL_VERSION };
+    let hello: Hello = sender.send("POST", "/v1/hello", &request).await?;
+    let events = sender.stream("/v1/events").await?;
+    connection.connected(around, sender, hello);
+    touch_instance(around, connection.instance).await;
+    listen(connection, around, events).await
+}
+
+async fn handshake<S>(stream: S, epoch: u64) -> anyhow::Result<Sender>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let window = u32::try_from(2 * LOG_WINDOW).unwrap_or(u32::MAX);
+    let (http, driver) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(window)
+        .initial_connection_window_size(4 * window)
+        .max_frame_size(256 * 1024)
+        .keep_alive_interval(Duration::from_secs(PING_INTERVAL_SECS))
+        .keep_alive_timeout(Duration::from_secs(2 * PING_INTERVAL_SECS))
+        .handshake(TokioIo::new(stream))
+        .await?;
+    tokio::spawn(async move {
+        if let Err(error) = driver.await {
+            tracing::debug!("a connection to an agent ended: {error}");
+        }
+    });
+    Ok(Sender { http, epoch })
+}
+
+/// Reads events until the stream ends or falls silent.
+async fn listen(connection: &Arc<Connection>, around: &Surroundings, mut events: Incoming) -> anyhow::Result<()> {
+    let mut buffer = BytesMut::new();
+    loop {
+        let frame = tokio::time::timeout(SILENCE, events.frame()).await;
+        let Ok(frame) = frame else { anyhow::bail!("the agent has been silent for {} s", SILENCE.as_secs()) };
+        let Some(frame) = frame else { return Ok(()) };
+        let Ok(data) = frame?.into_data() else { continue };
+        buffer.extend_from_slice(&data);
+        while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+            let line = buffer.split_to(end + 1);
+            connection.apply(around, serde_json::from_slice(&line)?);
+        }
+        anyhow::ensure!(buffer.len() <= LINE_LIMIT, "the agent sent a line of more than {LINE_LIMIT} bytes");
+    }
+}
+
+impl Sender {
+    async fn send<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: &str,
+        path: &str,
+        body: &B,
+    ) -> Result<T, OrderError> {
+        let body = serde_json::to_vec(body).map_err(|error| OrderError::Unreachable(error.to_string()))?;
+        let answer = self.request(method, path, body.into(), ORDER_TIMEOUT).await?;
+        serde_json::from_slice(&answer)
+            .map_err(|error| OrderError::Unreachable(format!("the agent's answer is not understood: {error}")))
+    }
+
+    async fn request(&self, method: &str, path: &str, body: Bytes, limit: Duration) -> Result<Bytes, OrderError> {
+        let exchange = async {
+            let response = self.open(method, path, body).await.map_err(|error| error.to_string())?;
+            let status = response.status();
+            let bytes = Limited::new(response.into_body(), ANSWER_LIMIT)
+                .collect()
+                .await
+                .map_err(|error| error.to_string())?
+                .to_bytes();
+            Ok::<_, String>((status, bytes))
+        };
+        let (status, bytes) = tokio::time::timeout(limit, exchange)
+            .await
+            .map_err(|_| OrderError::Unreachable(format!("no answer within {} s", limit.as_secs())))?
+            .map_err(OrderError::Unreachable)?;
+        if status.is_success() {
+            return Ok(bytes);
+        }
+        match serde_json::from_slice::<AgentError>(&bytes) {
+            Ok(error) => Err(OrderError::Refused(error)),
+            Err(_) => Err(OrderError::Unreachable(format!("the agent answered {status}"))),
+        }
+    }
+
+    async fn open(&self, method: &str, path: &str, body: Bytes) -> anyhow::Result<http::Response<Incoming>> {
+        let request = http::Request::builder()
+            .method(method)
+            .uri(format!("http://agent{path}"))
+            .header(EPOCH_HEADER, self.epoch)
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))?;
+        Ok(self.http.clone().send_request(request).await?)
+    }
+
+    /// Opens a stream of bytes.
+    pub(super) async fn stream(&self, path: &str) -> anyhow::Result<Incoming> {
+        let response = tokio::time::timeout(ORDER_TIMEOUT, self.open("GET", path, Bytes::new())).await??;
+        anyhow::ensure!(response.status().is_success(), "the agent answered {} to {path}", response.status());
+        Ok(response.into_body())
+    }
+
+    /// Says that a log has arrived up to `offset`.
+    pub(super) async fn acknowledge(&self, job: JobId, offset: u64) -> Result<(), OrderError> {
+        let path = format!("/v1/tasks/{job}/logs/ack");
+        self.send::<_, ()>("POST", &path, &api::agent::LogAck { offset }).await
+    }
+}

@@ -1,0 +1,139 @@
+//! One kept connection per instance.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use api::agent::{AgentError, AgentErrorCode, StopOrder, TaskOrder, TaskSpec, TaskState};
+use api::ids::{InstanceId, JobId, ServerId};
+use async_trait::async_trait;
+use backends::{Backend, Machine};
+use store::Db;
+use tokio_util::sync::CancellationToken;
+
+use super::connection::{self, Connection};
+use super::{Agents, HostSeen, OrderError, TaskSeen};
+use crate::clock::Clock;
+use crate::ids::Ids;
+use crate::logs::LogStore;
+use crate::wake::Wake;
+
+/// What connections need of the server.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// The database, to make rows due.
+    pub db: Db,
+    /// The clock.
+    pub clock: Clock,
+    /// Chance, for jitter.
+    pub ids: Ids,
+    /// Wakes reconcilers.
+    pub wake: Wake,
+    /// Where logs go.
+    pub logs: Arc<LogStore>,
+    /// This server.
+    pub server_id: ServerId,
+    /// Grows with each start of a server on this database.
+    pub epoch: u64,
+}
+
+/// The real agents.
+#[derive(Debug)]
+pub struct AgentPool {
+    around: Surroundings,
+    connections: Mutex<HashMap<InstanceId, Arc<Connection>>>,
+    shutdown: CancellationToken,
+}
+
+impl AgentPool {
+    /// A pool without connections, which all end when `shutdown` is cancelled.
+    pub fn new(around: Surroundings, shutdown: CancellationToken) -> AgentPool {
+        AgentPool { around, connections: Mutex::default(), shutdown }
+    }
+
+    fn find(&self, instance: InstanceId) -> Option<Arc<Connection>> {
+        self.connections.lock().expect("nobody panics while connecting").get(&instance).cloned()
+    }
+
+    fn connected(&self, instance: InstanceId) -> Result<Arc<Connection>, OrderError> {
+        self.find(instance).ok_or_else(|| OrderError::Unreachable("there is no connection".to_owned()))
+    }
+}
+
+#[async_trait]
+impl Agents for AgentPool {
+    fn keep(&self, instance: InstanceId, backend: Arc<dyn Backend>, machine: Machine) {
+        let mut connections = self.connections.lock().expect("nobody panics while connecting");
+        if connections.contains_key(&instance) {
+            return;
+        }
+        let connection = Arc::new(Connection::new(instance, self.around.clock.now(), self.shutdown.child_token()));
+        connections.insert(instance, connection.clone());
+        tokio::spawn(connection::keep(connection, self.around.clone(), backend, machine));
+    }
+
+    fn drop_connection(&self, instance: InstanceId) {
+        let connection = self.connections.lock().expect("nobody panics while connecting").remove(&instance);
+        if let Some(connection) = connection {
+            connection.close();
+        }
+    }
+
+    fn host(&self, instance: InstanceId) -> HostSeen {
+        self.find(instance)
+            .map_or(HostSeen::Unknown { since: None, error: None }, |connection| connection.host())
+    }
+
+    fn task(&self, instance: InstanceId, job: JobId) -> TaskSeen {
+        self.find(instance).map_or(TaskSeen::Unknown, |connection| connection.task(job))
+    }
+
+    fn tasks(&self, instance: InstanceId) -> Option<Vec<TaskState>> {
+        self.find(instance)?.tasks()
+    }
+
+    async fn put(&self, instance: InstanceId, spec: &TaskSpec) -> Result<TaskState, OrderError> {
+        let connection = self.connected(instance)?;
+        let state: TaskState = connection.send("PUT", &format!("/v1/tasks/{}", spec.id), spec).await?;
+        connection.learn(&self.around, state.clone());
+        Ok(state)
+    }
+
+    async fn go(&self, instance: InstanceId, job: JobId, generation: u64) -> Result<(), OrderError> {
+        let connection = self.connected(instance)?;
+        let order = TaskOrder { generation };
+        let state: TaskState = connection.send("POST", &format!("/v1/tasks/{job}/go"), &order).await?;
+        connection.learn(&self.around, state);
+        Ok(())
+    }
+
+    async fn stop(
+        &self,
+        instance: InstanceId,
+        job: JobId,
+        generation: u64,
+        grace_secs: u64,
+    ) -> Result<(), OrderError> {
+        let connection = self.connected(instance)?;
+        let order = StopOrder { generation, grace_secs };
+        let state: TaskState = connection.send("POST", &format!("/v1/tasks/{job}/stop"), &order).await?;
+        connection.learn(&self.around, state);
+        Ok(())
+    }
+
+    async fn forget(&self, instance: InstanceId, job: JobId, generation: u64) -> Result<(), OrderError> {
+        let connection = self.connected(instance)?;
+        let order = TaskOrder { generation };
+        match connection.send::<_, ()>("POST", &format!("/v1/tasks/{job}/forget"), &order).await {
+            Err(OrderError::Refused(AgentError { code: AgentErrorCode::UnknownTask, .. })) | Ok(()) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn put_blob(&self, instance: InstanceId, sha256: &str, bytes: Vec<u8>) -> Result<(), OrderError> {
+        self.connected(instance)?.put_blob(sha256, bytes).await
+    }
+
+    async fn shutdown(&self, instance: InstanceId) -> Result<(), OrderError> {
+        self.connected(instance)?.send::<_, ()>("POST", "/v1/shutdown", &()).await
+    }
+}

@@ -1,0 +1,131 @@
+//! The backends of projects, opened from their rows and kept until their configuration changes.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use api::ids::{BackendId, ProjectId};
+use backends::{Backend, Machine, OpenContext};
+use jiff::{SignedDuration, Timestamp};
+use store::Db;
+use store::backends::BackendRow;
+
+use crate::clock::Clock;
+use crate::sealing::Sealer;
+
+/// How long a listing may be used again: many instances of one backend are looked at together.
+const LISTING_MAX_AGE: SignedDuration = SignedDuration::from_millis(500);
+
+/// How long a backend may take to answer.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Opened backends by row.
+pub struct BackendPool {
+    context: OpenContext,
+    sealer: Arc<Sealer>,
+    clock: Clock,
+    opened: Mutex<HashMap<BackendId, (String, Arc<dyn Backend>)>>,
+    listings: Mutex<HashMap<BackendId, (Timestamp, Arc<Vec<Machine>>)>>,
+}
+
+impl std::fmt::Debug for BackendPool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BackendPool").finish_non_exhaustive()
+    }
+}
+
+/// A backend of a project, ready to be asked.
+#[derive(Debug, Clone)]
+pub struct OpenBackend {
+    /// Its row.
+    pub id: BackendId,
+    /// Its project.
+    pub project_id: ProjectId,
+    /// Its kind.
+    pub kind: String,
+    /// It is leaving: nothing new is bought from it.
+    pub draining: bool,
+    /// The backend.
+    pub backend: Arc<dyn Backend>,
+}
+
+impl BackendPool {
+    /// A pool that opens backends with `context`.
+    pub fn new(context: OpenContext, sealer: Arc<Sealer>, clock: Clock) -> BackendPool {
+        BackendPool { context, sealer, clock, opened: Mutex::default(), listings: Mutex::default() }
+    }
+
+    /// A project's backends, opened; those that cannot be opened are named in the log and left out.
+    pub async fn of_project(&self, db: &Db, project: ProjectId) -> store::Result<Vec<OpenBackend>> {
+        let rows = store::backends::list(db, project).await?;
+        Ok(rows.iter().filter_map(|row| self.open(row)).collect())
+    }
+
+    /// One backend by its row, also while it is leaving.
+    pub async fn get(&self, db: &Db, id: BackendId) -> store::Result<Option<OpenBackend>> {
+        let row = store::backends::get(db, id).await?;
+        Ok(row.as_ref().and_then(|row| self.open(row)))
+    }
+
+    fn open(&self, row: &BackendRow) -> Option<OpenBackend> {
+        let backend = match self.open_backend(row) {
+            Ok(backend) => backend,
+            Err(error) => {
+                tracing::warn!(backend.id = %row.id, "cannot open the backend `{}`: {error}", row.kind);
+                return None;
+            }
+        };
+        let (kind, draining) = (row.kind.clone(), row.draining);
+        Some(OpenBackend { id: row.id, project_id: row.project_id, kind, draining, backend })
+    }
+
+    fn open_backend(&self, row: &BackendRow) -> anyhow::Result<Arc<dyn Backend>> {
+        let mut opened = self.opened.lock().expect("nobody panics while opening a backend");
+        if let Some((sealed_config, backend)) = opened.get(&row.id)
+            && *sealed_config == row.sealed_config
+        {
+            return Ok(backend.clone());
+        }
+        let config = serde_json::from_str(&self.sealer.unseal(&row.sealed_config)?)?;
+        let backend = backends::open(&backends::parse_config(&config)?, &self.context)?;
+        opened.insert(row.id, (row.sealed_config.clone(), backend.clone()));
+        Ok(backend)
+    }
+
+    /// What a backend lists, not older than half a second; none if it does not answer.
+    pub async fn machines(&self, open: &OpenBackend) -> Option<Arc<Vec<Machine>>> {
+        let now = self.clock.now();
+        let kept = self.listings.lock().expect("nobody panics while listing").get(&open.id).cloned();
+        if let Some((at, machines)) = kept
+            && now.duration_since(at) < LISTING_MAX_AGE
+        {
+            return Some(machines);
+        }
+        let machines = match answer(open.backend.list()).await {
+            Ok(machines) => Arc::new(machines),
+            Err(error) => {
+                tracing::warn!(backend.id = %open.id, "cannot list the machines of `{}`: {error}", open.kind);
+                return None;
+            }
+        };
+        let mut listings = self.listings.lock().expect("nobody panics while listing");
+        listings.insert(open.id, (now, machines.clone()));
+        Some(machines)
+    }
+
+    /// Forgets a listing, because something was just changed.
+    pub fn changed(&self, id: BackendId) {
+        self.listings.lock().expect("nobody panics while listing").remove(&id);
+    }
+}
+
+/// Waits for a backend's answer, but not for ever.
+pub async fn answer<T>(verb: impl Future<Output = backends::Result<T>>) -> backends::Result<T> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, verb).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            let message = format!("the backend has not answered for {} s", ANSWER_TIMEOUT.as_secs());
+            Err(backends::Error::new(backends::ErrorKind::Unavailable, message))
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Moves instances on.
+
+use api::configurations::Blocks;
+use api::ids::InstanceId;
+use api::instances::InstanceStatus;
+use backends::{Machine, MachineKey, MachineState};
+use lifecycle::events::Target;
+use lifecycle::instance::{AgentSeen, ContainerNetwork, Effect, Instance, InstanceDecision, MachineSeen, Surroundings};
+use lifecycle::launch::Launch;
+use store::leases::Table;
+use store::{Versioned, fleets, instances, jobs, launches};
+
+use super::{Next, record};
+use crate::agents::HostSeen;
+use crate::backend_pool::{OpenBackend, answer};
+use crate::deps::Deps;
+
+/// Moves one instance on.
+pub async fn reconcile(deps: &Deps, id: InstanceId) -> store::Result<Next> {
+    let Some(loaded) = instances::get(&deps.db, id).await? else { return Ok(None) };
+    let instance = &loaded.value;
+    if instance.status.is_final() {
+        return Ok(None);
+    }
+    let launch = match instance.launch_id {
+        Some(launch_id) => launches::get(&deps.db, launch_id).await?.map(|launch| launch.value),
+        None => None,
+    };
+    let backend = match &launch {
+        Some(launch) => deps.backends.get(&deps.db, launch.backend_id).await?,
+        None => None,
+    };
+    let machine = listed(deps, instance, backend.as_ref()).await;
+    let around = surroundings(deps, instance, launch.as_ref(), backend.as_ref(), machine.as_ref()).await?;
+    let decision = lifecycle::instance::decide(deps.clock.now(), instance, &around);
+    save(deps, &loaded, &decision).await?;
+    if let Some(effect) = decision.effect {
+        act(deps, &decision.instance, backend.as_ref(), machine.flatten().as_ref(), effect).await;
+    }
+    Ok(decision.look_again_at)
+}
+
+/// What the backend lists of the instance: none if it could not be asked, none within if it does not list it.
+async fn listed(deps: &Deps, instance: &Instance, backend: Option<&OpenBackend>) -> Option<Option<Machine>> {
+    let (launch_id, index) = (instance.launch_id?, instance.launch_index?);
+    let machines = deps.backends.machines(backend?).await?;
+    let key = MachineKey { launch_id, index };
+    Some(machines.iter().find(|machine| machine.key == key).cloned())
+}
+
+async fn surroundings<'a>(
+    deps: &Deps,
+    instance: &Instance,
+    launch: Option<&'a Launch>,
+    backend: Option<&OpenBackend>,
+    machine: Option<&Option<Machine>>,
+) -> store::Result<Surroundings<'a>> {
+    let capabilities = backend.map(|open| open.backend.capabilities());
+    let busy_blocks = instances::list_assignments(&deps.db, instance.id).await?.len();
+    // Only a machine that is being made is split, so only then the fleet is asked how.
+    let blocks = if instance.status == InstanceStatus::Pending && launch.is_some() {
+        let fleet = fleets::get(&deps.db, instance.fleet_id).await?;
+        fleet.map_or(Some(1), |fleet| match fleet.value.spec.configuration.blocks {
+            Blocks::Auto => None,
+            Blocks::Count(count) => Some(count),
+        })
+    } else {
+        Some(instance.state.total_blocks)
+    };
+    Ok(Surroundings {
+        machine: match machine {
+            None => MachineSeen::Unknown,
+            Some(None) => MachineSeen::Absent,
+            Some(Some(machine)) => MachineSeen::Present(Box::new(facts(machine))),
+        },
+        agent: match deps.agents.host(instance.id) {
+            HostSeen::Unknown { since, error } => AgentSeen::Unknown { since, error },
+            HostSeen::Connected(host) => AgentSeen::Connected(host),
+        },
+        busy_blocks: u32::try_from(busy_blocks).unwrap_or(u32::MAX),
+        launch,
+        consistent_list: capabilities.is_some_and(|capabilities| capabilities.consistent_list),
+        provisioning_timeout_secs: capabilities
+            .map_or(DEFAULT_TIMEOUT_SECS, |capabilities| capabilities.provisioning_timeout_secs),
+        admins_only: capabilities.is_some_and(|capabilities| capabilities.admins_only),
+        runs_processes: capabilities.is_some_and(|capabilities| capabilities.processes_without_image),
+        blocks,
+    })
+}
+
+/// Longest time from launch to a joined agent where the backend is gone, in seconds.
+const DEFAULT_TIMEOUT_SECS: u64 = 600;
+
+fn facts(machine: &Machine) -> lifecycle::instance::Machine {
+    lifecycle::instance::Machine {
+        running: machine.state == MachineState::Running,
+        gone: machine.state == MachineState::Gone,
+        provider_id: machine.provider_id.clone(),
+        hostname: machine.hostname.clone(),
+        internal_ip: machine.internal_ip.clone(),
+        container_network: machine.container_network.as_ref().map(|network| ContainerNetwork {
+            name: network.name.clone(),
+            subnet: network.subnet.clone(),
+            address: network.address.clone(),
+        }),
+        region: machine.region.clone(),
+        zone: machine.zone.clone(),
+        ended_because: machine.ended_because.clone(),
+    }
+}
+
+async fn save(
+    deps: &Deps,
+    loaded: &Versioned<Instance>,
+    decision: &InstanceDecision,
+) -> store::Result<()> {
+    let instance = &decision.instance;
+    if *instance == loaded.value && decision.events.is_empty() {
+        return Ok(());
+    }
+    let now = deps.clock.now();
+    let mut tx = deps.db.begin().await?;
+    instances::save(&mut tx, &Versioned { version: loaded.version, value: instance.clone() }).await?;
+    let target = Target::instance(instance.project_id, instance.fleet_id, instance.id, &instance.state.name);
+    record::events(deps, &mut tx, &decision.events, &[target]).await?;
+    if decision.concerns_jobs {
+        jobs::touch_by_instance(&mut tx, instance.id, now).await?;
+        touch_gangs(deps, &mut tx, instance).await?;
+    }
+    if decision.concerns_fleet {
+        store::leases::touch(&mut tx, Table::Fleets, instance.fleet_id.0, now).await?;
+    }
+    tx.commit().await?;
+    if decision.concerns_jobs {
+        deps.wake.ring(Table::Jobs);
+        deps.wake.ring_placement();
+    }
+    if decision.concerns_fleet {
+        deps.wake.ring(Table::Fleets);
+    }
+    deps.wake.tell_watchers();
+    Ok(())
+}
+
+/// A gang waits for the addresses of all its machines, so the peers on other machines look too.
+async fn touch_gangs(deps: &Deps, tx: &mut store::Tx, instance: &Instance) -> store::Result<()> {
+    for job in jobs::list_active_by_instance(&mut *tx, instance.id).await? {
+        if job.value.spec.jobs_per_replica > 1 {
+            jobs::touch_by_run(&mut *tx, job.value.run_id, deps.clock.now()).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn act(
+    deps: &Deps,
+    instance: &Instance,
+    backend: Option<&OpenBackend>,
+    machine: Option<&Machine>,
+    effect: Effect,
+) {
+    match effect {
+        Effect::Connect => {
+            if let (Some(open), Some(machine)) = (backend, machine) {
+                deps.agents.keep(instance.id, open.backend.clone(), machine.clone());
+            }
+        }
+        Effect::Disconnect => deps.agents.drop_connection(instance.id),
+        Effect::Terminate => {
+            let (Some(open), Some(launch_id), Some(index)) = (backend, instance.launch_id, instance.launch_index)
+            else {
+                return;
+            };
+            let key = MachineKey { launch_id, index };
+            if let Err(error) = answer(open.backend.terminate(&key)).await {
+                tracing::warn!(instance.id = %instance.id, "cannot end `{}`, trying again: {error}", instance.state.name);
+            }
+            deps.backends.changed(open.id);
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Moves jobs on.
+
+use api::agent::ClusterInfo;
+use api::ids::JobId;
+use api::jobs::JobStatus;
+use lifecycle::events::Target;
+use lifecycle::instance::Instance;
+use lifecycle::job::{Effect, Job, JobDecision, Seen, Surroundings, decide};
+use store::leases::Table;
+use store::{Versioned, instances, jobs};
+
+use super::{Next, record, task_spec};
+use crate::agents::{HostSeen, OrderError, TaskSeen};
+use crate::deps::Deps;
+
+/// The generation of every task: a submission is given to one machine once, so there is never a second one.
+pub const GENERATION: u64 = 1;
+
+/// Moves one job on.
+pub async fn reconcile(deps: &Deps, id: JobId) -> store::Result<Next> {
+    let Some(loaded) = jobs::get(&deps.db, id).await? else { return Ok(None) };
+    let job = &loaded.value;
+    let instance = match job.instance_id {
+        Some(instance_id) => instances::get(&deps.db, instance_id).await?.map(|instance| instance.value),
+        None => None,
+    };
+    let seen = observe(deps, job, instance.as_ref());
+    let around = Surroundings {
+        cluster: cluster_of(deps, job, &seen, instance.as_ref()).await?,
+        logs_received: deps.logs.received(id),
+        unreachable_since: instance.as_ref().and_then(|instance| silent_since(deps, instance)),
+        unreachable_after_secs: deps.settings.unreachable_after_secs,
+        instance: instance.as_ref(),
+    };
+    let decision = decide(deps.clock.now(), job, &seen, &around);
+    save(deps, &loaded, &decision, instance.as_ref()).await?;
+    if let (Some(effect), Some(instance)) = (decision.effect, &instance) {
+        act(deps, &decision.job, instance, effect).await?;
+    }
+    Ok(decision.look_again_at)
+}
+
+fn observe(deps: &Deps, job: &Job, instance: Option<&Instance>) -> Seen {
+    let Some(instance) = instance else { return Seen::Unknown };
+    match deps.agents.task(instance.id, job.id) {
+        TaskSeen::Unknown => Seen::Unknown,
+        TaskSeen::Absent => Seen::Absent,
+        TaskSeen::Known(task) => Seen::Known(task),
+    }
+}
+
+fn silent_since(deps: &Deps, instance: &Instance) -> Option<jiff::Timestamp> {
+    match deps.agents.host(instance.id) {
+        HostSeen::Connected(_) => None,
+        HostSeen::Unknown { since, .. } => since.or(instance.state.unreachable_since),
+    }
+}
+
+/// The ranks and addresses of the job's gang, once every node has an address.
+async fn cluster_of(
+    deps: &Deps,
+    job: &Job,
+    seen: &Seen,
+    instance: Option<&Instance>,
+) -> store::Result<Option<ClusterInfo>> {
+    if job.state.cluster.is_some() || *seen != Seen::Absent {
+        return Ok(job.state.cluster.clone());
+    }
+    let Some(instance) = instance else { return Ok(None) };
+    let mut cluster = ClusterInfo { node_rank: job.job_num, ..ClusterInfo::default() };
+    if job.spec.jobs_per_replica <= 1 {
+        let Some(address) = task_spec::address_of(job, instance) else { return Ok(None) };
+        cluster.node_ips.push(address);
+        cluster.gpus_per_node.push(task_spec::gpus_of(job, instance));
+        return Ok(Some(cluster));
+    }
+    let peers = jobs::list_latest(&deps.db, job.run_id).await?;
+    for peer in peers.iter().map(|peer| &peer.value).filter(|peer| peer.replica_num == job.replica_num) {
+        let Some(instance_id) = peer.instance_id else { return Ok(None) };
+        let Some(machine) = instances::get(&deps.db, instance_id).await? else { return Ok(None) };
+        let joined = machine.value.state.joined_at.is_some();
+        let Some(address) = task_spec::address_of(peer, &machine.value).filter(|_| joined) else { return Ok(None) };
+        cluster.node_ips.push(address);
+        cluster.gpus_per_node.push(task_spec::gpus_of(peer, &machine.value));
+    }
+    Ok(Some(cluster))
+}
+
+async fn save(
+    deps: &Deps,
+    loaded: &Versioned<Job>,
+    decision: &JobDecision,
+    instance: Option<&Instance>,
+) -> store::Result<()> {
+    let job = &decision.job;
+    if *job == loaded.value && decision.events.is_empty() && !decision.releases_slot {
+        return Ok(());
+    }
+    let mut tx = deps.db.begin().await?;
+    jobs::save(&mut tx, &Versioned { version: loaded.version, value: job.clone() }).await?;
+    let target = Target::job(job.project_id, job.run_id, job.id, &job.spec.job_name);
+    record::events(deps, &mut tx, &decision.events, &[target.clone()]).await?;
+    if decision.releases_slot && instances::unassign(&mut tx, job.id).await? > 0
+        && let Some(instance) = instance
+    {
+        let busy = instances::list_assignments(&mut tx, instance.id).await?.len();
+        let total = instance.state.total_blocks;
+        let message = format!("Job unassigned from instance. Instance blocks: {busy}/{total} busy");
+        let machine =
+            Target::instance(instance.project_id, instance.fleet_id, instance.id, &instance.state.name);
+        record::events(deps, &mut tx, &[message], &[target, machine]).await?;
+        record::touch_instance(deps, &mut tx, instance.id).await?;
+    }
+    if decision.concerns_run {
+        record::touch_run(deps, &mut tx, job.run_id).await?;
+    }
+    tx.commit().await?;
+    ring(deps, decision);
+    Ok(())
+}
+
+fn ring(deps: &Deps, decision: &JobDecision) {
+    if decision.concerns_run {
+        deps.wake.ring(Table::Runs);
+    }
+    if decision.releases_slot {
+        deps.wake.ring(Table::Instances);
+        deps.wake.ring_placement();
+    }
+    deps.wake.tell_watchers();
+}
+
+async fn act(deps: &Deps, job: &Job, instance: &Instance, effect: Effect) -> store::Result<()> {
+    let result = match effect {
+        Effect::Put => match task_spec::give(deps, job, instance).await? {
+            Ok(()) => Ok(()),
+            Err(task_spec::Refusal::Order(error)) => Err(error),
+            Err(task_spec::Refusal::Never(message)) => return refuse(deps, job, message).await,
+        },
+        Effect::Go => deps.agents.go(instance.id, job.id, GENERATION).await,
+        Effect::Stop { grace_secs } => deps.agents.stop(instance.id, job.id, GENERATION, grace_secs).await,
+        Effect::Forget => deps.agents.forget(instance.id, job.id, GENERATION).await,
+    };
+    match result {
+        Ok(()) => {}
+        // The next pass observes the truth and decides again.
+        Err(OrderError::Unreachable(error)) => {
+            tracing::debug!(job.id = %job.id, "order {effect:?} may be lost: {error}");
+        }
+        Err(OrderError::Refused(error)) => {
+            tracing::warn!(job.id = %job.id, "the agent refused {effect:?}: {error}");
+        }
+    }
+    Ok(())
+}
+
+/// The task cannot be made, now or later: ends the job with the reason.
+async fn refuse(deps: &Deps, job: &Job, message: String) -> store::Result<()> {
+    let Some(mut loaded) = jobs::get(&deps.db, job.id).await? else { return Ok(()) };
+    if loaded.value.status.is_finished() || loaded.value.status == JobStatus::Terminating {
+        return Ok(());
+    }
+    let reason = api::jobs::JobTerminationReason::TerminatedByServer;
+    let end = lifecycle::job::EndOrder { reason, message: Some(message.clone()), grace_secs: 0 };
+    // The reason is the job's own, so that its run takes it for the cause.
+    loaded.value.state.termination_reason = Some(reason);
+    loaded.value.state.termination_message = Some(message);
+    let mut tx = deps.db.begin().await?;
+    jobs::save(&mut tx, &loaded).await?;
+    jobs::set_end(&mut tx, job.id, &end, deps.clock.now()).await?;
+    tx.commit().await?;
+    deps.wake.ring(Table::Jobs);
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! Moves launches on.
+
+use api::ids::LaunchId;
+use lifecycle::events::Target;
+use lifecycle::launch::{Effect, Launch, LaunchError, LaunchStatus, Seen, decide};
+use store::leases::{Table, touch};
+use store::{Versioned, fleets, instances, launches};
+
+use super::{Next, record};
+use crate::backend_pool::{OpenBackend, answer};
+use crate::deps::Deps;
+
+/// Moves one launch on.
+pub async fn reconcile(deps: &Deps, id: LaunchId) -> store::Result<Next> {
+    let Some(loaded) = launches::get(&deps.db, id).await? else { return Ok(None) };
+    if loaded.value.status.is_final() {
+        return Ok(None);
+    }
+    let backend = deps.backends.get(&deps.db, loaded.value.backend_id).await?;
+    let seen = observe(deps, &loaded.value, backend.as_ref()).await;
+    let consistent = backend.as_ref().is_some_and(|open| open.backend.capabilities().consistent_list);
+    let decision = decide(deps.clock.now(), &loaded.value, seen, consistent);
+    let saved = save(deps, loaded, decision.launch).await?;
+    if let (Some(Effect::Launch), Some(open)) = (decision.effect, backend) {
+        act(deps, &saved, &open).await?;
+        // The answer is judged at once.
+        return Ok(Some(deps.clock.now()));
+    }
+    Ok(decision.look_again_at)
+}
+
+async fn observe(deps: &Deps, launch: &Launch, backend: Option<&OpenBackend>) -> Seen {
+    if launch.status == LaunchStatus::Wanted {
+        return Seen::Unknown;
+    }
+    let Some(open) = backend else { return Seen::Unknown };
+    let Some(machines) = deps.backends.machines(open).await else { return Seen::Unknown };
+    let listed = machines.iter().filter(|machine| machine.key.launch_id == launch.id).count();
+    Seen::Listed(u32::try_from(listed).unwrap_or(u32::MAX))
+}
+
+async fn save(deps: &Deps, loaded: Versioned<Launch>, launch: Launch) -> store::Result<Versioned<Launch>> {
+    if launch == loaded.value {
+        return Ok(loaded);
+    }
+    let now = deps.clock.now();
+    let mut tx = deps.db.begin().await?;
+    let mut saved = Versioned { version: loaded.version, value: launch };
+    launches::save(&mut tx, &saved).await?;
+    saved.version += 1;
+    if saved.value.status.is_final() {
+        for instance in instances::list_by_launch(&mut tx, saved.value.id).await? {
+            touch(&mut tx, Table::Instances, instance.value.id.0, now).await?;
+        }
+        touch(&mut tx, Table::Fleets, saved.value.fleet_id.0, now).await?;
+    }
+    tx.commit().await?;
+    if saved.value.status.is_final() {
+        deps.wake.ring(Table::Instances);
+        deps.wake.ring(Table::Fleets);
+    }
+    Ok(saved)
+}
+
+/// Asks the backend, and records what it answered.
+async fn act(deps: &Deps, launch: &Versioned<Launch>, open: &OpenBackend) -> store::Result<()> {
+    let order = order_of(deps, &launch.value).await?;
+    let result = answer(open.backend.launch(&order)).await;
+    deps.backends.changed(open.id);
+    let error = result.err().map(|error| LaunchError {
+        kind: error.kind.as_str().to_owned(),
+        transient: error.kind.is_transient(),
+        message: error.message,
+    });
+    let mut answered = launch.clone();
+    answered.value.state.error.clone_from(&error);
+    let now = deps.clock.now();
+    let mut tx = deps.db.begin().await?;
+    launches::save(&mut tx, &answered).await?;
+    if let Some(error) = &error {
+        let name = order.fleet_name.clone();
+        let offer = &launch.value.state.offer;
+        let message = format!(
+            "Launching {} × {} on {} ({}) failed: {}",
+            launch.value.state.count, offer.instance.name, launch.value.state.backend, offer.region, error.message
+        );
+        let target = Target::fleet(launch.value.project_id, launch.value.fleet_id, &name);
+        record::events(deps, &mut tx, &[message], &[target]).await?;
+    }
+    for instance in instances::list_by_launch(&mut tx, launch.value.id).await? {
+        touch(&mut tx, Table::Instances, instance.value.id.0, now).await?;
+    }
+    tx.commit().await?;
+    deps.wake.ring(Table::Instances);
+    Ok(())
+}
+
+async fn order_of(deps: &Deps, launch: &Launch) -> store::Result<backends::LaunchOrder> {
+    let fleet = fleets::get(&deps.db, launch.fleet_id).await?;
+    let project = store::projects::get(&deps.db, launch.project_id).await?;
+    let state = &launch.state;
+    Ok(backends::LaunchOrder {
+        launch_id: launch.id,
+        fleet_name: fleet.map(|fleet| fleet.value.name).unwrap_or_default(),
+        project_name: project.map(|project| project.name).unwrap_or_default(),
+        offer: backends::BackendOffer {
+            instance_type: state.offer.instance.clone(),
+            region: state.offer.region.clone(),
+            zones: state.offer.availability_zones.clone(),
+            price_usd_per_hour: state.offer.price,
+            availability: state.offer.availability,
+            unavailable_because: None,
+            backend_data: state.offer.backend_data.clone(),
+        },
+        zone: state.zone.clone(),
+        count: state.count,
+        least: state.least,
+        cluster: state.cluster,
+    })
+}

@@ -1,0 +1,155 @@
+//! The loop, written once: due rows, bounded concurrency, reconcile, back off on error.
+//!
+//! Every reconciler runs the same five steps: load, observe, decide, record, act. Wake-ups carry no data and may be
+//! lost; a slow full pass is the safety net.
+
+pub mod fleet;
+pub mod instance;
+pub mod job;
+pub mod launch;
+pub mod placement;
+mod record;
+pub mod run;
+pub mod sweep;
+mod task_spec;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use jiff::{SignedDuration, Timestamp};
+use store::leases::{self, NEVER, Table};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::deps::Deps;
+
+/// Rows of one table that are reconciled at the same time.
+const CONCURRENCY: usize = 16;
+
+/// The longest sleep of a loop that nobody wakes.
+const SAFETY: Duration = Duration::from_secs(30);
+
+/// The longest delay after errors in a row, in seconds.
+const MAX_BACKOFF_SECS: i64 = 60;
+
+/// The tables that have a reconciler.
+pub const TABLES: [Table; 5] = [Table::Fleets, Table::Launches, Table::Instances, Table::Runs, Table::Jobs];
+
+/// When a row must be looked at again; none: never, unless somebody touches it.
+pub type Next = Option<Timestamp>;
+
+/// Errors in a row, by what failed.
+type Failures = Arc<Mutex<HashMap<Uuid, u32>>>;
+
+/// Starts all reconcilers. They end when `shutdown` is cancelled.
+pub fn start(deps: &Deps, shutdown: &CancellationToken) -> Vec<JoinHandle<()>> {
+    let mut tasks: Vec<JoinHandle<()>> = TABLES
+        .into_iter()
+        .map(|table| tokio::spawn(run_loop(deps.clone(), table, shutdown.clone())))
+        .collect();
+    tasks.push(tokio::spawn(placement::run_loop(deps.clone(), shutdown.clone())));
+    tasks.push(tokio::spawn(sweep::run_loop(deps.clone(), shutdown.clone())));
+    tasks
+}
+
+/// Makes every unfinished row due: what a server does when it starts.
+pub async fn touch_all(deps: &Deps) -> store::Result<()> {
+    for table in TABLES {
+        leases::touch_all(&deps.db, table, deps.clock.now()).await?;
+    }
+    Ok(())
+}
+
+async fn run_loop(deps: Deps, table: Table, shutdown: CancellationToken) {
+    let owner = deps.ids.id::<Uuid>().to_string();
+    let failures = Failures::default();
+    let mut working = FuturesUnordered::new();
+    loop {
+        let room = CONCURRENCY - working.len();
+        let claimed = if room > 0 { claim(&deps, table, &owner, room).await } else { vec![] };
+        let idle = claimed.is_empty();
+        working.extend(claimed.into_iter().map(|id| one(&deps, table, id, &owner, &failures)));
+        if !idle && working.len() < CONCURRENCY {
+            // There may be more that is due.
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                Some(()) = working.next() => {}
+                () = tokio::task::yield_now() => {}
+            }
+            continue;
+        }
+        let sleep = sleep_until_due(&deps, table);
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            Some(()) = working.next() => {}
+            () = deps.wake.bell(table).notified() => {}
+            () = sleep, if working.len() < CONCURRENCY => {}
+        }
+    }
+}
+
+async fn claim(deps: &Deps, table: Table, owner: &str, room: usize) -> Vec<Uuid> {
+    let limit = u32::try_from(room).unwrap_or(1);
+    match leases::claim(&deps.db, table, owner, deps.clock.now(), limit).await {
+        Ok(claimed) => claimed,
+        Err(error) => {
+            tracing::error!("cannot claim due rows of {table:?}: {error}");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            vec![]
+        }
+    }
+}
+
+async fn sleep_until_due(deps: &Deps, table: Table) {
+    let due = leases::next_due(&deps.db, table).await.ok().flatten();
+    let wait = due.map_or(SAFETY, |due| {
+        let wait = due.duration_since(deps.clock.now());
+        Duration::try_from(wait).unwrap_or(Duration::ZERO).clamp(Duration::from_millis(1), SAFETY)
+    });
+    tokio::time::sleep(wait).await;
+}
+
+/// Claims what is due in a table and reconciles it, one row after the other. For simulations.
+pub async fn pass(deps: &Deps, table: Table, owner: &str, limit: u32) -> store::Result<usize> {
+    let claimed = leases::claim(&deps.db, table, owner, deps.clock.now(), limit).await?;
+    let failures = Failures::default();
+    for id in &claimed {
+        one(deps, table, *id, owner, &failures).await;
+    }
+    Ok(claimed.len())
+}
+
+/// Reconciles one claimed row and gives it back.
+async fn one(deps: &Deps, table: Table, id: Uuid, owner: &str, failures: &Failures) {
+    let result = match table {
+        Table::Fleets => fleet::reconcile(deps, id.into()).await,
+        Table::Launches => launch::reconcile(deps, id.into()).await,
+        Table::Instances => instance::reconcile(deps, id.into()).await,
+        Table::Runs => run::reconcile(deps, id.into()).await,
+        Table::Jobs => job::reconcile(deps, id.into()).await,
+    };
+    let due_at = match result {
+        Ok(next) => {
+            failures.lock().expect("nobody panics while counting").remove(&id);
+            next.map_or(NEVER, Timestamp::as_microsecond)
+        }
+        // Somebody wrote first; the next pass sees both changes.
+        Err(store::Error::Stale) => deps.clock.now().as_microsecond(),
+        Err(error) => {
+            let mut failures = failures.lock().expect("nobody panics while counting");
+            let count = failures.entry(id).or_default();
+            *count += 1;
+            let secs = (1_i64 << (*count).min(6)).min(MAX_BACKOFF_SECS);
+            tracing::error!("reconciling {table:?} {id} failed, next try in {secs} s: {error}");
+            (deps.clock.now() + SignedDuration::from_secs(secs)).as_microsecond()
+        }
+    };
+    if let Err(error) = leases::release(&deps.db, table, id, owner, due_at).await {
+        tracing::error!("cannot give {table:?} {id} back, it falls due when its lease ends: {error}");
+    }
+}

@@ -1,0 +1,250 @@
+//! Gives waiting runs their instances: all nodes of a gang in one transaction, or none.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use api::ids::{InstanceId, JobId, ProjectId, RunId};
+use api::jobs::{JobStatus, JobTerminationReason};
+use api::runs::RunStatus;
+use lifecycle::events::Target;
+use lifecycle::instance::Instance;
+use lifecycle::job::{EndOrder, Job};
+use lifecycle::placement::{Gang, Outcome, Slot, place};
+use lifecycle::run::Run;
+use store::leases::Table;
+use store::{Tx, Versioned, fleets, instances, jobs, runs};
+use tokio_util::sync::CancellationToken;
+
+use super::{fleet, record, run, task_spec};
+use crate::deps::Deps;
+use crate::pool;
+
+/// Runs that are looked at in one pass of one project.
+const WAITING_LIMIT: u32 = 2000;
+
+/// The longest time between two passes.
+const SAFETY: Duration = Duration::from_secs(30);
+
+/// The shortest time between two passes, so that a burst of submissions is placed together.
+const BREATH: Duration = Duration::from_millis(2);
+
+/// Gangs by run and version: reading a thousand waiting runs anew for each free slot would be most of the work.
+#[derive(Debug, Default)]
+pub struct GangCache(Mutex<HashMap<RunId, (i64, Gang)>>);
+
+pub(super) async fn run_loop(deps: Deps, shutdown: CancellationToken) {
+    let cache = GangCache::default();
+    loop {
+        if let Err(error) = pass(&deps, &cache).await {
+            tracing::error!("placing waiting runs failed: {error}");
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = deps.wake.placement_bell().notified() => {}
+            () = tokio::time::sleep(SAFETY) => {}
+        }
+        tokio::time::sleep(BREATH).await;
+    }
+}
+
+/// Places what can be placed in every project with waiting runs.
+pub async fn pass(deps: &Deps, cache: &GangCache) -> store::Result<()> {
+    for project in runs::list_waiting_projects(&deps.db).await? {
+        place_project(deps, cache, project).await?;
+    }
+    Ok(())
+}
+
+async fn place_project(deps: &Deps, cache: &GangCache, project: ProjectId) -> store::Result<()> {
+    let waiting = runs::list_waiting_versions(&deps.db, project, WAITING_LIMIT).await?;
+    let gangs = gangs_of(deps, cache, &waiting).await?;
+    if gangs.is_empty() {
+        return Ok(());
+    }
+    let mut pool = pool::load(deps, project).await?;
+    for (run_id, outcome) in place(&gangs, &mut pool) {
+        let Some(gang) = gangs.iter().find(|gang| gang.run_id == run_id) else { continue };
+        let recorded = match outcome {
+            Outcome::Placed { fleet_id, slots } => record_placed(deps, run_id, fleet_id, &slots).await,
+            Outcome::NoCapacity { message } => record_refused(deps, gang, message).await,
+        };
+        match recorded {
+            Ok(()) => {}
+            // Somebody was faster; the next pass sees what is left.
+            Err(store::Error::Stale | store::Error::Taken(_)) => deps.wake.ring_placement(),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The gangs of waiting runs, in the order of `waiting`; those that wait for a time or have a place are left out.
+async fn gangs_of(deps: &Deps, cache: &GangCache, waiting: &[(RunId, i64)]) -> store::Result<Vec<Gang>> {
+    let unknown: Vec<RunId> = {
+        let mut cache = cache.0.lock().expect("nobody panics while placing");
+        cache.retain(|id, (version, _)| waiting.iter().any(|(run, now)| run == id && now == version));
+        waiting.iter().map(|(id, _)| *id).filter(|id| !cache.contains_key(id)).collect()
+    };
+    for part in unknown.chunks(200) {
+        for row in runs::list_by_ids(&deps.db, part).await? {
+            let latest = jobs::list_latest(&deps.db, row.value.id).await?;
+            let latest: Vec<Job> = latest.into_iter().map(|job| job.value).collect();
+            let Some(gang) = waiting_gang(&row.value, &latest) else { continue };
+            cache.0.lock().expect("nobody panics while placing").insert(row.value.id, (row.version, gang));
+        }
+    }
+    let cache = cache.0.lock().expect("nobody panics while placing");
+    Ok(waiting.iter().filter_map(|(id, _)| cache.get(id).map(|(_, gang)| gang.clone())).collect())
+}
+
+/// The gang of a run that wants a place now.
+fn waiting_gang(run: &Run, latest: &[Job]) -> Option<Gang> {
+    let wants_place = match run.status {
+        RunStatus::Submitted => {
+            latest.iter().all(|job| job.status == JobStatus::Submitted && job.instance_id.is_none() && job.end.is_none())
+        }
+        RunStatus::Pending => run.state.retry.is_some_and(|retry| retry.for_capacity),
+        _ => false,
+    };
+    let specs: Vec<_> = latest.iter().map(|job| job.spec.clone()).collect();
+    (wants_place && run.stop.is_none() && !specs.is_empty()).then(|| pool::gang_of(run, &specs))
+}
+
+/// Records that a run got nothing. A run that was told so before goes on waiting.
+async fn record_refused(deps: &Deps, gang: &Gang, message: String) -> store::Result<()> {
+    let Some(row) = runs::get(&deps.db, gang.run_id).await? else { return Ok(()) };
+    if row.value.status != RunStatus::Submitted || row.value.stop.is_some() {
+        return Ok(());
+    }
+    let latest = jobs::list_latest(&deps.db, gang.run_id).await?;
+    let Some(first) = latest.iter().find(|job| job.value.status == JobStatus::Submitted) else { return Ok(()) };
+    let end = EndOrder {
+        reason: JobTerminationReason::FailedToStartDueToNoCapacity,
+        message: Some(message),
+        grace_secs: 0,
+    };
+    if first.value.end.is_some() {
+        return Ok(());
+    }
+    jobs::set_end(&deps.db, first.value.id, &end, deps.clock.now()).await?;
+    deps.wake.ring(Table::Jobs);
+    Ok(())
+}
+
+/// Records the places of all nodes of a gang at once.
+async fn record_placed(
+    deps: &Deps,
+    run_id: RunId,
+    fleet_id: api::ids::FleetId,
+    slots: &[Slot],
+) -> store::Result<()> {
+    let now = deps.clock.now();
+    let mut tx = deps.db.begin().await?;
+    let Some(mut row) = runs::get(&mut tx, run_id).await? else { return Ok(()) };
+    let may_be_placed = matches!(row.value.status, RunStatus::Submitted | RunStatus::Pending) && row.value.stop.is_none();
+    let Some(fleet) = fleets::get(&mut tx, fleet_id).await?.filter(|fleet| fleet.value.wanted && may_be_placed) else {
+        return Ok(());
+    };
+    let latest = submissions(deps, &mut tx, &row.value).await?;
+    let mut rows = instances::list_by_fleet(&mut tx, fleet_id).await?;
+    for slot in slots {
+        let Some(job) = latest.iter().find(|job| job.value.job_num == slot.job_num) else { return Ok(()) };
+        let instance = match slot.instance_id {
+            Some(id) => rows.iter().map(|row| &row.value).find(|instance| instance.id == id).cloned(),
+            None => Some(add_instance(deps, &mut tx, &fleet.value, &mut rows, job).await?),
+        };
+        let Some(instance) = instance.filter(|instance| instance.end.is_none()) else {
+            return Err(store::Error::Stale);
+        };
+        place_job(deps, &mut tx, &row.value, job, &instance, slot, slots.len()).await?;
+    }
+    if row.value.status == RunStatus::Pending {
+        let from = row.value.status;
+        row.value.status = RunStatus::Submitted;
+        row.value.state.retry = None;
+        let message = format!("Run status changed {} -> SUBMITTED", from.as_str().to_uppercase());
+        let target = Target::run(row.value.project_id, run_id, &row.value.name);
+        record::events(deps, &mut tx, &[message], &[target]).await?;
+    }
+    row.value.fleet_id = Some(fleet_id);
+    row.value.state.last_processed_at = Some(now);
+    runs::save(&mut tx, &row).await?;
+    record::touch_run(deps, &mut tx, run_id).await?;
+    store::leases::touch(&mut tx, Table::Fleets, fleet_id.0, now).await?;
+    tx.commit().await?;
+    for table in [Table::Jobs, Table::Runs, Table::Instances, Table::Fleets] {
+        deps.wake.ring(table);
+    }
+    deps.wake.tell_watchers();
+    Ok(())
+}
+
+/// The submissions to place: those that wait, or new ones of a run that was to be retried.
+async fn submissions(deps: &Deps, tx: &mut Tx, row: &Run) -> store::Result<Vec<Versioned<Job>>> {
+    let latest = jobs::list_latest(&mut *tx, row.id).await?;
+    if row.status == RunStatus::Submitted {
+        return Ok(latest);
+    }
+    let mut fresh = vec![];
+    for job in &latest {
+        fresh.push(Versioned { version: 1, value: run::resubmit(deps, tx, &job.value, None::<JobId>).await? });
+    }
+    Ok(fresh)
+}
+
+async fn add_instance(
+    deps: &Deps,
+    tx: &mut Tx,
+    fleet: &lifecycle::fleet::Fleet,
+    rows: &mut Vec<Versioned<Instance>>,
+    job: &Versioned<Job>,
+) -> store::Result<Instance> {
+    let taken: Vec<u32> = rows.iter().map(|row| row.value.instance_num).collect();
+    let instance = fleet::new_instance(deps, fleet, &taken);
+    instances::insert(&mut *tx, &instance, deps.clock.now()).await?;
+    let targets = [
+        Target::instance(instance.project_id, instance.fleet_id, instance.id, &instance.state.name),
+        Target::job(job.value.project_id, job.value.run_id, job.value.id, &job.value.spec.job_name),
+    ];
+    let message = "Instance created for job. Instance status: PENDING".to_owned();
+    record::events(deps, tx, &[message], &targets).await?;
+    rows.push(Versioned { version: 1, value: instance.clone() });
+    Ok(instance)
+}
+
+async fn place_job(
+    deps: &Deps,
+    tx: &mut Tx,
+    run: &Run,
+    job: &Versioned<Job>,
+    instance: &Instance,
+    slot: &Slot,
+    nodes: usize,
+) -> store::Result<()> {
+    let now = deps.clock.now();
+    let mut placed = job.clone();
+    placed.value.instance_id = Some(instance.id);
+    placed.value.status = JobStatus::Provisioning;
+    // A job without peers starts as soon as it is ready.
+    placed.value.released_at = (nodes == 1).then_some(now);
+    placed.value.state.placed_at = Some(now);
+    placed.value.state.last_processed_at = Some(now);
+    placed.value.state.blocks.clone_from(&slot.blocks);
+    task_spec::describe(&mut placed.value, run, instance);
+    jobs::save_placed(&mut *tx, &placed, now).await?;
+    for block in &slot.blocks {
+        instances::assign(&mut *tx, instance.id, *block, placed.value.id).await?;
+    }
+    record::touch_instance(deps, tx, instance.id).await?;
+    let busy = instances::list_assignments(&mut *tx, instance.id).await?.len();
+    let messages = [
+        format!("Job assigned to instance. Instance blocks: {busy}/{} busy", instance.state.total_blocks.max(1)),
+        "Job status changed SUBMITTED -> PROVISIONING".to_owned(),
+    ];
+    let job_target = Target::job(placed.value.project_id, placed.value.run_id, placed.value.id, &placed.value.spec.job_name);
+    let machine: InstanceId = instance.id;
+    let instance_target = Target::instance(instance.project_id, instance.fleet_id, machine, &instance.state.name);
+    record::events(deps, tx, &messages[..1], &[job_target.clone(), instance_target]).await?;
+    record::events(deps, tx, &messages[1..], &[job_target]).await
+}

@@ -1,0 +1,107 @@
+//! Ends what nobody remembers: machines that no row claims, and tasks that no job claims.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use api::agent::TaskPhase;
+use api::ids::{InstanceId, JobId};
+use backends::{MachineKey, MachineState};
+use jiff::{SignedDuration, Timestamp};
+use store::{instances, jobs, launches};
+use tokio_util::sync::CancellationToken;
+
+use super::job::GENERATION;
+use crate::backend_pool::{OpenBackend, answer};
+use crate::deps::Deps;
+
+/// How often the sweep looks.
+const PERIOD: Duration = Duration::from_secs(20);
+
+/// How long a machine must be unclaimed before it is ended: a listing may be newer than the row that claims it.
+const GRACE: SignedDuration = SignedDuration::from_secs(60);
+
+/// Since when each machine is seen unclaimed.
+#[derive(Debug, Default)]
+pub struct Unclaimed(Mutex<HashMap<MachineKey, Timestamp>>);
+
+pub(super) async fn run_loop(deps: Deps, shutdown: CancellationToken) {
+    let unclaimed = Arc::new(Unclaimed::default());
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(PERIOD) => {}
+        }
+        if let Err(error) = pass(&deps, &unclaimed).await {
+            tracing::error!("the sweep failed, next try in {} s: {error}", PERIOD.as_secs());
+        }
+    }
+}
+
+/// Looks once at every backend and every agent.
+pub async fn pass(deps: &Deps, unclaimed: &Unclaimed) -> store::Result<()> {
+    for row in store::backends::all(&deps.db).await? {
+        let Some(open) = deps.backends.get(&deps.db, row.id).await? else { continue };
+        sweep_machines(deps, &open, unclaimed).await?;
+    }
+    Ok(())
+}
+
+async fn sweep_machines(deps: &Deps, open: &OpenBackend, unclaimed: &Unclaimed) -> store::Result<()> {
+    let Some(machines) = deps.backends.machines(open).await else { return Ok(()) };
+    let now = deps.clock.now();
+    for machine in machines.iter().filter(|machine| machine.state != MachineState::Gone) {
+        let claimed = is_claimed(deps, &machine.key).await?;
+        let since = {
+            let mut unclaimed = unclaimed.0.lock().expect("nobody panics while sweeping");
+            if claimed {
+                unclaimed.remove(&machine.key);
+                continue;
+            }
+            *unclaimed.entry(machine.key.clone()).or_insert(now)
+        };
+        if since + GRACE <= now {
+            tracing::warn!("ending machine `{}` of `{}`: no row claims it", machine.provider_id, open.kind);
+            if let Err(error) = answer(open.backend.terminate(&machine.key)).await {
+                tracing::warn!("cannot end machine `{}`, trying again: {error}", machine.provider_id);
+            }
+            deps.backends.changed(open.id);
+        }
+    }
+    Ok(())
+}
+
+/// Whether a row of ours still wants to know of a machine.
+async fn is_claimed(deps: &Deps, key: &MachineKey) -> store::Result<bool> {
+    let Some(launch) = launches::get(&deps.db, key.launch_id).await? else { return Ok(false) };
+    if !launch.value.status.is_final() {
+        return Ok(true);
+    }
+    let claims = instances::list_by_launch(&deps.db, key.launch_id).await?;
+    Ok(claims.iter().any(|row| row.value.launch_index == Some(key.index) && !row.value.status.is_final()))
+}
+
+/// Tells an agent to end and forget each task that no job of the instance claims.
+pub async fn sweep_tasks(deps: &Deps, instance: InstanceId) -> store::Result<()> {
+    let Some(tasks) = deps.agents.tasks(instance) else { return Ok(()) };
+    for task in tasks {
+        let claimed = jobs::get(&deps.db, task.id)
+            .await?
+            .is_some_and(|job| !job.value.status.is_finished() && job.value.instance_id == Some(instance));
+        if !claimed {
+            end_task(deps, instance, task.id, task.phase).await;
+        }
+    }
+    Ok(())
+}
+
+async fn end_task(deps: &Deps, instance: InstanceId, task: JobId, phase: TaskPhase) {
+    let result = if phase == TaskPhase::Sealed {
+        deps.agents.forget(instance, task, GENERATION).await
+    } else {
+        deps.agents.stop(instance, task, GENERATION, 0).await
+    };
+    if let Err(error) = result {
+        tracing::debug!(instance.id = %instance, job.id = %task, "cannot end an unclaimed task yet: {error}");
+    }
+}

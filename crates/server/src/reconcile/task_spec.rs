@@ -1,0 +1,310 @@
+//! Makes the agent's task from a job, its run and its machine, and gives it.
+
+use std::collections::BTreeMap;
+
+use api::agent::{
+    CodeDelivery, ContainerNetwork, ContainerSpec, FileDelivery, HostShare, InstanceMount, RegistryAuth, Runtime,
+    TaskSpec,
+};
+use api::backends::BackendType;
+use api::configurations::{Memory, Mount};
+use api::instances::{InstanceAvailability, Offer};
+use api::jobs::{JobProvisioningData, JobRuntimeData, JobSpec};
+use api::repos::RepoData;
+use lifecycle::instance::Instance;
+use lifecycle::job::Job;
+use lifecycle::placement::requirements;
+use lifecycle::run::{Run, interpolation};
+use store::{projects, runs};
+
+use super::job::GENERATION;
+use crate::agents::OrderError;
+use crate::deps::Deps;
+use crate::spec_secrets;
+
+/// Where the uploaded code of a job goes unless its configuration says otherwise.
+const REPO_DIR: &str = "/workflow";
+
+/// The grace of a task whose configuration turns the limit off, in seconds.
+const UNLIMITED_GRACE_SECS: u64 = 365 * 24 * 3600;
+
+/// Why a task could not be given.
+pub(super) enum Refusal {
+    /// The order may be lost; it is repeated.
+    Order(OrderError),
+    /// It will never work, and why, for people.
+    Never(String),
+}
+
+/// Whether a job runs in a container on an instance.
+fn runs_in_container(run: &Run, instance: &Instance) -> bool {
+    use api::configurations::Runtime as Wanted;
+    let common = run.spec.configuration.common();
+    match common.runtime {
+        Some(Wanted::Docker) => true,
+        Some(Wanted::Process) => false,
+        None => common.image.is_some() || !instance.state.runs_processes,
+    }
+}
+
+/// The address that peers use for a job on an instance.
+pub(super) fn address_of(job: &Job, instance: &Instance) -> Option<String> {
+    let in_container = job.state.runtime.as_ref().is_some_and(|runtime| runtime.network_mode == "bridge");
+    match &instance.state.container_network {
+        Some(network) if in_container => Some(network.address.clone()),
+        _ => instance.state.internal_ip.clone(),
+    }
+}
+
+/// How many GPUs of an instance a job has.
+pub(super) fn gpus_of(job: &Job, instance: &Instance) -> u32 {
+    let gpus = instance.state.instance_type.as_ref().map_or(0, |kind| kind.resources.gpus.len());
+    let total = instance.state.total_blocks.max(1) as usize;
+    u32::try_from(gpus * job.state.blocks.len() / total).unwrap_or(u32::MAX)
+}
+
+/// Tells clients where a job runs and what of the machine it has.
+pub(super) fn describe(job: &mut Job, run: &Run, instance: &Instance) {
+    let in_container = runs_in_container(run, instance);
+    let kind = instance.state.instance_type.clone().unwrap_or_default();
+    let total = instance.state.total_blocks.max(1);
+    let blocks = u32::try_from(job.state.blocks.len()).unwrap_or(1);
+    let share = requirements::share(&kind.resources, blocks, total);
+    let backend = instance.state.backend.as_deref().map_or(BackendType::Remote, backends::wire_type_of);
+    let region = instance.state.region.clone().unwrap_or_default();
+    let price = instance.state.price.unwrap_or_default();
+    let part = blocks < total;
+    job.state.runtime = Some(JobRuntimeData {
+        network_mode: if part || (in_container && instance.state.container_network.is_some()) {
+            "bridge".to_owned()
+        } else {
+            "host".to_owned()
+        },
+        gpu: part.then(|| u32::try_from(share.gpus.len()).unwrap_or(u32::MAX)),
+        cpu: part.then(|| f64::from(share.cpus)),
+        memory: part.then(|| Memory::from_mib(share.memory_mib)),
+        ports: Some(BTreeMap::new()),
+        volume_names: Some(vec![]),
+        offer: Some(Offer {
+            backend,
+            instance: kind.clone(),
+            region: region.clone(),
+            price,
+            backend_data: serde_json::Value::Object(serde_json::Map::new()),
+            availability: InstanceAvailability::Idle,
+            availability_zones: instance.state.zone.clone().map(|zone| vec![zone]),
+            instance_runtime: "shim".to_owned(),
+            blocks,
+            total_blocks: total,
+        }),
+        working_dir: None,
+        username: None,
+    });
+    job.state.provisioning = Some(JobProvisioningData {
+        backend,
+        base_backend: None,
+        instance_type: kind,
+        instance_id: instance.state.provider_id.clone().unwrap_or_else(|| instance.id.to_string()),
+        hostname: instance.state.hostname.clone(),
+        internal_ip: instance.state.internal_ip.clone(),
+        public_ip_enabled: true,
+        instance_network: None,
+        region,
+        availability_zone: instance.state.zone.clone(),
+        reservation: None,
+        price,
+        username: "root".to_owned(),
+        ssh_port: Some(22),
+        dockerized: in_container,
+        ssh_proxy: None,
+        backend_data: None,
+        gpu_driver: instance.state.gpu_driver.clone(),
+    });
+}
+
+/// Sends what the task needs and then the task itself.
+pub(super) async fn give(deps: &Deps, job: &Job, instance: &Instance) -> store::Result<Result<(), Refusal>> {
+    let Some(run) = runs::get(&deps.db, job.run_id).await? else {
+        return Ok(Err(Refusal::Never("its run no longer exists".to_owned())));
+    };
+    let spec = match spec_of(deps, job, &run.value, instance).await? {
+        Ok(spec) => spec,
+        Err(message) => return Ok(Err(Refusal::Never(message))),
+    };
+    if let Err(refusal) = give_blobs(deps, job, &spec, instance).await? {
+        return Ok(Err(refusal));
+    }
+    Ok(deps.agents.put(instance.id, &spec).await.map(|_| ()).map_err(Refusal::Order))
+}
+
+/// Sends the uploaded files and code that the agent does not have yet.
+async fn give_blobs(
+    deps: &Deps,
+    job: &Job,
+    spec: &TaskSpec,
+    instance: &Instance,
+) -> store::Result<Result<(), Refusal>> {
+    let mut blobs = vec![];
+    for (file, delivery) in job.spec.file_archives.iter().zip(&spec.files) {
+        blobs.push((delivery.blob_sha256.clone(), store::blobs::archive_bytes(&deps.db, file.id).await?));
+    }
+    if let Some(sha256) = spec.code.as_ref().and_then(|code| code.blob_sha256.clone()) {
+        let repo_id = spec.repo_id.clone().unwrap_or_default();
+        let bytes = match store::repos::find(&deps.db, job.project_id, &repo_id).await? {
+            Some(repo) => store::blobs::code(&deps.db, repo.id, &sha256).await?,
+            None => None,
+        };
+        blobs.push((sha256, bytes));
+    }
+    for (sha256, bytes) in blobs {
+        let Some(bytes) = bytes else {
+            return Ok(Err(Refusal::Never(format!("the upload {sha256} no longer exists"))));
+        };
+        if let Err(error) = deps.agents.put_blob(instance.id, &sha256, bytes).await {
+            return Ok(Err(Refusal::Order(error)));
+        }
+    }
+    Ok(Ok(()))
+}
+
+async fn spec_of(deps: &Deps, job: &Job, run: &Run, instance: &Instance) -> store::Result<Result<TaskSpec, String>> {
+    let Some(project) = projects::get(&deps.db, job.project_id).await? else {
+        return Ok(Err("its project no longer exists".to_owned()));
+    };
+    let mut job_spec = job.spec.clone();
+    if let Err(error) = spec_secrets::unseal_job_spec(&deps.sealer, &mut job_spec) {
+        return Ok(Err(format!("Secrets cannot be read: {error}")));
+    }
+    let secrets = match secrets_of(deps, &job_spec, project.id).await? {
+        Ok(secrets) => secrets,
+        Err(message) => return Ok(Err(message)),
+    };
+    let lookup = |name: &str| secrets.get(name).cloned();
+    let resolved = interpolation::resolve_job_secrets(&mut job_spec, lookup);
+    if let Err(missing) = resolved {
+        return Ok(Err(format!("Secrets interpolation error: {missing}")));
+    }
+    let cluster = job.state.cluster.clone().unwrap_or_default();
+    let argv = match interpolation::resolve_commands(&job_spec.commands, &run.spec.configuration, &cluster.node_ips) {
+        Ok(argv) => argv,
+        Err(message) => return Ok(Err(message)),
+    };
+    let in_container = runs_in_container(run, instance);
+    let files = match file_deliveries(deps, &job_spec).await? {
+        Ok(files) => files,
+        Err(message) => return Ok(Err(message)),
+    };
+    let user = run.spec.configuration.common().user.clone();
+    Ok(Ok(TaskSpec {
+        id: job.id,
+        generation: GENERATION,
+        job_name: job_spec.job_name.clone(),
+        run_id: run.id,
+        run_name: run.name.clone(),
+        project_name: project.name.clone(),
+        runtime: if in_container { container_of(job, run, &job_spec, instance) } else { Runtime::Process },
+        argv,
+        env: job_spec.env.clone(),
+        cluster,
+        share: share_of(job, instance),
+        user,
+        working_dir: job_spec.working_dir.clone(),
+        python: run.spec.configuration.common().python.as_ref().map(ToString::to_string),
+        code: code_of(&job_spec),
+        files,
+        repo_id: run.spec.repo_id.clone(),
+        max_duration_secs: job_spec.max_duration,
+        stop_grace_secs: job_spec.stop_duration.unwrap_or(UNLIMITED_GRACE_SECS),
+        released: job.released_at.is_some(),
+    }))
+}
+
+/// The values of the secrets that a job names.
+async fn secrets_of(
+    deps: &Deps,
+    spec: &JobSpec,
+    project: api::ids::ProjectId,
+) -> store::Result<Result<BTreeMap<String, String>, String>> {
+    let mut values = BTreeMap::new();
+    for name in interpolation::secret_names(spec) {
+        let Some(secret) = store::secrets::find(&deps.db, project, &name).await? else { continue };
+        match deps.sealer.unseal(&secret.sealed_value) {
+            Ok(value) => values.insert(name, value),
+            Err(error) => return Ok(Err(format!("Secret `{name}` cannot be read: {error}"))),
+        };
+    }
+    Ok(Ok(values))
+}
+
+fn container_of(job: &Job, run: &Run, spec: &JobSpec, instance: &Instance) -> Runtime {
+    let bridge = job.state.runtime.as_ref().is_some_and(|runtime| runtime.network_mode == "bridge");
+    let network = match &instance.state.container_network {
+        Some(network) if bridge => ContainerNetwork::Named {
+            name: network.name.clone(),
+            subnet: network.subnet.clone(),
+            address: network.address.clone(),
+        },
+        _ if bridge => ContainerNetwork::Bridge,
+        _ => ContainerNetwork::Host,
+    };
+    let mounts = spec.volumes.iter().flatten().filter_map(|mount| match mount {
+        Mount::Instance(mount) => {
+            Some(InstanceMount { instance_path: mount.instance_path.clone(), path: mount.path.clone() })
+        }
+        Mount::Volume(_) => None,
+    });
+    Runtime::Docker(Box::new(ContainerSpec {
+        image: spec.image_name.clone(),
+        registry_auth: spec
+            .registry_auth
+            .as_ref()
+            .map(|auth| RegistryAuth { username: auth.username.clone(), password: auth.password.clone() }),
+        privileged: spec.privileged,
+        shm_size_bytes: spec.requirements.resources.shm_size.map(|size| size.mib() * 1024 * 1024),
+        network,
+        mounts: mounts.collect(),
+        devices: vec![],
+        home_dir: Some(run.spec.configuration.common().home_dir.clone()),
+    }))
+}
+
+/// The blocks that a job holds, as GPUs, CPUs and memory.
+fn share_of(job: &Job, instance: &Instance) -> HostShare {
+    let total = instance.state.total_blocks.max(1) as usize;
+    let blocks = &job.state.blocks;
+    let Some(kind) = instance.state.instance_type.as_ref().filter(|_| blocks.len() < total) else {
+        return HostShare::default();
+    };
+    let per_block = instance.state.gpu_uuids.len() / total;
+    let gpus = blocks.iter().flat_map(|block| {
+        let first = *block as usize * per_block;
+        instance.state.gpu_uuids.iter().skip(first).take(per_block).cloned()
+    });
+    let share = requirements::share(&kind.resources, u32::try_from(blocks.len()).unwrap_or(1), total as u32);
+    HostShare {
+        gpu_uuids: Some(gpus.collect()),
+        gpu_count: None,
+        cpus: Some(f64::from(share.cpus)),
+        memory_bytes: Some(share.memory_mib * 1024 * 1024),
+    }
+}
+
+fn code_of(spec: &JobSpec) -> Option<CodeDelivery> {
+    let has_code = spec.repo_code_hash.is_some() || !matches!(spec.repo_data, None | Some(RepoData::Virtual {}));
+    has_code.then(|| CodeDelivery {
+        blob_sha256: spec.repo_code_hash.clone(),
+        repo_dir: spec.repo_dir.clone().unwrap_or_else(|| REPO_DIR.to_owned()),
+        skip_if_exists: spec.repo_exists_action.as_deref() == Some("skip"),
+    })
+}
+
+async fn file_deliveries(deps: &Deps, spec: &JobSpec) -> store::Result<Result<Vec<FileDelivery>, String>> {
+    let mut deliveries = vec![];
+    for file in &spec.file_archives {
+        let Some(archive) = store::blobs::get_archive(&deps.db, file.id).await? else {
+            return Ok(Err(format!("the uploaded archive of `{}` no longer exists", file.path)));
+        };
+        deliveries.push(FileDelivery { blob_sha256: archive.hash, path: file.path.clone() });
+    }
+    Ok(Ok(deliveries))
+}

@@ -1,0 +1,70 @@
+//! What the server was told when it started, resolved once from flags, environment and defaults.
+
+use std::path::PathBuf;
+
+/// The settings that handlers and reconcilers read.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The URL that clients use, as printed at the start.
+    pub server_url: String,
+    /// Largest code or file upload in bytes; 0: no limit.
+    pub code_upload_limit_bytes: u64,
+    /// The image of runs that name none, where backends run containers.
+    pub default_image: String,
+    /// How long an agent may be silent before its jobs are given up, in seconds.
+    pub unreachable_after_secs: u64,
+    /// How long after an agent's silence began an instance is shown as unreachable, in seconds.
+    pub unreachable_shown_after_secs: u64,
+    /// How long events are kept, in seconds.
+    pub event_retention_secs: u64,
+    /// The agent's executable.
+    pub agent_binary: PathBuf,
+    /// Numbers for Prometheus are given at `/metrics`.
+    pub prometheus_metrics: bool,
+    /// Backends that exist for tests may be configured.
+    pub test_backends: bool,
+    /// What users may do unless `config.yml` says otherwise.
+    pub default_permissions: DefaultPermissions,
+}
+
+/// The `default_permissions` of `config.yml`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DefaultPermissions {
+    /// Users who are not admins may make projects.
+    pub allow_non_admins_create_projects: bool,
+    /// Members who are not admins may make SSH fleets.
+    pub allow_non_admins_manage_ssh_fleets: bool,
+    /// Managers may read and write secrets.
+    pub allow_managers_manage_secrets: bool,
+}
+
+impl Default for DefaultPermissions {
+    fn default() -> Self {
+        DefaultPermissions {
+            allow_non_admins_create_projects: true,
+            allow_non_admins_manage_ssh_fleets: true,
+            allow_managers_manage_secrets: false,
+        }
+    }
+}
+
+/// How long an agent may be silent before its jobs are given up, in seconds. The original gives up after two
+/// minutes, so that every short outage of the server's own network fails every job.
+pub const UNREACHABLE_AFTER_SECS: u64 = 300;
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            server_url: "http://127.0.0.1:3000".to_owned(),
+            code_upload_limit_bytes: 2 * 1024 * 1024,
+            default_image: "dstackai/base:0.16-base-ubuntu24.04".to_owned(),
+            unreachable_after_secs: UNREACHABLE_AFTER_SECS,
+            unreachable_shown_after_secs: 15,
+            event_retention_secs: 30 * 24 * 3600,
+            agent_binary: PathBuf::from("dstack-agent"),
+            prometheus_metrics: false,
+            test_backends: false,
+            default_permissions: DefaultPermissions::default(),
+        }
+    }
+}

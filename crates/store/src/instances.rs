@@ -1,0 +1,264 @@
+//! Instances and the blocks of them that jobs hold.
+
+use api::ids::{BackendId, FleetId, InstanceId, JobId, LaunchId, ProjectId};
+use jiff::Timestamp;
+use lifecycle::instance::{EndOrder, Instance};
+
+use crate::db::{Executor, Row, Value, after, placeholders};
+use crate::error::{Error, Result};
+use crate::{Versioned, values};
+
+fn instance(row: &Row) -> Result<Versioned<Instance>> {
+    let end: Option<String> = row.text_or_null(7)?;
+    Ok(Versioned {
+        version: row.int(0)?,
+        value: Instance {
+            id: row.id(1)?,
+            project_id: row.id(2)?,
+            fleet_id: row.id(3)?,
+            instance_num: u32::try_from(row.int(4)?).unwrap_or_default(),
+            created_at: row.time(5)?,
+            status: row.word(6)?,
+            end: end.map(|end| serde_json::from_str(&end)).transpose()?,
+            launch_id: row.id_or_null(8)?,
+            launch_index: row.int_or_null(9)?.and_then(|index| u32::try_from(index).ok()),
+            state: row.json(10)?,
+        },
+    })
+}
+
+fn instances(rows: &[Row]) -> Result<Vec<Versioned<Instance>>> {
+    rows.iter().map(instance).collect()
+}
+
+/// An instance, terminated ones too.
+pub async fn get(mut db: impl Executor, id: InstanceId) -> Result<Option<Versioned<Instance>>> {
+    let row = db
+        .row(
+            "SELECT version, id, project_id, fleet_id, instance_num, created_at, status, end_order, launch_id, \
+             launch_index, state FROM instances WHERE id = $1",
+            values![id],
+        )
+        .await?;
+    row.as_ref().map(instance).transpose()
+}
+
+/// A fleet's instances that are not terminated, by number.
+pub async fn list_by_fleet(mut db: impl Executor, fleet: FleetId) -> Result<Vec<Versioned<Instance>>> {
+    let rows = db
+        .rows(
+            "SELECT version, id, project_id, fleet_id, instance_num, created_at, status, end_order, launch_id, \
+             launch_index, state FROM instances WHERE fleet_id = $1 AND status <> 'terminated' ORDER BY instance_num",
+            values![fleet],
+        )
+        .await?;
+    instances(&rows)
+}
+
+/// A fleet's instances, terminated ones too, by number and age.
+pub async fn list_all_by_fleet(mut db: impl Executor, fleet: FleetId) -> Result<Vec<Versioned<Instance>>> {
+    let rows = db
+        .rows(
+            "SELECT version, id, project_id, fleet_id, instance_num, created_at, status, end_order, launch_id, \
+             launch_index, state FROM instances WHERE fleet_id = $1 ORDER BY instance_num, created_at",
+            values![fleet],
+        )
+        .await?;
+    instances(&rows)
+}
+
+/// A project's instances that are not terminated.
+pub async fn list_by_project(mut db: impl Executor, project: ProjectId) -> Result<Vec<Versioned<Instance>>> {
+    let rows = db
+        .rows(
+            "SELECT version, id, project_id, fleet_id, instance_num, created_at, status, end_order, launch_id, \
+             launch_index, state FROM instances WHERE project_id = $1 AND status <> 'terminated' \
+             ORDER BY fleet_id, instance_num",
+            values![project],
+        )
+        .await?;
+    instances(&rows)
+}
+
+/// A launch's instances by index, terminated ones too.
+pub async fn list_by_launch(mut db: impl Executor, launch: LaunchId) -> Result<Vec<Versioned<Instance>>> {
+    let rows = db
+        .rows(
+            "SELECT version, id, project_id, fleet_id, instance_num, created_at, status, end_order, launch_id, \
+             launch_index, state FROM instances WHERE launch_id = $1 ORDER BY launch_index",
+            values![launch],
+        )
+        .await?;
+    instances(&rows)
+}
+
+/// Which instances are asked for.
+#[derive(Debug, Clone, Default)]
+pub struct InstanceFilter {
+    /// Instances of these projects.
+    pub projects: Vec<ProjectId>,
+    /// Only of these fleets.
+    pub fleets: Option<Vec<FleetId>>,
+    /// Only those that are not terminated.
+    pub only_active: bool,
+    /// The last page's last instance.
+    pub after: Option<(Timestamp, InstanceId)>,
+    /// Oldest first.
+    pub ascending: bool,
+    /// At most this many.
+    pub limit: u32,
+}
+
+/// The instances that match, newest first unless `ascending`.
+pub async fn list(mut db: impl Executor, filter: &InstanceFilter) -> Result<Vec<Versioned<Instance>>> {
+    let mut values: Vec<Value> = filter.projects.iter().map(|id| (*id).into()).collect();
+    let fleets: &[FleetId] = filter.fleets.as_deref().unwrap_or_default();
+    if values.is_empty() || (filter.fleets.is_some() && fleets.is_empty()) {
+        return Ok(vec![]);
+    }
+    let mut conditions = format!("project_id IN ({})", placeholders(1, values.len()));
+    if !fleets.is_empty() {
+        conditions.push_str(&format!(" AND fleet_id IN ({})", placeholders(values.len() + 1, fleets.len())));
+        values.extend(fleets.iter().map(|id| Value::from(*id)));
+    }
+    if filter.only_active {
+        conditions.push_str(" AND status <> 'terminated'");
+    }
+    conditions.push_str(&after("created_at", filter.after, filter.ascending, &mut values));
+    let order = if filter.ascending { "created_at ASC, id DESC" } else { "created_at DESC, id ASC" };
+    values.push(filter.limit.into());
+    let sql = format!(
+        "SELECT version, id, project_id, fleet_id, instance_num, created_at, status, end_order, launch_id, \
+         launch_index, state FROM instances WHERE {conditions} ORDER BY {order} LIMIT ${}",
+        values.len()
+    );
+    self::instances(&db.rows_of(sql, values).await?)
+}
+
+/// Adds an instance, due now.
+pub async fn insert(mut db: impl Executor, instance: &Instance, now: Timestamp) -> Result<()> {
+    db.execute(
+        "INSERT INTO instances (id, version, due_at, leased_until, leased_by, project_id, fleet_id, instance_num, \
+         created_at, status, end_order, launch_id, launch_index, state) \
+         VALUES ($1, 1, $2, 0, '', $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+        values![
+            instance.id,
+            now,
+            instance.project_id,
+            instance.fleet_id,
+            instance.instance_num,
+            instance.created_at,
+            instance.status.as_str(),
+            instance.end.as_ref().map(serde_json::to_string).transpose()?,
+            instance.launch_id,
+            instance.launch_index.map(i64::from),
+            serde_json::to_string(&instance.state)?
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Saves what the reconciler decided.
+pub async fn save(mut db: impl Executor, instance: &Versioned<Instance>) -> Result<()> {
+    let value = &instance.value;
+    let changed = db
+        .execute(
+            "UPDATE instances SET version = version + 1, status = $1, state = $2 WHERE id = $3 AND version = $4",
+            values![value.status.as_str(), serde_json::to_string(&value.state)?, value.id, instance.version],
+        )
+        .await?;
+    if changed == 0 { Err(Error::Stale) } else { Ok(()) }
+}
+
+/// Says which machine of which launch an instance is to become, and makes it due.
+pub async fn set_launch(
+    mut db: impl Executor,
+    instance: &Versioned<Instance>,
+    launch: LaunchId,
+    index: u32,
+    now: Timestamp,
+) -> Result<()> {
+    let changed = db
+        .execute(
+            "UPDATE instances SET version = version + 1, launch_id = $1, launch_index = $2, due_at = $3 \
+             WHERE id = $4 AND version = $5",
+            values![launch, index, now, instance.value.id, instance.version],
+        )
+        .await?;
+    if changed == 0 { Err(Error::Stale) } else { Ok(()) }
+}
+
+/// Orders an instance's end, unless one is ordered already, and makes it due.
+pub async fn set_end(mut db: impl Executor, id: InstanceId, end: &EndOrder, now: Timestamp) -> Result<()> {
+    db.execute(
+        "UPDATE instances SET version = version + 1, end_order = $1, due_at = $2 \
+         WHERE id = $3 AND end_order IS NULL AND status <> 'terminated'",
+        values![serde_json::to_string(end)?, now, id],
+    )
+    .await?;
+    Ok(())
+}
+
+/// The blocks of an instance that are taken, and by which job.
+pub async fn list_assignments(mut db: impl Executor, instance: InstanceId) -> Result<Vec<(u32, JobId)>> {
+    let rows = db
+        .rows("SELECT block, job_id FROM assignments WHERE instance_id = $1 ORDER BY block", values![instance])
+        .await?;
+    rows.iter().map(|row| Ok((u32::try_from(row.int(0)?).unwrap_or_default(), row.id(1)?))).collect()
+}
+
+/// The blocks of all instances of a project that are taken.
+pub async fn list_project_assignments(
+    mut db: impl Executor,
+    project: ProjectId,
+) -> Result<Vec<(InstanceId, u32, JobId)>> {
+    let rows = db
+        .rows(
+            "SELECT a.instance_id, a.block, a.job_id FROM assignments a JOIN instances i ON i.id = a.instance_id \
+             WHERE i.project_id = $1 ORDER BY a.instance_id, a.block",
+            values![project],
+        )
+        .await?;
+    rows.iter().map(|row| Ok((row.id(0)?, u32::try_from(row.int(1)?).unwrap_or_default(), row.id(2)?))).collect()
+}
+
+/// How many blocks of each instance are taken; instances without any are left out.
+pub async fn count_busy_blocks(mut db: impl Executor, instances: &[InstanceId]) -> Result<Vec<(InstanceId, u32)>> {
+    if instances.is_empty() {
+        return Ok(vec![]);
+    }
+    let sql = format!(
+        "SELECT instance_id, COUNT(*) FROM assignments WHERE instance_id IN ({}) GROUP BY instance_id",
+        placeholders(1, instances.len())
+    );
+    let rows = db.rows_of(sql, instances.iter().map(|id| Value::from(*id)).collect()).await?;
+    rows.iter().map(|row| Ok((row.id(0)?, u32::try_from(row.int(1)?).unwrap_or_default()))).collect()
+}
+
+/// Gives a block to a job. `Taken` if another job holds it.
+pub async fn assign(mut db: impl Executor, instance: InstanceId, block: u32, job: JobId) -> Result<()> {
+    db.execute(
+        "INSERT INTO assignments (instance_id, block, job_id) VALUES ($1, $2, $3)",
+        values![instance, block, job],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Takes all blocks back that a job holds.
+pub async fn unassign(mut db: impl Executor, job: JobId) -> Result<u64> {
+    db.execute("DELETE FROM assignments WHERE job_id = $1", values![job]).await
+}
+
+/// Whether a backend still has machines: instances of it that are not terminated.
+pub async fn count_by_backend(mut db: impl Executor, backend: BackendId) -> Result<i64> {
+    let row = db
+        .row(
+            "SELECT COUNT(*) FROM instances i JOIN launches l ON l.id = i.launch_id \
+             WHERE l.backend_id = $1 AND i.status <> 'terminated'",
+            values![backend],
+        )
+        .await?;
+    row.map_or(Ok(0), |row| row.int(0))
+}

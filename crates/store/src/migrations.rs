@@ -1,0 +1,39 @@
+//! The schema, in steps that the previous release can live with.
+
+use std::borrow::Cow;
+
+use sqlx::SqlSafeStr;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+
+use crate::db::Db;
+use crate::error::Result;
+
+/// Every step: number, name, text. Steps are only ever added.
+const STEPS: &[(i64, &str, &str)] = &[
+    (1, "accounts", include_str!("../migrations/0001_accounts.sql")),
+    (2, "runs and fleets", include_str!("../migrations/0002_runs_and_fleets.sql")),
+    (3, "events", include_str!("../migrations/0003_events.sql")),
+];
+
+/// Brings the schema up to this release. Does nothing if it is there already.
+pub async fn migrate(db: &Db) -> Result<()> {
+    match db {
+        Db::Sqlite { writer, .. } => migrator(str::to_owned).run(writer).await?,
+        Db::Postgres(pool) => migrator(for_postgres).run(pool).await?,
+    }
+    Ok(())
+}
+
+fn migrator(dialect: fn(&str) -> String) -> Migrator {
+    let steps = STEPS.iter().map(|(number, name, sql)| {
+        let sql = sqlx::AssertSqlSafe(dialect(sql)).into_sql_str();
+        Migration::new(*number, Cow::Borrowed(*name), MigrationType::Simple, sql, false)
+    });
+    Migrator::with_migrations(steps.collect())
+}
+
+// The texts are written for SQLite. Postgres has another word for bytes, and sorts text by the database's locale
+// unless it is told not to.
+fn for_postgres(sql: &str) -> String {
+    sql.replace(" BLOB", " BYTEA").replace(" TEXT", " TEXT COLLATE \"C\"").replace(" REAL", " DOUBLE PRECISION")
+}
