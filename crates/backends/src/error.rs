@@ -62,9 +62,6 @@ impl ErrorKind {
 impl Error {
     /// A failure of that kind.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
-        Error {
-            kind,
-            message: message.into(),
-        }
+        Error { kind, message: message.into() }
     }
 }

@@ -21,22 +21,16 @@ impl<'a> Keys<'a> {
     /// The keys of `config`, which may be `type` and those in `known`.
     pub(crate) fn of(kind: &'a str, config: &'a Value, known: &[&str]) -> Result<Keys<'a>> {
         let Value::Object(map) = config else {
-            return Err(invalid(format!(
-                "the configuration of backend `{kind}` is not a mapping"
-            )));
+            return Err(invalid(format!("the configuration of backend `{kind}` is not a mapping")));
         };
-        let unknown = map
-            .keys()
-            .find(|key| *key != "type" && !known.contains(&key.as_str()));
+        let unknown = map.keys().find(|key| *key != "type" && !known.contains(&key.as_str()));
         if let Some(key) = unknown {
             let advice = match near_miss(key, known) {
                 Some(near) => format!("; did you mean `{near}`?"),
                 None if known.is_empty() => "; it has no keys but `type`".to_owned(),
                 None => format!("; its keys are {}", quoted(known)),
             };
-            return Err(invalid(format!(
-                "backend `{kind}` has no key `{key}`{advice}"
-            )));
+            return Err(invalid(format!("backend `{kind}` has no key `{key}`{advice}")));
         }
         Ok(Keys { kind, map })
     }
@@ -60,9 +54,7 @@ impl<'a> Keys<'a> {
 pub(crate) fn near_miss<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     let name = name.to_lowercase();
     let likeness = |known: &str| strsim::jaro_winkler(&name, known);
-    let best = known
-        .iter()
-        .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
+    let best = known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
     (NEAR_MISS <= likeness(best)).then_some(*best)
 }
 

@@ -61,16 +61,12 @@ pub struct SeenLaunch {
 impl Ledger {
     /// The machines that live now.
     pub fn living(&self) -> impl Iterator<Item = &MadeMachine> {
-        self.machines
-            .iter()
-            .filter(|machine| machine.ended.is_none())
+        self.machines.iter().filter(|machine| machine.ended.is_none())
     }
 
     /// The machines of one launch.
     pub fn of_launch(&self, launch_id: LaunchId) -> impl Iterator<Item = &MadeMachine> {
-        self.machines
-            .iter()
-            .filter(move |machine| machine.key.launch_id == launch_id)
+        self.machines.iter().filter(move |machine| machine.key.launch_id == launch_id)
     }
 
     /// One machine, if it was ever made.

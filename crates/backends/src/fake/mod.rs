@@ -26,8 +26,7 @@ use self::state::State;
 use crate::keys::{Keys, invalid};
 use crate::registry::{Entry, OpenContext};
 use crate::{
-    AgentAccess, Backend, BackendOffer, Capabilities, LaunchOrder, Machine, MachineKey,
-    OffersWanted, Result,
+    AgentAccess, Backend, BackendOffer, Capabilities, LaunchOrder, Machine, MachineKey, OffersWanted, Result,
 };
 
 /// What the list of backends knows of this folder.
@@ -88,17 +87,12 @@ impl FakeCloud {
             tick: 0,
             capacity: BTreeMap::new(),
         };
-        FakeCloud {
-            state: Arc::new(Mutex::new(state)),
-        }
+        FakeCloud { state: Arc::new(Mutex::new(state)) }
     }
 
     /// The cloud as one server uses it. What it makes carries that server's mark.
     pub fn backend(&self, server_id: ServerId) -> Arc<dyn Backend> {
-        Arc::new(Fake {
-            cloud: self.clone(),
-            server_id,
-        })
+        Arc::new(Fake { cloud: self.clone(), server_id })
     }
 
     /// From now on this plan decides what goes wrong.

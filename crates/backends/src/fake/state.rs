@@ -9,8 +9,7 @@ use super::ledger::{Ended, Ledger, MadeMachine, SeenLaunch};
 use super::plan::{Call, CallFault, FaultPlan};
 use super::setup::{FakeOffer, FakeSetup};
 use crate::{
-    BackendOffer, Error, ErrorKind, LaunchOrder, Machine, MachineKey, MachineState, OffersWanted,
-    Result,
+    BackendOffer, Error, ErrorKind, LaunchOrder, Machine, MachineKey, MachineState, OffersWanted, Result,
 };
 
 pub(super) struct State {
@@ -27,17 +26,9 @@ impl State {
     pub(super) fn tick(&mut self) {
         self.tick += 1;
         let tick = self.tick;
-        for machine in self
-            .ledger
-            .machines
-            .iter_mut()
-            .filter(|machine| machine.ended.is_none())
-        {
+        for machine in self.ledger.machines.iter_mut().filter(|machine| machine.ended.is_none()) {
             if let Some(because) = self.plan.vanishes(&machine.key) {
-                machine.ended = Some(Ended {
-                    tick,
-                    vanished_because: Some(because),
-                });
+                machine.ended = Some(Ended { tick, vanished_because: Some(because) });
             }
         }
     }
@@ -47,20 +38,13 @@ impl State {
         let Some(machine) = self.living_mut(key) else {
             return false;
         };
-        machine.ended = Some(Ended {
-            tick,
-            vanished_because: Some(because.to_owned()),
-        });
+        machine.ended = Some(Ended { tick, vanished_because: Some(because.to_owned()) });
         true
     }
 
     pub(super) fn offers(&mut self, wanted: &OffersWanted) -> Result<Vec<BackendOffer>> {
         self.faulty(&Call::Offers, |state| {
-            let sold = state
-                .setup
-                .offers
-                .iter()
-                .filter(|offer| offer.cluster || !wanted.cluster);
+            let sold = state.setup.offers.iter().filter(|offer| offer.cluster || !wanted.cluster);
             let mut offers: Vec<BackendOffer> = sold.map(backend_offer).collect();
             offers.sort_by(|a, b| a.price_usd_per_hour.total_cmp(&b.price_usd_per_hour));
             Ok(offers)
@@ -69,55 +53,32 @@ impl State {
 
     pub(super) fn launch(&mut self, server_id: ServerId, order: &LaunchOrder) -> Result<()> {
         let seen = self.ledger.launches.entry(order.launch_id);
-        let seen = seen.or_insert_with(|| SeenLaunch {
-            order: order.clone(),
-            calls: 0,
-            made: None,
-        });
+        let seen = seen.or_insert_with(|| SeenLaunch { order: order.clone(), calls: 0, made: None });
         seen.calls += 1;
-        self.faulty(&Call::Launch(order.launch_id), |state| {
-            state.launch_once(server_id, order)
-        })
+        self.faulty(&Call::Launch(order.launch_id), |state| state.launch_once(server_id, order))
     }
 
     fn launch_once(&mut self, server_id: ServerId, order: &LaunchOrder) -> Result<()> {
         let seen = self.ledger.launches.get(&order.launch_id);
-        if let Some(SeenLaunch {
-            order: first,
-            made: Some(_),
-            ..
-        }) = seen
-        {
+        if let Some(SeenLaunch { order: first, made: Some(_), .. }) = seen {
             if first != order {
-                let message = format!(
-                    "launch `{}` was made before with another order",
-                    order.launch_id
-                );
+                let message = format!("launch `{}` was made before with another order", order.launch_id);
                 return Err(Error::new(ErrorKind::InvalidRequest, message));
             }
             return Ok(());
         }
         self.check_order(order)?;
         let instance_type = &order.offer.instance_type.name;
-        let zone = order
-            .zone
-            .clone()
-            .or_else(|| self.roomiest_zone(&order.offer));
+        let zone = order.zone.clone().or_else(|| self.roomiest_zone(&order.offer));
         let count = order.count.min(self.free(instance_type, zone.as_ref()));
         if count < order.least.max(1) {
             let place = zone.as_deref().unwrap_or(&order.offer.region);
-            let message = format!(
-                "not enough capacity for {} × `{instance_type}` in `{place}`",
-                order.count
-            );
+            let message = format!("not enough capacity for {} × `{instance_type}` in `{place}`", order.count);
             return Err(Error::new(ErrorKind::NoCapacity, message));
         }
         for index in 0..count {
             self.ledger.machines.push(MadeMachine {
-                key: MachineKey {
-                    launch_id: order.launch_id,
-                    index,
-                },
+                key: MachineKey { launch_id: order.launch_id, index },
                 server_id,
                 provider_id: format!("fake-{:06}", self.ledger.machines.len() + 1),
                 instance_type: instance_type.clone(),
@@ -139,30 +100,15 @@ impl State {
     fn check_order(&self, order: &LaunchOrder) -> Result<()> {
         let invalid = |message| Err(Error::new(ErrorKind::InvalidRequest, message));
         let name = &order.offer.instance_type.name;
-        let is_same = |sold: &&FakeOffer| {
-            sold.instance_type.name == *name && sold.region == order.offer.region
-        };
+        let is_same = |sold: &&FakeOffer| sold.instance_type.name == *name && sold.region == order.offer.region;
         let Some(sold) = self.setup.offers.iter().find(is_same) else {
-            return invalid(format!(
-                "no type `{name}` in region `{}`",
-                order.offer.region
-            ));
+            return invalid(format!("no type `{name}` in region `{}`", order.offer.region));
         };
         if order.count == 0 || order.count < order.least {
-            return invalid(format!(
-                "cannot launch {} machines, at least {}",
-                order.count, order.least
-            ));
+            return invalid(format!("cannot launch {} machines, at least {}", order.count, order.least));
         }
-        if order
-            .zone
-            .as_ref()
-            .is_some_and(|zone| !sold.zones.contains(zone))
-        {
-            return invalid(format!(
-                "no zone {:?} in region `{}`",
-                order.zone, sold.region
-            ));
+        if order.zone.as_ref().is_some_and(|zone| !sold.zones.contains(zone)) {
+            return invalid(format!("no zone {:?} in region `{}`", order.zone, sold.region));
         }
         Ok(())
     }
@@ -180,26 +126,18 @@ impl State {
         let Some(capacity) = self.capacity.get(&pool) else {
             return u32::MAX;
         };
-        let is_there = |machine: &&MadeMachine| {
-            machine.instance_type == instance_type && machine.zone.as_ref() == zone
-        };
+        let is_there =
+            |machine: &&MadeMachine| machine.instance_type == instance_type && machine.zone.as_ref() == zone;
         capacity.saturating_sub(self.ledger.living().filter(is_there).count() as u32)
     }
 
     pub(super) fn terminate(&mut self, key: &MachineKey) -> Result<()> {
         self.faulty(&Call::Terminate(key.clone()), |state| {
             let tick = state.tick;
-            let found = state
-                .ledger
-                .machines
-                .iter_mut()
-                .find(|machine| machine.key == *key);
+            let found = state.ledger.machines.iter_mut().find(|machine| machine.key == *key);
             if let Some(machine) = found {
                 machine.terminations += 1;
-                machine.ended.get_or_insert(Ended {
-                    tick,
-                    vanished_because: None,
-                });
+                machine.ended.get_or_insert(Ended { tick, vanished_because: None });
             }
             Ok(())
         })
@@ -211,11 +149,7 @@ impl State {
         }
         self.faulty(&Call::List, |state| {
             let is_consistent = state.setup.capabilities.consistent_list;
-            let lag = if is_consistent {
-                0
-            } else {
-                state.setup.list_lag_ticks + state.plan.extra_lag_ticks()
-            };
+            let lag = if is_consistent { 0 } else { state.setup.list_lag_ticks + state.plan.extra_lag_ticks() };
             let Some(tick) = state.tick.checked_sub(lag) else {
                 return Ok(Vec::new());
             };
@@ -235,10 +169,7 @@ impl State {
             if state.is_running(key) {
                 return Ok(());
             }
-            let message = format!(
-                "machine {} of launch `{}` does not run",
-                key.index, key.launch_id
-            );
+            let message = format!("machine {} of launch `{}` does not run", key.index, key.launch_id);
             Err(Error::new(ErrorKind::Unavailable, message))
         })
     }
@@ -253,11 +184,7 @@ impl State {
         machines.find(|machine| machine.key == *key && machine.ended.is_none())
     }
 
-    fn faulty<T>(
-        &mut self,
-        call: &Call,
-        effect: impl FnOnce(&mut State) -> Result<T>,
-    ) -> Result<T> {
+    fn faulty<T>(&mut self, call: &Call, effect: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
         match self.plan.call(call) {
             CallFault::None => effect(self),
             CallFault::Refuse(kind) => {
@@ -298,12 +225,7 @@ fn view(setup: &FakeSetup, number: usize, made: &MadeMachine, tick: u64) -> Opti
         Some(ended) => {
             // Nobody announces a machine that vanishes.
             let is_terminated = ended.vanished_because.is_none();
-            let gone_tick = ended.tick
-                + if is_terminated {
-                    setup.stopping_ticks
-                } else {
-                    0
-                };
+            let gone_tick = ended.tick + if is_terminated { setup.stopping_ticks } else { 0 };
             match tick {
                 _ if tick < gone_tick => MachineState::Stopping,
                 _ if tick < gone_tick + setup.gone_ticks => MachineState::Gone,

@@ -61,8 +61,7 @@ mod tests {
             assert_eq!(network.subnet, "10.223.252.0/22");
             assert!(seen.insert(network.address.clone()));
             let address: Ipv4Addr = network.address.parse().unwrap();
-            let in_subnet =
-                u32::from(address) & 0xffff_fc00 == u32::from(Ipv4Addr::new(10, 223, 252, 0));
+            let in_subnet = u32::from(address) & 0xffff_fc00 == u32::from(Ipv4Addr::new(10, 223, 252, 0));
             assert!(in_subnet && u32::from(address) & 0x3ff != 0x3ff);
         }
         assert_eq!(container_network(id, 0).name, "dstack-ffff0000");

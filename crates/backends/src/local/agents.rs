@@ -159,46 +159,35 @@ impl Agents {
             .stderr(log);
         // The server's own settings hold its secrets.
         for (name, _) in std::env::vars_os() {
-            if name.as_encoded_bytes().starts_with(b"DSTACK_") {
+            let bytes = name.as_encoded_bytes();
+            if bytes.starts_with(b"DSTACK_") && !bytes.starts_with(b"DSTACK_AGENT_") {
                 command.env_remove(name);
             }
         }
         let mut child = command.spawn()?;
         let (ended, exit) = oneshot::channel();
         // Somebody must wait for it, or it stays as a zombie.
-        std::thread::Builder::new()
-            .name("agent-wait".to_owned())
-            .spawn(move || {
-                if let Ok(status) = child.wait() {
-                    // Usually nobody listens any more.
-                    let _ = ended.send(status);
-                }
-            })?;
+        std::thread::Builder::new().name("agent-wait".to_owned()).spawn(move || {
+            if let Ok(status) = child.wait() {
+                // Usually nobody listens any more.
+                let _ = ended.send(status);
+            }
+        })?;
         Ok(exit)
     }
 
     fn silent(&self, record: &Record, what: &str) -> Error {
         let machine = self.machines.folder(&record.key);
         let log = last_lines(&self.log_path(record));
-        let log = if log.is_empty() {
-            "its log is empty".to_owned()
-        } else {
-            format!("its log ends with: {log}")
-        };
-        let message = format!(
-            "the agent of `{}` does not answer: {what}; {log}",
-            machine.display()
-        );
+        let log = if log.is_empty() { "its log is empty".to_owned() } else { format!("its log ends with: {log}") };
+        let message = format!("the agent of `{}` does not answer: {what}; {log}", machine.display());
         Error::new(ErrorKind::Unavailable, message)
     }
 }
 
 fn arguments(record: &Record, home: &Path) -> Vec<std::ffi::OsString> {
-    let gpus = if record.share.gpu_uuids.is_empty() {
-        "none".to_owned()
-    } else {
-        record.share.gpu_uuids.join(",")
-    };
+    let gpus =
+        if record.share.gpu_uuids.is_empty() { "none".to_owned() } else { record.share.gpu_uuids.join(",") };
     vec![
         "host".into(),
         "--home".into(),
@@ -221,10 +210,7 @@ fn arguments(record: &Record, home: &Path) -> Vec<std::ffi::OsString> {
 async fn listens(socket: &Path) -> bool {
     // A full backlog would make us wait.
     let deadline = Instant::now() + START_TIMEOUT;
-    matches!(
-        timeout_at(deadline, UnixStream::connect(socket)).await,
-        Ok(Ok(_))
-    )
+    matches!(timeout_at(deadline, UnixStream::connect(socket)).await, Ok(Ok(_)))
 }
 
 /// Waits until the process fails. One that succeeds has handed over to another, and one that is not ours to wait
@@ -241,20 +227,12 @@ async fn failed(exit: Option<oneshot::Receiver<ExitStatus>>) -> ExitStatus {
 
 fn gone(record: &Record) -> Error {
     let key = &record.key;
-    invalid(format!(
-        "machine {} of launch `{}` was given back",
-        key.index, key.launch_id
-    ))
+    invalid(format!("machine {} of launch `{}` was given back", key.index, key.launch_id))
 }
 
 fn last_lines(path: &Path) -> String {
     let log = fs::read(path).unwrap_or_default();
     let end = String::from_utf8_lossy(&log[log.len().saturating_sub(QUOTED_BYTES)..]).into_owned();
-    let lines: Vec<&str> = end
-        .lines()
-        .rev()
-        .filter(|line| !line.trim().is_empty())
-        .take(QUOTED_LINES)
-        .collect();
+    let lines: Vec<&str> = end.lines().rev().filter(|line| !line.trim().is_empty()).take(QUOTED_LINES).collect();
     lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
 }

@@ -38,26 +38,11 @@ mod tests {
 
     #[test]
     fn all_keys_are_optional() {
-        assert_eq!(
-            parse(&json!({ "type": "local" })).unwrap(),
-            LocalConfig::default()
-        );
+        assert_eq!(parse(&json!({ "type": "local" })).unwrap(), LocalConfig::default());
         let config = parse(&json!({ "type": "local", "cpus": 2, "memory": "1.5GB" })).unwrap();
-        assert_eq!(
-            config,
-            LocalConfig {
-                cpus: Some(2),
-                memory_mib: Some(1536)
-            }
-        );
+        assert_eq!(config, LocalConfig { cpus: Some(2), memory_mib: Some(1536) });
         let config = parse(&json!({ "type": "local", "cpus": null, "memory": 4 })).unwrap();
-        assert_eq!(
-            config,
-            LocalConfig {
-                cpus: None,
-                memory_mib: Some(4096)
-            }
-        );
+        assert_eq!(config, LocalConfig { cpus: None, memory_mib: Some(4096) });
     }
 
     #[test]

@@ -33,11 +33,7 @@ struct Known {
 
 impl Facts {
     pub(super) fn new(agent_binary: PathBuf) -> Arc<Facts> {
-        Arc::new(Facts {
-            agent_binary,
-            known: Mutex::new(None),
-            asking: tokio::sync::Mutex::new(()),
-        })
+        Arc::new(Facts { agent_binary, known: Mutex::new(None), asking: tokio::sync::Mutex::new(()) })
     }
 
     /// The facts; waits for them only the first time.
@@ -65,19 +61,13 @@ impl Facts {
             return Ok(known.host);
         }
         let host = Arc::new(discover(&self.agent_binary).await?);
-        let known = Known {
-            host: Arc::clone(&host),
-            at: Instant::now(),
-        };
+        let known = Known { host: Arc::clone(&host), at: Instant::now() };
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
         Ok(host)
     }
 
     fn known(&self) -> Option<Known> {
-        self.known
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -86,14 +76,9 @@ async fn discover(agent_binary: &Path) -> Result<HostInfo> {
         let message = format!("`{} discover` failed: {why}", agent_binary.display());
         Error::new(ErrorKind::Unavailable, message)
     };
-    let output = Command::new(agent_binary)
-        .arg("discover")
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output();
+    let output = Command::new(agent_binary).arg("discover").stdin(Stdio::null()).kill_on_drop(true).output();
     let output = tokio::time::timeout(DISCOVER_TIMEOUT, output).await;
-    let output =
-        output.map_err(|_| failed(format!("no answer in {} s", DISCOVER_TIMEOUT.as_secs())))?;
+    let output = output.map_err(|_| failed(format!("no answer in {} s", DISCOVER_TIMEOUT.as_secs())))?;
     let output = output.map_err(|error| failed(error.to_string()))?;
     if !output.status.success() {
         let words = String::from_utf8_lossy(&output.stderr);

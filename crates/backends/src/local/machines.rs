@@ -26,9 +26,7 @@ use super::addresses::{container_network, free_number, loopback};
 use super::shares::{Portion, Room, Share};
 use super::{REGION, sockets};
 use crate::keys::invalid;
-use crate::{
-    ContainerNetwork, Error, ErrorKind, LaunchOrder, Machine, MachineKey, MachineState, Result,
-};
+use crate::{ContainerNetwork, Error, ErrorKind, LaunchOrder, Machine, MachineKey, MachineState, Result};
 
 /// How many launches are remembered after their machines are gone.
 const LAUNCHES_REMEMBERED: usize = 4096;
@@ -83,8 +81,7 @@ impl Machines {
 
     /// The folder of a machine, whether it is there or not.
     pub(super) fn folder(&self, key: &MachineKey) -> PathBuf {
-        self.launch_folder(key.launch_id)
-            .join(key.index.to_string())
+        self.launch_folder(key.launch_id).join(key.index.to_string())
     }
 
     /// The home of a machine's agent.
@@ -98,14 +95,10 @@ impl Machines {
         match fs::read(&path) {
             Ok(text) => {
                 let record = serde_json::from_slice(&text);
-                record
-                    .map(Some)
-                    .map_err(|error| cannot("read", &path, &error.into()))
+                record.map(Some).map_err(|error| cannot("read", &path, &error.into()))
             }
             // Not a directory: somebody else's file lies where a machine would.
-            Err(error) if matches!(error.kind(), NotFound | io::ErrorKind::NotADirectory) => {
-                Ok(None)
-            }
+            Err(error) if matches!(error.kind(), NotFound | io::ErrorKind::NotADirectory) => Ok(None),
             Err(error) => Err(cannot("read", &path, &error)),
         }
     }
@@ -138,10 +131,7 @@ impl Machines {
         let portion: Portion = serde_json::from_value(order.offer.backend_data.clone())
             .map_err(|error| invalid(format!("the offer is not of this machine: {error}")))?;
         if order.count == 0 || order.count < order.least {
-            let message = format!(
-                "cannot launch {} machines, at least {}",
-                order.count, order.least
-            );
+            let message = format!("cannot launch {} machines, at least {}", order.count, order.least);
             return Err(invalid(message));
         }
         let _lock = self.lock()?;
@@ -183,10 +173,7 @@ impl Machines {
         let key = &record.key;
         sockets::remove(&record.socket);
         let folder = self.folder(key);
-        let trash = self
-            .root
-            .join("trash")
-            .join(format!("{}-{}", key.launch_id, key.index));
+        let trash = self.root.join("trash").join(format!("{}-{}", key.launch_id, key.index));
         let _lock = self.lock()?;
         match fs::rename(&folder, &trash) {
             Ok(()) => Ok(()),
@@ -235,10 +222,7 @@ impl Machines {
                 break;
             };
             numbers.insert(number);
-            let key = MachineKey {
-                launch_id: order.launch_id,
-                index,
-            };
+            let key = MachineKey { launch_id: order.launch_id, index };
             let socket = sockets::path(&self.agent_home(&key), &self.root, &key);
             records.push(Record {
                 server_id: self.server_id,
@@ -296,11 +280,7 @@ impl Machines {
         if excess == 0 {
             return;
         }
-        let changed_at = |path: &Path| {
-            fs::metadata(path)
-                .and_then(|metadata| metadata.modified())
-                .ok()
-        };
+        let changed_at = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
         let mut folders: Vec<PathBuf> = launches.into_iter().map(|(_, folder)| folder).collect();
         folders.sort_by_cached_key(|folder| changed_at(folder));
         for folder in folders.iter().take(excess) {
@@ -310,11 +290,7 @@ impl Machines {
     }
 
     fn machine(&self, record: Record) -> Machine {
-        let state = if self.is_wanted(&record.key) {
-            MachineState::Running
-        } else {
-            MachineState::Stopping
-        };
+        let state = if self.is_wanted(&record.key) { MachineState::Running } else { MachineState::Stopping };
         Machine {
             provider_id: format!("{}-{}", record.key.launch_id, record.key.index),
             key: record.key,
@@ -331,19 +307,12 @@ impl Machines {
 
 /// A failure of the file system.
 pub(super) fn cannot(verb: &str, path: &Path, error: &io::Error) -> Error {
-    Error::new(
-        ErrorKind::Unavailable,
-        format!("cannot {verb} `{}`: {error}", path.display()),
-    )
+    Error::new(ErrorKind::Unavailable, format!("cannot {verb} `{}`: {error}", path.display()))
 }
 
 /// Opens a file that only this user may read, for appending.
 pub(super) fn open_private(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
 
 /// Makes a folder that only this user may enter, and its parents, if they are missing.
@@ -371,11 +340,7 @@ fn children<T: std::str::FromStr + Ord>(folder: &Path) -> Result<Vec<(T, PathBuf
     let mut children = Vec::new();
     for entry in entries {
         let entry = entry.map_err(|error| cannot("read", folder, &error))?;
-        if let Some(name) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        {
+        if let Some(name) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
             children.push((name, entry.path()));
         }
     }

@@ -41,17 +41,12 @@ fn offer(host: &HostInfo, portion: &Portion) -> BackendOffer {
         memory_mib: portion.memory_mib,
         gpus: gpus.collect(),
         spot: false,
-        disk: Disk {
-            size_mib: portion.disk_mib,
-        },
+        disk: Disk { size_mib: portion.disk_mib },
         cpu_arch: (!host.cpu_arch.is_empty()).then(|| host.cpu_arch.clone()),
         description: String::new(),
     };
     BackendOffer {
-        instance_type: InstanceType {
-            name: "local".to_owned(),
-            resources,
-        },
+        instance_type: InstanceType { name: "local".to_owned(), resources },
         region: REGION.to_owned(),
         zones: None,
         price_usd_per_hour: 0.0,
@@ -64,22 +59,11 @@ fn offer(host: &HostInfo, portion: &Portion) -> BackendOffer {
 fn why_not(whole: &Room, left: &Room, would_be: &Portion) -> String {
     if !would_be.is_enough() {
         let cpus = count(whole.cpus as usize, "CPU");
-        return format!(
-            "this machine has {cpus}, and {} nodes need at least 1 each",
-            would_be.nodes
-        );
+        return format!("this machine has {cpus}, and {} nodes need at least 1 each", would_be.nodes);
     }
     let mut held = vec![
-        format!(
-            "{} of {}",
-            whole.cpus - left.cpus,
-            count(whole.cpus as usize, "CPU")
-        ),
-        format!(
-            "{} of {} GB of memory",
-            gb(whole.memory_mib - left.memory_mib),
-            gb(whole.memory_mib)
-        ),
+        format!("{} of {}", whole.cpus - left.cpus, count(whole.cpus as usize, "CPU")),
+        format!("{} of {} GB of memory", gb(whole.memory_mib - left.memory_mib), gb(whole.memory_mib)),
     ];
     if !whole.gpus.is_empty() {
         let gpus = count(whole.gpus.len(), "GPU");
@@ -139,11 +123,7 @@ mod tests {
                 let is_usable = offer.availability.is_usable();
                 assert_eq!(is_usable, offer.unavailable_because.is_none());
                 let resources = &offer.instance_type.resources;
-                (
-                    resources.cpus,
-                    resources.gpus.len(),
-                    offer.unavailable_because.as_deref(),
-                )
+                (resources.cpus, resources.gpus.len(), offer.unavailable_because.as_deref())
             })
             .collect();
         assert_eq!(seen, expected);
@@ -158,24 +138,14 @@ mod tests {
 
     #[test]
     fn what_is_held_is_not_offered_and_the_reason_is_said() {
-        let half =
-            "other instances on this machine hold 4 of 8 CPUs, 16 of 32 GB of memory, 1 of 2 GPUs";
-        let all =
-            "other instances on this machine hold 8 of 8 CPUs, 32 of 32 GB of memory, 2 of 2 GPUs";
+        let half = "other instances on this machine hold 4 of 8 CPUs, 16 of 32 GB of memory, 1 of 2 GPUs";
+        let all = "other instances on this machine hold 8 of 8 CPUs, 32 of 32 GB of memory, 2 of 2 GPUs";
         check(1, 1, &[(4, 1, None), (8, 2, Some(half))]);
         check(2, 1, &[(8, 2, Some(all))]);
     }
 
     #[test]
     fn more_nodes_than_cpus_cannot_be() {
-        check(
-            0,
-            9,
-            &[(
-                1,
-                0,
-                Some("this machine has 8 CPUs, and 9 nodes need at least 1 each"),
-            )],
-        );
+        check(0, 9, &[(1, 0, Some("this machine has 8 CPUs, and 9 nodes need at least 1 each"))]);
     }
 }

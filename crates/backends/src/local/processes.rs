@@ -5,7 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -31,11 +31,7 @@ struct Process {
 /// The processes that are the agent of this home. Usually one or none.
 pub(super) fn agents(home: &Path) -> Vec<i32> {
     let is_agent = |process: &Process| is_agent_of(process, home);
-    living()
-        .into_iter()
-        .filter(is_agent)
-        .map(|process| process.pid)
-        .collect()
+    living().into_iter().filter(is_agent).map(|process| process.pid).collect()
 }
 
 /// How long a process has lived, if it lives.
@@ -63,50 +59,46 @@ pub(super) fn kill_now(pid: i32) {
     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
 }
 
-/// The agent, its supervisors, everything that descends from them, and everything whose environment says that it
-/// belongs to a task of this home.
-fn all(home: &Path) -> HashSet<i32> {
+/// The agent, its supervisors, everything whose environment says that it belongs to a task of this home, and
+/// everything that descends from these. In this order, so that nobody is left to react to the end of another.
+fn all(home: &Path) -> Vec<i32> {
     let processes = living();
-    let mut markers: Vec<Uuid> = tasks_below(home, TASK_DEPTH);
-    let mut found = HashSet::new();
+    let is_agent = |process: &&Process| is_agent_of(process, home);
+    let mut found: Vec<i32> = processes.iter().filter(is_agent).map(|process| process.pid).collect();
+    let mut tasks: Vec<Uuid> = tasks_below(home, TASK_DEPTH);
     for process in &processes {
-        let folder = supervised_folder(process, home);
-        markers.extend(folder.iter().flat_map(|folder| uuids_in(folder)));
-        if folder.is_some() || is_agent_of(process, home) {
-            found.insert(process.pid);
+        if let Some(folder) = supervised_folder(process, home) {
+            found.push(process.pid);
+            tasks.extend(uuids_in(&folder));
         }
     }
-    let markers: HashSet<Vec<u8>> = markers
-        .into_iter()
-        .map(|id| format!("DSTACK_JOB_ID={id}").into_bytes())
-        .collect();
+    let markers: HashSet<Vec<u8>> =
+        tasks.into_iter().map(|id| format!("DSTACK_JOB_ID={id}").into_bytes()).collect();
     if !markers.is_empty() {
-        let marked = processes
-            .iter()
-            .filter(|process| has_marker(process.pid, &markers));
+        let marked = processes.iter().filter(|process| has_marker(process.pid, &markers));
         found.extend(marked.map(|process| process.pid));
     }
-    add_descendants(&processes, &mut found);
-    found.remove(&Pid::this().as_raw());
+    let this = Pid::this().as_raw();
+    let mut found = with_descendants(&processes, &found);
+    found.retain(|pid| *pid != this);
     found
 }
 
-fn add_descendants(processes: &[Process], found: &mut HashSet<i32>) {
+/// Each process once, with everything below it.
+fn with_descendants(processes: &[Process], roots: &[i32]) -> Vec<i32> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
     for process in processes {
-        children
-            .entry(process.parent)
-            .or_default()
-            .push(process.pid);
+        children.entry(process.parent).or_default().push(process.pid);
     }
-    let mut queue: Vec<i32> = found.iter().copied().collect();
-    while let Some(pid) = queue.pop() {
-        for &child in children.get(&pid).into_iter().flatten() {
-            if found.insert(child) {
-                queue.push(child);
-            }
-        }
+    let mut seen: HashSet<i32> = HashSet::new();
+    let mut found: Vec<i32> = roots.iter().copied().filter(|pid| seen.insert(*pid)).collect();
+    let mut next = 0;
+    while next < found.len() {
+        let below = children.get(&found[next]).into_iter().flatten();
+        found.extend(below.copied().filter(|pid| seen.insert(*pid)));
+        next += 1;
     }
+    found
 }
 
 fn is_agent_of(process: &Process, home: &Path) -> bool {
@@ -114,16 +106,12 @@ fn is_agent_of(process: &Process, home: &Path) -> bool {
     is_host && option(process, "--home").is_some_and(|found| is_same(found, home))
 }
 
-/// The task's folder, if the process supervises a task below this home.
-fn supervised_folder<'p>(process: &'p Process, home: &Path) -> Option<&'p Path> {
+/// The task's folder, from the home on, if the process supervises a task below this home.
+fn supervised_folder(process: &Process, home: &Path) -> Option<PathBuf> {
     let is_job = process.args.iter().any(|arg| arg == "job");
     let folder = option(process, "--dir").filter(|_| is_job)?;
-    let real = || {
-        folder
-            .canonicalize()
-            .is_ok_and(|folder| folder.starts_with(home))
-    };
-    (folder.starts_with(home) || real()).then_some(folder)
+    let below = |folder: &Path| folder.strip_prefix(home).map(Path::to_owned).ok();
+    below(folder).or_else(|| below(&folder.canonicalize().ok()?))
 }
 
 fn option<'p>(process: &'p Process, name: &str) -> Option<&'p Path> {
@@ -137,9 +125,7 @@ fn is_same(found: &Path, home: &Path) -> bool {
 }
 
 fn uuids_in(path: &Path) -> Vec<Uuid> {
-    path.iter()
-        .filter_map(|name| Uuid::try_parse(name.to_str()?).ok())
-        .collect()
+    path.iter().filter_map(|name| Uuid::try_parse(name.to_str()?).ok()).collect()
 }
 
 fn tasks_below(folder: &Path, depth: u32) -> Vec<Uuid> {
@@ -165,9 +151,7 @@ fn living() -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };
-    let pids = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.filter_map(read_process).collect()
 }
 
@@ -182,14 +166,8 @@ fn read_process(pid: i32) -> Option<Process> {
         return None;
     }
     let args = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let args = args
-        .split(|byte| *byte == 0)
-        .map(|arg| String::from_utf8_lossy(arg).into_owned());
-    Some(Process {
-        pid,
-        parent,
-        args: args.collect(),
-    })
+    let args = args.split(|byte| *byte == 0).map(|arg| String::from_utf8_lossy(arg).into_owned());
+    Some(Process { pid, parent, args: args.collect() })
 }
 
 fn has_marker(pid: i32, markers: &HashSet<Vec<u8>>) -> bool {
@@ -199,7 +177,5 @@ fn has_marker(pid: i32, markers: &HashSet<Vec<u8>>) -> bool {
     let mut environ = Vec::new();
     // A process that ends meanwhile has no environment left.
     let _ = file.take(ENVIRON_LIMIT).read_to_end(&mut environ);
-    environ
-        .split(|byte| *byte == 0)
-        .any(|variable| markers.contains(variable))
+    environ.split(|byte| *byte == 0).any(|variable| markers.contains(variable))
 }

@@ -119,8 +119,7 @@ impl Room {
     ///
     /// Disk is promised, not taken: it is free or not whatever the books say.
     pub(super) fn take(&mut self, portion: &Portion) -> Option<Share> {
-        if self.cpus < portion.cpus || self.memory_mib < portion.memory_mib || !portion.is_enough()
-        {
+        if self.cpus < portion.cpus || self.memory_mib < portion.memory_mib || !portion.is_enough() {
             return None;
         }
         let mut gpus = Vec::new();
@@ -138,12 +137,7 @@ impl Room {
         self.memory_mib -= portion.memory_mib;
         self.disk_mib = self.disk_mib.saturating_sub(portion.disk_mib);
         self.gpus.retain(|gpu| !gpu_uuids.contains(&gpu.uuid));
-        Some(Share {
-            cpus: portion.cpus,
-            memory_mib: portion.memory_mib,
-            disk_mib: portion.disk_mib,
-            gpu_uuids,
-        })
+        Some(Share { cpus: portion.cpus, memory_mib: portion.memory_mib, disk_mib: portion.disk_mib, gpu_uuids })
     }
 }
 
@@ -160,9 +154,7 @@ impl Portion {
 
     /// Whether a node gets less than with the other portion.
     pub(super) fn is_less_than(&self, other: &Portion) -> bool {
-        self.cpus < other.cpus
-            || self.memory_mib < other.memory_mib
-            || self.gpu_count() < other.gpu_count()
+        self.cpus < other.cpus || self.memory_mib < other.memory_mib || self.gpu_count() < other.gpu_count()
     }
 }
 
@@ -189,26 +181,14 @@ mod tests {
     }
 
     fn host(cpus: u32, gpus: Vec<HostGpu>) -> HostInfo {
-        HostInfo {
-            cpus,
-            memory_bytes: 32 << 30,
-            disk_available_bytes: 400 << 30,
-            gpus,
-            ..HostInfo::default()
-        }
+        HostInfo { cpus, memory_bytes: 32 << 30, disk_available_bytes: 400 << 30, gpus, ..HostInfo::default() }
     }
 
     #[test]
     fn a_machine_is_divided_evenly_and_the_rest_stays() {
-        let room = Room::of_host(
-            &host(7, (0..5).map(|i| gpu("H100", i)).collect()),
-            LocalConfig::default(),
-        );
+        let room = Room::of_host(&host(7, (0..5).map(|i| gpu("H100", i)).collect()), LocalConfig::default());
         let portion = room.split(2);
-        assert_eq!(
-            (portion.cpus, portion.memory_mib, portion.disk_mib),
-            (3, 16 << 10, 200 << 10)
-        );
+        assert_eq!((portion.cpus, portion.memory_mib, portion.disk_mib), (3, 16 << 10, 200 << 10));
         assert_eq!(portion.gpu_count(), 2);
         let mut left = room.clone();
         let first = left.take(&portion).unwrap();
@@ -222,13 +202,7 @@ mod tests {
 
     #[test]
     fn nodes_of_a_mixed_machine_are_alike() {
-        let gpus = vec![
-            gpu("H100", 0),
-            gpu("A100", 1),
-            gpu("H100", 2),
-            gpu("A100", 3),
-            gpu("T4", 4),
-        ];
+        let gpus = vec![gpu("H100", 0), gpu("A100", 1), gpu("H100", 2), gpu("A100", 3), gpu("T4", 4)];
         let mut room = Room::of_host(&host(8, gpus), LocalConfig::default());
         let portion = room.split(2);
         assert_eq!(room.take(&portion).unwrap().gpu_uuids, ["GPU-0", "GPU-1"]);
@@ -237,14 +211,8 @@ mod tests {
 
     #[test]
     fn the_configuration_may_give_less_but_never_more() {
-        let less = LocalConfig {
-            cpus: Some(2),
-            memory_mib: Some(1024),
-        };
-        let more = LocalConfig {
-            cpus: Some(64),
-            memory_mib: Some(1 << 30),
-        };
+        let less = LocalConfig { cpus: Some(2), memory_mib: Some(1024) };
+        let more = LocalConfig { cpus: Some(64), memory_mib: Some(1 << 30) };
         let room = Room::of_host(&host(8, Vec::new()), less);
         assert_eq!((room.cpus, room.memory_mib), (2, 1024));
         let room = Room::of_host(&host(8, Vec::new()), more);

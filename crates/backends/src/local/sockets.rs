@@ -66,10 +66,7 @@ fn prepare(folder: &Path) -> Result<()> {
         && found.uid() == nix::unistd::Uid::effective().as_raw()
         && found.permissions().mode().trailing_zeros() >= 6;
     if !is_private {
-        let message = format!(
-            "`{}` is not a private folder of this user; remove it",
-            folder.display()
-        );
+        let message = format!("`{}` is not a private folder of this user; remove it", folder.display());
         return Err(Error::new(ErrorKind::Unavailable, message));
     }
     Ok(())
@@ -84,10 +81,7 @@ mod tests {
     use super::*;
 
     fn key() -> MachineKey {
-        MachineKey {
-            launch_id: LaunchId(uuid::Uuid::from_u128(1)),
-            index: 999,
-        }
+        MachineKey { launch_id: LaunchId(uuid::Uuid::from_u128(1)), index: 999 }
     }
 
     #[test]
@@ -104,10 +98,7 @@ mod tests {
         let socket = path(&root.join("agent"), &root, &key()).unwrap();
         assert!(socket.as_os_str().len() <= SOCKET_PATH_LIMIT);
         let folder = socket.parent().unwrap();
-        assert_eq!(
-            fs::metadata(folder).unwrap().permissions().mode() & 0o777,
-            0o700
-        );
+        assert_eq!(fs::metadata(folder).unwrap().permissions().mode() & 0o777, 0o700);
         fs::write(&socket, "").unwrap();
         remove(&socket);
         assert!(!folder.exists());

@@ -1,0 +1,293 @@
+//! What is particular to this machine as a backend: its processes, its folders, and what a crash leaves behind.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use backends::{AgentAccess, ErrorKind, Machine, MachineState, OffersWanted, open, parse_config};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::support::{Rig, context, gpus_of, is_alive, kill_agent, kind_of, processes_with, write_stub};
+
+fn starts(rig: &Rig, machine: &Machine) -> Vec<Value> {
+    let path = rig.folder(&machine.key).join("agent/starts");
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+async fn socket(rig: &Rig, machine: &Machine) -> PathBuf {
+    match rig.backend.agent_access(machine).await.unwrap() {
+        AgentAccess::UnixSocket(socket) => socket,
+        AgentAccess::Simulated => panic!("this machine is not simulated"),
+    }
+}
+
+/// A process that says that it belongs to a job. It ends with the test at the latest.
+struct Job(Child);
+
+impl Job {
+    fn start(command: &mut Command) -> Job {
+        let command = command.process_group(0).stdout(Stdio::null()).stderr(Stdio::null());
+        Job(command.spawn().unwrap())
+    }
+
+    fn lives(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+
+    fn was_killed(&mut self) -> bool {
+        self.0.wait().unwrap().signal() == Some(9)
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        // It has ended already unless the test failed.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_is_told_its_share_and_not_the_servers_settings() {
+    let mut rig = Rig::local();
+    let machines = rig.launch(2).await;
+    for (machine, gpus) in machines.iter().zip(["GPU-0,GPU-1", "GPU-2,GPU-3"]) {
+        socket(&rig, machine).await;
+        let starts = starts(&rig, machine);
+        assert_eq!(starts.len(), 1, "an agent that starts is not started again");
+        let args: Vec<&str> =
+            starts[0]["args"].as_array().unwrap().iter().map(|arg| arg.as_str().unwrap()).collect();
+        let memory = (16_u64 << 30).to_string();
+        let address = machine.internal_ip.clone().unwrap();
+        for option in [
+            ["--cpus", "4"],
+            ["--memory-bytes", &memory],
+            ["--gpus", gpus],
+            ["--address", &address],
+            ["--idle-exit-secs", "60"],
+        ] {
+            assert!(args.windows(2).any(|pair| pair == option), "{option:?} is not in {args:?}");
+        }
+        let env = starts[0]["env"].as_object().unwrap();
+        assert!(!env.keys().any(|name| name.starts_with("DSTACK_") && !name.starts_with("DSTACK_AGENT_")));
+        let mode = |name: &str| {
+            let path = rig.folder(&machine.key).join(name);
+            fs::metadata(path).unwrap().permissions().mode() & 0o777
+        };
+        assert_eq!((mode(""), mode("agent.log"), mode("machine.json")), (0o700, 0o600, 0o600));
+    }
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_is_not_offered_again() {
+    let mut rig = Rig::local();
+    let mut half = rig.order(2).await;
+    (half.count, half.least) = (1, 1);
+    rig.backend.launch(&half).await.unwrap();
+    let wanted = OffersWanted { nodes: 1, cluster: false };
+    let offers = rig.backend.offers(&wanted).await.unwrap();
+    let left = &offers[0].instance_type.resources;
+    assert_eq!((left.cpus, left.memory_mib, left.gpus.len()), (4, 16 << 10, 2));
+    let reason = offers[1].unavailable_because.as_deref().unwrap();
+    assert!(reason.contains("hold 4 of 8 CPUs"), "{reason}");
+    let rest = rig.launch(1).await;
+    assert_eq!(gpus_of(&rig.folder(&rest[0].key)), ["GPU-2", "GPU-3"]);
+    assert!(rig.offers(1, false).await.is_empty());
+    // An offer that was good when it was made.
+    half.launch_id = api::ids::LaunchId(Uuid::from_u128(99));
+    assert_eq!(kind_of(rig.backend.launch(&half).await), Some(ErrorKind::NoCapacity));
+    rig.end().await;
+    assert_eq!(rig.offers(1, false).await[0].instance_type.resources.cpus, 8);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_projects_share_one_machine() {
+    let mut rig = Rig::local();
+    let config = parse_config(&json!({ "type": "local", "cpus": 6 })).unwrap();
+    let other = open(&config, &rig.context).unwrap();
+    let orders = [rig.order(2).await, rig.order(2).await, rig.order(2).await];
+    let launches = orders.iter().enumerate().map(|(number, order)| {
+        let backend = if number == 0 { &rig.backend } else { &other };
+        let (backend, mut order) = (Arc::clone(backend), order.clone());
+        (order.count, order.least) = (1, 1);
+        tokio::spawn(async move { backend.launch(&order).await })
+    });
+    let launches: Vec<_> = launches.collect();
+    let mut made = 0;
+    for launch in launches {
+        match launch.await.unwrap() {
+            Ok(()) => made += 1,
+            Err(error) => assert_eq!(error.kind, ErrorKind::NoCapacity),
+        }
+    }
+    let machines = rig.backend.list().await.unwrap();
+    assert!(made == machines.len() && (1..=2).contains(&made));
+    let mut gpus: Vec<String> = machines.iter().flat_map(|machine| gpus_of(&rig.folder(&machine.key))).collect();
+    gpus.sort();
+    gpus.dedup();
+    assert_eq!(gpus.len(), 2 * made);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_is_started_once_however_many_ask() {
+    let mut rig = Rig::local();
+    let machine = rig.launch(1).await.remove(0);
+    socket(&rig, &machine).await;
+    kill_agent(&rig, &machine).await;
+    let asks = (0..8).map(|_| {
+        let (backend, machine) = (Arc::clone(&rig.backend), machine.clone());
+        tokio::spawn(async move { backend.agent_access(&machine).await })
+    });
+    for ask in asks.collect::<Vec<_>>() {
+        ask.await.unwrap().unwrap();
+    }
+    assert_eq!(starts(&rig, &machine).len(), 2);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_cannot_start_says_why() {
+    let mut rig = Rig::local();
+    let machine = rig.launch(1).await.remove(0);
+    socket(&rig, &machine).await;
+    let trouble = rig.folder(&machine.key).join("trouble");
+    fs::write(&trouble, "the disk is on fire").unwrap();
+    kill_agent(&rig, &machine).await;
+    let error = rig.backend.agent_access(&machine).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unavailable);
+    assert!(error.message.contains("the disk is on fire"), "{error}");
+    fs::remove_file(trouble).unwrap();
+    socket(&rig, &machine).await;
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn termination_ends_the_machines_jobs_and_no_others() {
+    let mut rig = Rig::local();
+    let machines = rig.launch(2).await;
+    let ids = [1, 2].map(|n| Uuid::from_u128(n).to_string());
+    let mut jobs = Vec::new();
+    for (machine, id) in machines.iter().zip(&ids) {
+        socket(&rig, machine).await;
+        fs::create_dir_all(rig.folder(&machine.key).join("agent/tasks").join(id).join("run")).unwrap();
+        jobs.push(Job::start(Command::new("sleep").arg("1000").env("DSTACK_JOB_ID", id)));
+    }
+    // A supervisor, found by its folder; and its child, which cleans its environment.
+    let run = rig.folder(&machines[0].key).join("agent/tasks").join(&ids[0]).join("run");
+    let script = format!("env -i sh -c 'echo $$ > {0}/pid; exec sleep 1000' & wait", run.display());
+    let mut supervisor = Job::start(Command::new("sh").args(["-c", &script, "job", "--dir"]).arg(&run));
+    let child = loop {
+        match fs::read_to_string(run.join("pid")).unwrap_or_default().trim().parse() {
+            Ok(pid) => break pid,
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+
+    rig.backend.terminate(&machines[0].key).await.unwrap();
+    assert!(jobs[0].was_killed() && supervisor.was_killed());
+    assert!(!is_alive(child), "a child that hides lives");
+    assert!(jobs[1].lives(), "the other machine's job was killed");
+    assert!(processes_with(&rig.folder(&machines[0].key)).is_empty());
+    assert!(!rig.folder(&machines[0].key).exists());
+    assert_eq!(processes_with(&rig.folder(&machines[1].key)).len(), 1);
+    rig.end().await;
+    assert!(jobs[1].was_killed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_before_a_launch_is_whole_leaves_nothing_of_it() {
+    let mut rig = Rig::local();
+    let order = rig.order(2).await;
+    let local = rig.context.state_dir.join("local");
+    let staged = local.join("staging").join(order.launch_id.to_string());
+    fs::create_dir_all(staged.join("0")).unwrap();
+    fs::write(staged.join("0/machine.json"), "{\"half").unwrap();
+    rig.reopen();
+    assert_eq!(rig.backend.list().await.unwrap(), []);
+    rig.backend.launch(&order).await.unwrap();
+    rig.running(order.launch_id, 2).await;
+    assert_eq!(fs::read_dir(local.join("staging")).unwrap().count(), 0);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_in_a_termination_is_finished_by_the_next() {
+    let mut rig = Rig::local();
+    let machines = rig.launch(2).await;
+    // Before its processes ended.
+    fs::write(rig.folder(&machines[0].key).join("ending"), "").unwrap();
+    // After it was taken out of the books.
+    let trash = rig.context.state_dir.join("local/trash/rest");
+    fs::create_dir_all(trash.join("deep")).unwrap();
+    rig.reopen();
+    let listed = rig.backend.list().await.unwrap();
+    let states: Vec<MachineState> = listed.iter().map(|machine| machine.state).collect();
+    assert_eq!(states, [MachineState::Stopping, MachineState::Running]);
+    assert_eq!(kind_of(rig.backend.launch(&rig_order(&rig, &machines[0]).await).await), None);
+    rig.backend.terminate(&machines[0].key).await.unwrap();
+    assert!(!trash.exists() && !rig.folder(&machines[0].key).exists());
+    rig.end().await;
+}
+
+/// The order that made a machine, as a server would repeat it.
+async fn rig_order(rig: &Rig, machine: &Machine) -> backends::LaunchOrder {
+    let wanted = OffersWanted { nodes: 2, cluster: false };
+    let offers = rig.backend.offers(&wanted).await.unwrap();
+    backends::LaunchOrder {
+        launch_id: machine.key.launch_id,
+        fleet_name: String::new(),
+        project_name: String::new(),
+        offer: offers[0].clone(),
+        zone: None,
+        count: 2,
+        least: 2,
+        cluster: false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deep_folder_does_not_keep_agents_from_listening() {
+    let dir = tempfile::tempdir().unwrap();
+    let deep = dir.path().join("d".repeat(100));
+    let context = context(&deep, write_stub(dir.path()));
+    let backend = open(&parse_config(&json!({ "type": "local" })).unwrap(), &context).unwrap();
+    let mut rig = Rig::local();
+    (rig.backend, rig.context) = (backend, context);
+    let machine = rig.launch(1).await.remove(0);
+    let path = socket(&rig, &machine).await;
+    assert!(path.as_os_str().len() < 108 && path.exists());
+    rig.end().await;
+    assert!(!path.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_of_another_server_are_not_listed_and_keep_what_they_hold() {
+    let mut rig = Rig::local();
+    let machines = rig.launch(1).await;
+    let ours = rig.context.clone();
+    rig.context.server_id = api::ids::ServerId(Uuid::from_u128(7));
+    rig.reopen();
+    assert_eq!(rig.backend.list().await.unwrap(), []);
+    assert!(rig.offers(1, false).await.is_empty());
+    rig.context = ours;
+    rig.reopen();
+    assert_eq!(rig.backend.list().await.unwrap(), machines);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_missing_agent_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let context = context(dir.path(), PathBuf::from("/nowhere/agent"));
+    let backend = open(&parse_config(&json!({ "type": "local" })).unwrap(), &context).unwrap();
+    let error = backend.offers(&OffersWanted::default()).await.unwrap_err();
+    assert!(error.message.contains("/nowhere/agent"), "{error}");
+}
