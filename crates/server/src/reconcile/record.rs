@@ -1,6 +1,6 @@
 //! What every reconciler records beside its own row: events, and who must look next.
 
-use api::ids::{EventId, InstanceId, JobId, RunId};
+use api::ids::{EventId, InstanceId, RunId};
 use lifecycle::events::{NewEvent, Target};
 use store::Tx;
 use store::leases::{Table, touch};
@@ -19,11 +19,6 @@ pub(super) async fn events(deps: &Deps, tx: &mut Tx, messages: &[String], target
 /// Makes a run due.
 pub(super) async fn touch_run(deps: &Deps, tx: &mut Tx, id: RunId) -> store::Result<()> {
     touch(&mut *tx, Table::Runs, id.0, deps.clock.now()).await
-}
-
-/// Makes a job due.
-pub(super) async fn touch_job(deps: &Deps, tx: &mut Tx, id: JobId) -> store::Result<()> {
-    touch(&mut *tx, Table::Jobs, id.0, deps.clock.now()).await
 }
 
 /// Makes an instance due.

@@ -14,7 +14,7 @@ use api::repos::RepoData;
 use lifecycle::instance::Instance;
 use lifecycle::job::Job;
 use lifecycle::placement::requirements;
-use lifecycle::run::{Run, interpolation};
+use lifecycle::run::{Run, for_processes, interpolation};
 use store::{projects, runs};
 
 use super::job::GENERATION;
@@ -190,6 +190,7 @@ async fn spec_of(deps: &Deps, job: &Job, run: &Run, instance: &Instance) -> stor
         Err(message) => return Ok(Err(message)),
     };
     let in_container = runs_in_container(run, instance);
+    let argv = if in_container { argv } else { for_processes(&argv) };
     let files = match file_deliveries(deps, &job_spec).await? {
         Ok(files) => files,
         Err(message) => return Ok(Err(message)),

@@ -1,0 +1,62 @@
+//! The secrets inside submissions: rows keep them sealed, clients see them as they sent them.
+
+use api::configurations::RegistryAuth;
+use api::jobs::JobSpec;
+use api::runs::RunSpec;
+
+use crate::sealing::{Sealer, SealingError};
+
+fn seal(sealer: &Sealer, auth: Option<&mut RegistryAuth>) {
+    if let Some(auth) = auth {
+        auth.password = sealer.seal(&auth.password);
+    }
+}
+
+fn unseal(sealer: &Sealer, auth: Option<&mut RegistryAuth>) -> Result<(), SealingError> {
+    if let Some(auth) = auth {
+        auth.password = sealer.unseal(&auth.password)?;
+    }
+    Ok(())
+}
+
+/// Seals what is secret in a submission.
+pub fn seal_run_spec(sealer: &Sealer, spec: &mut RunSpec) {
+    seal(sealer, spec.configuration.common_mut().registry_auth.as_mut());
+}
+
+/// Opens what is secret in a submission. On an error nothing is changed.
+pub fn unseal_run_spec(sealer: &Sealer, spec: &mut RunSpec) -> Result<(), SealingError> {
+    unseal(sealer, spec.configuration.common_mut().registry_auth.as_mut())
+}
+
+/// Seals what is secret in a job.
+pub fn seal_job_spec(sealer: &Sealer, spec: &mut JobSpec) {
+    seal(sealer, spec.registry_auth.as_mut());
+}
+
+/// Opens what is secret in a job. On an error nothing is changed.
+pub fn unseal_job_spec(sealer: &Sealer, spec: &mut JobSpec) -> Result<(), SealingError> {
+    unseal(sealer, spec.registry_auth.as_mut())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::ids::Ids;
+
+    #[test]
+    fn a_sealed_submission_shows_no_password_and_opens_again() {
+        let sealer = Sealer::ephemeral(&Ids::seeded(1));
+        let configuration = json!({
+            "type": "task", "image": "x", "registry_auth": { "username": "me", "password": "hush-hush" },
+        });
+        let written: RunSpec = serde_json::from_value(json!({ "configuration": configuration })).unwrap();
+        let mut spec = written.clone();
+        seal_run_spec(&sealer, &mut spec);
+        assert!(!serde_json::to_string(&spec).unwrap().contains("hush"));
+        unseal_run_spec(&sealer, &mut spec).unwrap();
+        assert_eq!(spec, written);
+    }
+}
