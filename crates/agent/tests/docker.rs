@@ -8,9 +8,11 @@ mod support;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use api::agent::*;
 use support::*;
+use tokio::time::{Instant, sleep};
 
 const IMAGE: &str = "dstack-test:latest";
 
@@ -336,8 +338,12 @@ impl OwnEngine {
     fn run(&mut self) {
         let dir = self.dir.path();
         let path = |name: &str| dir.join(name).to_string_lossy().into_owned();
-        let log = std::fs::File::create(dir.join("log")).unwrap();
-        let child = Command::new("dockerd")
+        let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
+        // A killed engine leaves its number behind, which may be another process's by now.
+        let _ = std::fs::remove_file(dir.join("pid"));
+        // In a network of its own, or it would take the other engine's bridge away.
+        let child = Command::new("unshare")
+            .args(["--net", "dockerd"])
             .args(["--data-root", &path("data"), "--exec-root", &path("exec")])
             .args(["--pidfile", &path("pid"), "-H", &self.host()])
             .args(["--bridge=none", "--iptables=false", "--ip-masq=false"])
@@ -349,9 +355,12 @@ impl OwnEngine {
     }
 
     async fn wait(&self) {
-        let socket = self.dir.path().join("docker.sock");
-        eventually("engine", async || self.docker(&["info"]).then_some(())).await;
-        assert!(exists(&socket));
+        let end = Instant::now() + 2 * DEADLINE;
+        while !self.docker(&["info"]) {
+            let log = || std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+            assert!(Instant::now() < end, "the engine does not come up: {}", log());
+            sleep(Duration::from_millis(100)).await;
+        }
     }
 
     fn docker(&self, arguments: &[&str]) -> bool {
@@ -369,11 +378,23 @@ impl OwnEngine {
         assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
     }
 
-    fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+    /// `kill -9`, and with the engine ends what it has started for itself, but not the containers.
+    async fn kill(&mut self) {
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        let _ = child.kill();
+        let _ = child.wait();
+        let file = self.dir.path().join("exec/containerd/containerd.pid");
+        let pid = std::fs::read_to_string(&file).unwrap();
+        let stat = format!("/proc/{}/stat", pid.trim());
+        eventually("the end of containerd", async || {
+            let stat = std::fs::read_to_string(&stat).unwrap_or_default();
+            (stat.is_empty() || stat.contains(") Z ")).then_some(())
+        })
+        .await;
+        // A number without a process, which a new engine would wait for.
+        let _ = std::fs::remove_file(file);
     }
 }
 
@@ -419,7 +440,7 @@ async fn an_engine_that_is_killed_interrupts_the_job_and_says_what_would_help() 
     }];
     agent.put(&spec).await;
     agent.wait_for(&spec, "output", |state| state.log_end > 0).await;
-    engine.kill();
+    engine.kill().await;
     // An engine that is away is no reason to give the job up.
     let state = agent.state(spec.id).await.unwrap();
     assert!(state.exit.is_none());
