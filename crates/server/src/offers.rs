@@ -4,7 +4,7 @@
 //! "no offers" helps nobody.
 
 use api::backends::BackendType;
-use api::configurations::{CpuSpec, FleetConfiguration, GpuSpec, Memory, ProfileParams, Range, ResourcesSpec, SpotPolicy};
+use api::configurations::{CpuSpec, FleetConfiguration, GpuSpec, Memory, ProfileParams, Range, ResourcesSpec};
 use api::ids::ProjectId;
 use api::instances::Offer;
 use api::jobs::Requirements;
@@ -270,11 +270,7 @@ pub fn fleet_requirements(configuration: &FleetConfiguration, profile: &ProfileP
     Requirements {
         resources: configuration.resources.clone().unwrap_or_else(least),
         max_price: profile.max_price,
-        spot: match profile.spot_policy {
-            None | Some(SpotPolicy::OnDemand) => Some(false),
-            Some(SpotPolicy::Spot) => Some(true),
-            Some(SpotPolicy::Auto) => None,
-        },
+        spot: lifecycle::run::wanted_spot(profile),
         reservation: profile.reservation.clone(),
         multinode: Some(lifecycle::placement::is_cluster(configuration.placement)),
         backend_options: profile.backend_options.clone(),
