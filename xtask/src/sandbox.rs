@@ -20,7 +20,7 @@ use crate::shell;
 const MARK: &str = "DSTACK_XTASK_SANDBOX";
 
 /// How long a program may take to end when asked politely.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(20);
 
 /// A private directory, and the process that cleans up after it.
 #[derive(Debug)]
@@ -60,8 +60,14 @@ impl Sandbox {
     /// A command whose process, and every process of that, ends with the sandbox.
     pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
-        command.env(MARK, &self.dir);
+        let (name, value) = self.mark();
+        command.env(name, value);
         command
+    }
+
+    /// The variable that marks a process as this sandbox's.
+    pub(crate) fn mark(&self) -> (&'static str, String) {
+        (MARK, self.dir.display().to_string())
     }
 }
 
@@ -80,7 +86,9 @@ pub(crate) fn clean_up_when_told(dir: &Path) -> Result<()> {
     // Containers carry no mark; they are children of marked processes only as long as those live.
     let mut known = members(dir);
     for name in ["TERM", "KILL"] {
-        for pid in &known {
+        // Asked politely, a parent ends its children in the order that it needs.
+        let has_parent = |pid: u32| parent_and_state(pid).is_some_and(|(parent, _)| known.contains(&parent));
+        for pid in known.iter().filter(|pid| name == "KILL" || !has_parent(**pid)) {
             shell::signal(*pid, name);
         }
         let rest = || {
@@ -92,7 +100,20 @@ pub(crate) fn clean_up_when_told(dir: &Path) -> Result<()> {
             break;
         }
     }
+    unmount_all(dir);
     fs::remove_dir_all(dir).with_context(|| format!("remove the directory `{}`", dir.display()))
+}
+
+/// Takes away what an engine for containers has mounted in the directory.
+fn unmount_all(dir: &Path) {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    // Later mounts may lie inside of earlier ones.
+    for line in mounts.lines().rev() {
+        let place = line.split(' ').nth(1).map(Path::new);
+        if let Some(place) = place.filter(|place| place.starts_with(dir)) {
+            shell::succeeds(Command::new("umount").arg("--lazy").arg(place));
+        }
+    }
 }
 
 /// The processes that carry the directory in their environment or command line, and their descendants.

@@ -2,7 +2,6 @@
 
 use std::env;
 use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -21,69 +20,40 @@ const IMAGE_PACKAGES: &str = "python3,python3-venv,openmpi-bin,procps";
 
 /// Makes sure that an engine answers and has the image.
 pub(super) fn prepare(sandbox: &Sandbox) -> Result<Vec<(&'static str, String)>> {
-    let mut variables = vec![("DSTACK_TEST_DOCKER", "1".to_owned())];
     if !engine_answers() {
         packages::ensure(&["docker.io"], || shell::find("dockerd").is_some() && shell::find("docker").is_some())?;
     }
     // The package may have started one.
     if !engine_answers() {
-        variables.extend(start_engine(sandbox)?);
+        start_engine(sandbox)?;
     }
     if !shell::succeeds(Command::new("docker").args(["image", "inspect", IMAGE])) {
         let archive = image_archive(sandbox)?;
         shell::capture(Command::new("docker").arg("import").arg(archive).arg(IMAGE))?;
     }
-    Ok(variables)
+    Ok(vec![("DSTACK_TEST_DOCKER", "1".to_owned())])
 }
 
 fn engine_answers() -> bool {
     shell::succeeds(Command::new("docker").arg("info"))
 }
 
-/// Starts an engine as a host should have it: containers outlive the engine, because `containerd` is no child of
-/// it. Tests find in the variables how to restart it.
-fn start_engine(sandbox: &Sandbox) -> Result<Vec<(&'static str, String)>> {
+/// Starts an engine that ends with the sandbox. Its images stay in the cache.
+fn start_engine(sandbox: &Sandbox) -> Result<()> {
     if !shell::is_root() {
         bail!("no engine answers and only root can start one: start Docker, or add yourself to its group");
     }
     let dir = sandbox.subdir("docker")?;
-    let cache = workspace::cache_dir();
-    let socket = dir.join("containerd.sock");
-    let mut containerd = sandbox.command("containerd");
-    containerd.arg("--address").arg(&socket);
-    containerd.arg("--root").arg(cache.join("containerd")).arg("--state").arg(dir.join("containerd"));
-    start(&mut containerd, &dir.join("containerd.log"))?;
-    shell::wait_for("containerd's socket", START, || socket.exists().then_some(()))?;
-
-    let pid_file = dir.join("docker.pid");
-    let script = dir.join("dockerd");
     // It listens where clients look for it.
     let host = env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
-    let text = format!(
-        "#!/bin/sh\nexec dockerd --host '{host}' --containerd '{}' --data-root '{}' --exec-root '{}' --pidfile '{}' --live-restore\n",
-        socket.display(),
-        cache.join("docker").display(),
-        dir.join("exec").display(),
-        pid_file.display(),
-    );
-    fs::write(&script, text).context("write the script that starts the engine")?;
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
-    let log = dir.join("dockerd.log");
-    start(&mut sandbox.command(&script), &log)?;
+    let mut dockerd = sandbox.command("dockerd");
+    dockerd.args(["--host", &host]).arg("--data-root").arg(workspace::cache_dir().join("docker"));
+    dockerd.arg("--exec-root").arg(dir.join("exec")).arg("--pidfile").arg(dir.join("pid"));
+    let path = dir.join("log");
+    let log = File::create(&path).context("make the engine's log")?;
+    dockerd.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("start `dockerd`")?;
     let started = shell::wait_for("the engine's first answer", START, || engine_answers().then_some(()));
-    started.with_context(|| last_lines(&log))?;
-    Ok(vec![
-        ("DSTACK_TEST_DOCKERD", script.display().to_string()),
-        ("DSTACK_TEST_DOCKERD_PID_FILE", pid_file.display().to_string()),
-    ])
-}
-
-fn start(command: &mut Command, log: &Path) -> Result<()> {
-    let line = shell::describe(command);
-    let log = File::create(log).with_context(|| format!("make the log of `{line}`"))?;
-    let started = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
-    started.with_context(|| format!("start `{line}`"))?;
-    Ok(())
+    started.with_context(|| last_lines(&path))
 }
 
 fn last_lines(log: &Path) -> String {

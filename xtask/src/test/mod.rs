@@ -147,6 +147,8 @@ fn run_prepared(command: &str) -> Result<()> {
 fn everything(options: &Options) -> Result<Outcome> {
     let sandbox = Sandbox::new("test")?;
     let mut prepared = Prepared::default();
+    // What tests leave running ends with the sandbox too.
+    prepared.variables.push(sandbox.mark());
     if !options.bare {
         prepare(&sandbox, &mut prepared);
     }
