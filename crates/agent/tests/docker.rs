@@ -307,7 +307,8 @@ async fn crashes_of_the_agent_neither_lose_nor_repeat() {
         std::fs::write(agent.home.path().join("failpoint"), point).unwrap();
         let (state, log) = agent.run(&spec).await;
         assert_eq!(state.exit.unwrap().reason, ExitReason::Done, "{point}");
-        let expected: String = (1..=20000).map(|number| format!("{number}\n")).collect();
+        let lines: Vec<String> = (1..=20000).map(|number| number.to_string()).collect();
+        let expected = lines.join("\n") + "\n";
         assert!(text(&log) == expected, "{point}: {} bytes", log.len());
         let ledger = std::fs::read_to_string(shared.path().join("ledger")).unwrap();
         assert_eq!(ledger, "started\n", "{point}");

@@ -137,6 +137,78 @@ async fn the_environment_is_clean_literal_and_complete() {
 }
 
 #[tokio::test]
+async fn a_job_may_run_as_another_user_in_its_own_directory() {
+    let mut agent = Agent::new(&[]);
+    let mut spec = script("id -un; id -G; touch mine && ls; cat $DSTACK_MPI_HOSTFILE; ls ../run");
+    spec.user = Some("nobody".to_owned());
+    spec.cluster.node_ips = vec!["10.0.0.9".to_owned()];
+    let (state, log) = agent.run(&spec).await;
+    let log = text(&log);
+    assert!(log.starts_with("nobody\n65534\nmine\n10.0.0.9\n"), "{log}");
+    assert!(log.contains("Permission denied"), "{log}");
+    assert_eq!(state.resolved.username.as_deref(), Some("nobody"));
+    let mut spec = script("true");
+    spec.user = Some("no-such-user".to_owned());
+    let exit = agent.run(&spec).await.0.exit.unwrap();
+    assert_eq!(exit.reason, ExitReason::ExecutorError);
+    assert!(exit.message.unwrap().contains("no-such-user"));
+}
+
+#[tokio::test]
+async fn a_virtual_environment_comes_first_or_its_lack_is_told() {
+    let mut agent = Agent::new(&[]);
+    let mut spec = script("command -v python; echo $VIRTUAL_ENV");
+    spec.python = Some("3.11".to_owned());
+    let (state, log) = agent.run(&spec).await;
+    match state.exit.unwrap() {
+        exit if exit.reason == ExitReason::Done => {
+            let venv = text(&log).lines().last().unwrap().to_owned();
+            assert!(venv.ends_with("/venv"), "{venv}");
+            assert_eq!(text(&log), format!("{venv}/bin/python\n{venv}\n"));
+        }
+        exit => assert!(exit.message.unwrap().contains("python: 3.11")),
+    }
+    spec = script("true");
+    spec.python = Some("3.99".to_owned());
+    let exit = agent.run(&spec).await.0.exit.unwrap();
+    assert_eq!(exit.reason, ExitReason::ExecutorError);
+    assert!(exit.message.unwrap().contains("python: 3.99"));
+}
+
+#[tokio::test]
+async fn a_reader_that_acknowledges_nothing_gets_one_window() {
+    use http_body_util::BodyExt;
+    let mut agent = Agent::new(&[]);
+    let spec = script("seq 1 1000000");
+    agent.put(&spec).await;
+    agent.wait_sealed(&spec).await;
+    let mut client = agent.client().await;
+    let path = format!("/v1/tasks/{}/logs?offset=0", spec.id);
+    let mut body = client.send("GET", &path, bytes::Bytes::new()).await.unwrap().into_body();
+    let (mut log, mut buffer) = (Log::default(), bytes::BytesMut::new());
+    while let Ok(Some(Ok(frame))) = timeout(Duration::from_millis(500), body.frame()).await {
+        buffer.extend_from_slice(frame.data_ref().unwrap());
+        while take_frame(&mut buffer, &mut log) {}
+    }
+    assert_eq!(log.next, LOG_WINDOW);
+}
+
+#[tokio::test]
+async fn acknowledged_segments_are_removed() {
+    let mut agent = Agent::new(&[]);
+    let spec = script("seq 1 3000000");
+    agent.put(&spec).await;
+    let log = agent.read_log(spec.id, 0).await;
+    assert!(log.gaps.is_empty());
+    let end = agent.wait_sealed(&spec).await.log_end;
+    let path = format!("/v1/tasks/{}/logs/ack", spec.id);
+    agent.insist::<()>("POST", &path, &LogAck { offset: end }).await.unwrap();
+    let logs = agent.home.path().join(format!("tasks/{}/run/logs", spec.id));
+    let size: u64 = std::fs::read_dir(logs).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+    assert!(size < 6 << 20, "{size} bytes are left");
+}
+
+#[tokio::test]
 async fn secrets_are_in_no_argument_and_gone_from_the_disk_once_it_runs() {
     let mut agent = Agent::new(&[]);
     let mut spec = script("echo up; sleep 1000");

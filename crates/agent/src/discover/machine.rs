@@ -85,7 +85,7 @@ fn disk_available_bytes() -> u64 {
     statistics.map_or(0, |statistics| {
         #[expect(clippy::useless_conversion, reason = "the width depends on the platform")]
         let available = u64::from(statistics.blocks_available());
-        available * statistics.fragment_size() as u64
+        available * statistics.fragment_size()
     })
 }
 

@@ -16,7 +16,7 @@ use crate::clock;
 use crate::host::Engine;
 
 /// How long a vendor's tool may take before the machine is taken to have none of its GPUs.
-const TOOL_TIMEOUT: Duration = Duration::from_secs(60);
+const TOOL_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Where the machine's own files begin; tests put captured ones elsewhere.
 #[derive(Debug, Clone)]
@@ -92,8 +92,5 @@ fn output_of(program: &str, arguments: &[&str]) -> Result<String, String> {
         }
     };
     let text = reader.join().unwrap_or_default();
-    match status.success() {
-        true => Ok(text),
-        false => Err(format!("`{program}` failed: {status}: {}", text.trim())),
-    }
+    if status.success() { Ok(text) } else { Err(format!("`{program}` failed: {status}: {}", text.trim())) }
 }

@@ -20,7 +20,7 @@ use crate::host::state::{Host, refuse};
 use crate::host::task_dir::TaskDir;
 
 /// How long a blob that no task waits for is kept.
-const UNUSED_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+const UNUSED_LIFETIME: Duration = Duration::from_hours(24);
 
 static UPLOADS: AtomicU64 = AtomicU64::new(0);
 
@@ -73,9 +73,10 @@ async fn receive(body: Body, partial: &std::path::Path) -> Result<String, AgentE
 
 fn path(host: &Host, sha256: &str) -> Result<PathBuf, AgentError> {
     let is_hash = sha256.len() == 64 && sha256.bytes().all(|byte| byte.is_ascii_hexdigit());
-    match is_hash && sha256 == sha256.to_ascii_lowercase() {
-        true => Ok(host.blobs_dir().join(sha256)),
-        false => Err(refuse(AgentErrorCode::InvalidRequest, "a blob's name is its SHA-256")),
+    if is_hash && sha256 == sha256.to_ascii_lowercase() {
+        Ok(host.blobs_dir().join(sha256))
+    } else {
+        Err(refuse(AgentErrorCode::InvalidRequest, "a blob's name is its SHA-256"))
     }
 }
 

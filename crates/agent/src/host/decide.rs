@@ -165,9 +165,10 @@ fn after_gone(record: &Record, seen: &Seen, gone: &Gone, now: Timestamp, boot: &
         let message = Some(message.clone());
         return Step::NoteExited(exit(ExitReason::HostInterrupted, message, now));
     }
-    let message = match gone.oom_killed {
-        true => "the job's supervisor was ended by the kernel for want of memory",
-        false => "the job's supervisor ended without a word",
+    let message = if gone.oom_killed {
+        "the job's supervisor was ended by the kernel for want of memory"
+    } else {
+        "the job's supervisor ended without a word"
     };
     let mut exit = exit(ExitReason::ExecutorError, Some(message.to_owned()), now);
     exit.oom_killed = gone.oom_killed;

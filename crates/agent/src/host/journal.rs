@@ -45,7 +45,7 @@ impl Journal {
 
     /// Keeps some space for later lines.
     pub(crate) fn reserve(&self) -> io::Result<()> {
-        disk::write_atomically(&self.reserve, &[b' '; RESERVE_BYTES])
+        disk::write_atomically(&self.reserve, &vec![b' '; RESERVE_BYTES])
     }
 
     /// Writes a line durably. On failure nothing of it is in the file.
@@ -75,13 +75,12 @@ impl Journal {
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         let result = self.file.write_all(bytes).and_then(|()| self.file.sync_data());
-        match result {
-            Ok(()) => self.length += bytes.len() as u64,
-            Err(_) => {
-                // Half a line would hide the next one.
-                self.file.set_len(self.length)?;
-                self.file.seek(SeekFrom::Start(self.length))?;
-            }
+        if let Ok(()) = result {
+            self.length += bytes.len() as u64;
+        } else {
+            // Half a line would hide the next one.
+            self.file.set_len(self.length)?;
+            self.file.seek(SeekFrom::Start(self.length))?;
         }
         result
     }

@@ -66,10 +66,11 @@ pub(crate) fn run(options: HostOptions) -> anyhow::Result<()> {
     result
 }
 
-/// Lets only the owner into the home.
+/// Lets only the owner see the home. Jobs of other users may pass through to their own folder.
 fn restrict(home: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(home, std::fs::Permissions::from_mode(0o700))
+    let mode = std::fs::metadata(home)?.permissions().mode();
+    std::fs::set_permissions(home, std::fs::Permissions::from_mode(mode & 0o711 | 0o700))
 }
 
 async fn serve(options: HostOptions) -> anyhow::Result<()> {

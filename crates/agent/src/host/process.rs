@@ -33,12 +33,11 @@ pub(crate) async fn launch(dir: &TaskDir) -> Result<(), String> {
         command.status().await
     };
     let status = start.await.map_err(|error| format!("cannot start the supervisor: {error}"))?;
-    match status.success() {
-        true => Ok(()),
-        false => {
-            let words = dir.last_words().unwrap_or_else(|| status.to_string());
-            Err(format!("the job's supervisor did not start: {words}"))
-        }
+    if status.success() {
+        Ok(())
+    } else {
+        let words = dir.last_words().unwrap_or_else(|| status.to_string());
+        Err(format!("the job's supervisor did not start: {words}"))
     }
 }
 

@@ -77,6 +77,10 @@ pub(crate) async fn launch(
             if dir.is_marked_started() {
                 return Err(Failure::executor("the command was started before; it is not repeated"));
             }
+            if spec.user.is_some() {
+                dir.let_others_through(&host.options.home)
+                    .map_err(|error| Failure::executor(format!("cannot open the task's folder: {error}")))?;
+            }
             for warning in unenforced(spec) {
                 let _ = progress.send(Progress::Warning(warning)).await;
             }
@@ -92,10 +96,7 @@ pub(crate) async fn launch(
 
 /// Whether the task's supervisor lives.
 pub(crate) async fn liveness(host: &Host, dir: &TaskDir, id: JobId, is_container: bool) -> Liveness {
-    match is_container {
-        true => container::liveness(host, id).await,
-        false => process::liveness(dir),
-    }
+    if is_container { container::liveness(host, id).await } else { process::liveness(dir) }
 }
 
 /// Ends everything of the task at once; answers what the user should know about it.
@@ -134,7 +135,7 @@ fn process_job_file(host: &Host, dir: &TaskDir, spec: &TaskSpec, gpus: Vec<Strin
         default_working_dir: dir.work(),
         home_dir: std::env::var_os("HOME").map(Into::into),
         venv_dir: dir.venv(),
-        hostfile: dir.run().join("hostfile"),
+        hostfile: dir.root().join("hostfile"),
         blobs_dir: host.blobs_dir(),
         gpu_env: host.gpu_env(&gpus),
         gpu_uuids: gpus,

@@ -400,9 +400,10 @@ impl Task {
     fn check_generation(&self, generation: u64) -> Result<&Record, AgentError> {
         let unknown = || refuse(AgentErrorCode::UnknownTask, "the task was not accepted");
         let record = self.record.as_ref().ok_or_else(unknown)?;
-        match generation < record.state.generation {
-            true => Err(older(generation, record.state.generation)),
-            false => Ok(record),
+        if generation < record.state.generation {
+            Err(older(generation, record.state.generation))
+        } else {
+            Ok(record)
         }
     }
 

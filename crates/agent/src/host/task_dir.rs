@@ -112,6 +112,15 @@ impl TaskDir {
         (!text.is_empty()).then_some(text)
     }
 
+    /// Lets a job that runs as another user reach its own working directory, and see nothing else.
+    pub(crate) fn let_others_through(&self, home: &Path) -> io::Result<()> {
+        use std::os::unix::fs::PermissionsExt;
+        for dir in [home, &home.join("tasks"), &self.root] {
+            std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711))?;
+        }
+        Ok(())
+    }
+
     /// Empties the supervisor's folder, for a new start.
     pub(crate) fn clear_run(&self) -> io::Result<()> {
         remove_dir(&self.run())?;

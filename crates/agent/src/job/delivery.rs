@@ -23,10 +23,7 @@ pub(crate) fn make_dirs(path: &Path, owner: Owner<'_>) -> Result<(), String> {
             _ => own(dir, owner).map_err(|error| format!("`{}`: {error}", dir.display()))?,
         }
     }
-    match path.is_dir() {
-        true => Ok(()),
-        false => Err(format!("`{}` is not a directory", path.display())),
-    }
+    if path.is_dir() { Ok(()) } else { Err(format!("`{}` is not a directory", path.display())) }
 }
 
 /// Unpacks uploaded code into `target`.
@@ -38,9 +35,10 @@ pub(crate) fn deliver_code(
 ) -> Result<(), String> {
     make_dirs(target, owner)?;
     if !is_empty(target) {
-        return match code.skip_if_exists {
-            true => Ok(()),
-            false => Err(format!("the repository's directory `{}` is not empty", target.display())),
+        return if code.skip_if_exists {
+            Ok(())
+        } else {
+            Err(format!("the repository's directory `{}` is not empty", target.display()))
         };
     }
     let Some(blob) = &code.blob_sha256 else {

@@ -105,9 +105,9 @@ mod tests {
     #[test]
     fn no_grace_kills_at_once_and_a_later_order_cannot_lengthen_it() {
         let now = crate::clock::monotonic();
-        let mut ending = Ending::begin(Cause::Stopped, Duration::from_secs(60), now);
+        let mut ending = Ending::begin(Cause::Stopped, Duration::from_mins(1), now);
         ending.shorten(Duration::ZERO, now);
-        ending.shorten(Duration::from_secs(60), now);
+        ending.shorten(Duration::from_mins(1), now);
         assert_eq!(ending.due(now), Some(Signal::SIGKILL));
     }
 }

@@ -1,6 +1,7 @@
 //! The environment of a job's command.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 
 use api::agent::{ClusterInfo, TaskSpec};
 
@@ -99,7 +100,9 @@ pub(crate) fn hostfile(cluster: &ClusterInfo) -> String {
         text.push_str(ip);
         match cluster.gpus_per_node.get(rank) {
             None | Some(0) => {}
-            Some(gpus) => text.push_str(&format!(" slots={gpus}")),
+            Some(gpus) => {
+                let _ = write!(text, " slots={gpus}");
+            }
         }
         text.push('\n');
     }
@@ -112,10 +115,10 @@ pub(crate) fn profile(env: &BTreeMap<String, String>, working_dir: &str) -> Stri
     let mut text = String::new();
     for (name, value) in env {
         if is_identifier(name) && !OWN.contains(&name.as_str()) {
-            text.push_str(&format!("export {name}={}\n", quote(value)));
+            let _ = writeln!(text, "export {name}={}", quote(value));
         }
     }
-    text.push_str(&format!("cd {}\n", quote(working_dir)));
+    let _ = writeln!(text, "cd {}", quote(working_dir));
     text
 }
 

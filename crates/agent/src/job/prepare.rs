@@ -116,10 +116,7 @@ fn absolute(base: &Path, path: &str, home: &Path) -> Result<PathBuf, String> {
     };
     // Components drop the dots and slashes that mean nothing; `..` stays for the kernel.
     let clean: PathBuf = joined.components().collect();
-    match clean.is_absolute() {
-        true => Ok(clean),
-        false => Err(format!("`{}` is not an absolute path", clean.display())),
-    }
+    if clean.is_absolute() { Ok(clean) } else { Err(format!("`{}` is not an absolute path", clean.display())) }
 }
 
 fn make_venv(

@@ -213,9 +213,9 @@ impl Supervisor {
     fn reap(&mut self) {
         loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
                 Err(Errno::EINTR) => {}
-                Err(_) => return,
+                // Nobody has ended, or nobody is there.
+                Ok(WaitStatus::StillAlive) | Err(_) => return,
                 Ok(status) => {
                     self.reaped = true;
                     let command = self.command.as_ref().map(|command| command.pid);
@@ -229,7 +229,7 @@ impl Supervisor {
 
     fn finish_preparing(&mut self) {
         let is_done = self.preparing.as_ref().is_some_and(|preparing| preparing.thread.is_finished());
-        let closed = self.preparing.as_mut().is_some_and(|preparing| preparing.is_closed());
+        let closed = self.preparing.as_mut().is_some_and(Preparing::is_closed);
         if !is_done && !closed {
             return;
         }
@@ -377,9 +377,10 @@ impl Supervisor {
                 (ExitReason::MaxDurationExceeded, Some(format!("ran longer than {longest} s")))
             }
             Cause::Interrupted => {
-                let message = match self.job.container {
-                    true => wire::ENGINE_INTERRUPTED,
-                    false => "the job's supervisor was told to end by a signal",
+                let message = if self.job.container {
+                    wire::ENGINE_INTERRUPTED
+                } else {
+                    "the job's supervisor was told to end by a signal"
                 };
                 (ExitReason::HostInterrupted, Some(message.to_owned()))
             }
@@ -404,7 +405,8 @@ impl Supervisor {
         let end = self.log.end();
         let now = clock::monotonic();
         let may_tell = self.reported_at.is_none_or(|at| at + REPORT_INTERVAL <= now);
-        if !self.changed && !(self.reported_end < end && may_tell) {
+        let log_is_news = self.reported_end < end && may_tell;
+        if !self.changed && !log_is_news {
             return;
         }
         self.note_lost_output();

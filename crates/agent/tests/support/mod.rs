@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 /// How long anything may take on a busy machine.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_mins(1);
 
 pub fn binary() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_dstack-agent"))
@@ -370,7 +370,7 @@ impl Client {
     }
 }
 
-fn take_frame(buffer: &mut BytesMut, log: &mut Log) -> bool {
+pub fn take_frame(buffer: &mut BytesMut, log: &mut Log) -> bool {
     let Some(header) = buffer.first_chunk::<LOG_FRAME_HEADER>() else {
         return false;
     };

@@ -17,7 +17,7 @@ use crate::host::container::{failure, message};
 use crate::host::runtime::{Failure, Progress};
 
 /// How long a pull may make no progress. There is no limit to the whole of it.
-const STALL_TIMEOUT: Duration = Duration::from_secs(600);
+const STALL_TIMEOUT: Duration = Duration::from_mins(10);
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 

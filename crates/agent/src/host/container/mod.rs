@@ -30,7 +30,7 @@ use crate::host::task_dir::TaskDir;
 use crate::wire;
 
 /// How long an engine that does not answer is waited for before a launch fails.
-const ENGINE_WAIT: Duration = Duration::from_secs(60);
+const ENGINE_WAIT: Duration = Duration::from_mins(1);
 
 /// A container cannot be made.
 pub(super) fn failure(message: impl Into<String>) -> Failure {
@@ -261,10 +261,7 @@ fn told(error: DockerError) -> Failure {
         ));
     }
     let is_port = text.contains("port is already allocated") || text.contains("address already in use");
-    match is_port {
-        true => Failure { reason: ExitReason::PortsBindingFailed, message: text },
-        false => failure(text),
-    }
+    if is_port { Failure { reason: ExitReason::PortsBindingFailed, message: text } } else { failure(text) }
 }
 
 #[cfg(test)]
