@@ -59,9 +59,7 @@ impl<'a> Place<'a> {
         let mut command = self.sandbox.command(&self.programs.dstack);
         command.args(args).current_dir(workspace::root()).env("HOME", &self.home);
         command.env("DSTACK_SERVER_DIR", self.home.join(".dstack/server"));
-        for name in ["DSTACK_PROJECT", "DSTACK_TOKEN", "DSTACK_SERVER_URL", "DSTACK_DATABASE_URL"] {
-            command.env_remove(name);
-        }
+        command.env("DSTACK_AGENT_BINARY", &self.programs.agent);
         command
     }
 

@@ -60,6 +60,10 @@ impl Sandbox {
     /// A command whose process, and every process of that, ends with the sandbox.
     pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
+        // Whatever the person who runs the chore has set for a server of their own must not matter.
+        for (name, _) in env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"DSTACK_")) {
+            command.env_remove(name);
+        }
         let (name, value) = self.mark();
         command.env(name, value);
         command

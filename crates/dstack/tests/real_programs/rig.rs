@@ -41,6 +41,7 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 pub(crate) struct Rig {
     pub(crate) dir: PathBuf,
     dstack: PathBuf,
+    agent: PathBuf,
     address: SocketAddr,
     server: Option<Child>,
 }
@@ -58,12 +59,12 @@ impl Rig {
     /// Starts a server, or says why it cannot and answers nothing.
     pub(crate) fn start(test: &str) -> Option<Rig> {
         let dstack = program("DSTACK_TEST_DSTACK", test)?;
-        program("DSTACK_TEST_AGENT", test)?;
+        let agent = program("DSTACK_TEST_AGENT", test)?;
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let dir = env::temp_dir().join(format!("dstack-real-{}-{number}", process::id()));
         fs::create_dir_all(dir.join("home")).expect("the temporary directory is writable");
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let mut rig = Rig { dir, dstack, address, server: None };
+        let mut rig = Rig { dir, dstack, agent, address, server: None };
         rig.start_server();
         Some(rig)
     }
@@ -103,17 +104,19 @@ impl Rig {
     pub(crate) fn cli(&self, args: &[&str]) -> Command {
         let mut command = self.command(&self.dstack, "home");
         command.args(args).env("DSTACK_SERVER_DIR", self.dir.join("server"));
+        command.env("DSTACK_AGENT_BINARY", &self.agent);
         command
     }
 
     /// Some program with a home of its own in the private directory.
     pub(crate) fn command(&self, program: &Path, home: &str) -> Command {
         let mut command = Command::new(program);
-        command.current_dir(&self.dir).env("HOME", self.dir.join(home));
-        command.env("COLUMNS", "250").env("DSTACK_TEST_RIG", &self.dir);
-        for name in ["DSTACK_PROJECT", "DSTACK_TOKEN", "DSTACK_SERVER_URL", "DSTACK_DATABASE_URL", "CI"] {
+        // Whatever is set for another server must not matter.
+        for (name, _) in env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"DSTACK_")) {
             command.env_remove(name);
         }
+        command.current_dir(&self.dir).env("HOME", self.dir.join(home));
+        command.env("COLUMNS", "250").env("DSTACK_TEST_RIG", &self.dir);
         command
     }
 
