@@ -83,10 +83,14 @@ pub async fn claim(
     Ok(ids)
 }
 
-/// When the next row falls due, if any will.
-pub async fn next_due(mut db: impl Executor, table: Table) -> Result<Option<Timestamp>> {
-    let sql = per_table!(table, "SELECT MIN(due_at) FROM ", " WHERE due_at < 9223372036854775807");
-    match db.row(sql, vec![]).await? {
+/// When the next row falls due that nobody has claimed, if any will.
+pub async fn next_due(mut db: impl Executor, table: Table, now: Timestamp) -> Result<Option<Timestamp>> {
+    let sql = per_table!(
+        table,
+        "SELECT MIN(due_at) FROM ",
+        " WHERE due_at < 9223372036854775807 AND leased_until < $1"
+    );
+    match db.row(sql, values![now]).await? {
         Some(row) => row.time_or_null(0),
         None => Ok(None),
     }

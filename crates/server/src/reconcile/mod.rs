@@ -106,7 +106,7 @@ async fn claim(deps: &Deps, table: Table, owner: &str, room: usize) -> Vec<Uuid>
 }
 
 async fn sleep_until_due(deps: &Deps, table: Table) {
-    let due = leases::next_due(&deps.db, table).await.ok().flatten();
+    let due = leases::next_due(&deps.db, table, deps.clock.now()).await.ok().flatten();
     let wait = due.map_or(SAFETY, |due| {
         let wait = due.duration_since(deps.clock.now());
         Duration::try_from(wait).unwrap_or(Duration::ZERO).clamp(Duration::from_millis(1), SAFETY)

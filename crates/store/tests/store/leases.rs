@@ -60,7 +60,7 @@ async fn eight_claimers_get_every_row_once(db: Db) {
                 let ids = leases::claim(&db, Table::Fleets, &owner, at(0), 7).await.unwrap();
                 if ids.is_empty() {
                     tokio::time::sleep(Duration::from_millis(1)).await;
-                    if leases::next_due(&db, Table::Fleets).await.unwrap() > Some(at(0)) {
+                    if leases::next_due(&db, Table::Fleets, at(0)).await.unwrap().is_none() {
                         break;
                     }
                 }
@@ -83,7 +83,9 @@ async fn a_claim_holds_until_it_runs_out(db: Db) {
     assert_eq!(claim(&db, "a", 0).await, [id]);
     assert_eq!(claim(&db, "b", 1).await, NONE);
     assert_eq!(claim(&db, "b", LEASE_SECS - 1).await, NONE);
-    assert_eq!(leases::next_due(&db, Table::Fleets).await.unwrap(), Some(at(LEASE_SECS)));
+    assert_eq!(leases::next_due(&db, Table::Fleets, at(1)).await.unwrap(), None);
+    let later = at(LEASE_SECS + 1);
+    assert_eq!(leases::next_due(&db, Table::Fleets, later).await.unwrap(), Some(at(LEASE_SECS)));
     assert_eq!(claim(&db, "b", LEASE_SECS + 1).await, [id]);
 }
 
@@ -94,7 +96,7 @@ async fn a_released_row_falls_due_when_told(db: Db) {
     assert_eq!(claim(&db, "b", 4).await, NONE);
     assert_eq!(claim(&db, "b", 5).await, [id]);
     leases::release(&db, Table::Fleets, id, "b", NEVER).await.unwrap();
-    assert_eq!(leases::next_due(&db, Table::Fleets).await.unwrap(), None);
+    assert_eq!(leases::next_due(&db, Table::Fleets, at(5)).await.unwrap(), None);
     assert_eq!(claim(&db, "b", 1_000_000).await, NONE);
     leases::touch(&db, Table::Fleets, id, at(9)).await.unwrap();
     assert_eq!(claim(&db, "b", 9).await, [id]);
@@ -137,7 +139,7 @@ async fn a_start_makes_everything_due_that_is_not_finished(db: Db) {
 async fn every_table_can_be_claimed(db: Db) {
     for table in TABLES {
         assert_eq!(leases::claim(&db, table, "a", at(0), 1).await.unwrap(), NONE);
-        assert_eq!(leases::next_due(&db, table).await.unwrap(), None);
+        assert_eq!(leases::next_due(&db, table, at(0)).await.unwrap(), None);
         assert_eq!(leases::touch_all(&db, table, at(0)).await.unwrap(), 0);
         leases::touch(&db, table, random_id(), at(0)).await.unwrap();
         leases::release(&db, table, random_id(), "a", NEVER).await.unwrap();
