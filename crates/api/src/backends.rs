@@ -81,3 +81,38 @@ impl fmt::Display for BackendType {
         f.write_str(self.as_str())
     }
 }
+
+/// The body of `backends/delete`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct DeleteBackendsRequest {
+    /// Which.
+    pub backends_names: Vec<String>,
+}
+
+/// The body of `backends/create_yaml` and `update_yaml`.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+pub struct BackendYamlRequest {
+    /// The configuration, with credentials.
+    pub config_yaml: String,
+}
+
+impl fmt::Debug for BackendYamlRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BackendYamlRequest(…)")
+    }
+}
+
+/// The answer of `backends/{backend}/get_yaml`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BackendYaml {
+    /// Which backend.
+    pub name: String,
+    /// Its configuration, with credentials.
+    pub config_yaml: String,
+}
+
+impl fmt::Debug for BackendYaml {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BackendYaml").field("name", &self.name).finish_non_exhaustive()
+    }
+}

@@ -80,6 +80,8 @@ pub struct Project {
 pub struct ListProjectsRequest {
     /// Public projects that the user has not joined too; true unless told.
     pub include_not_joined: Option<bool>,
+    /// Only projects of this member.
+    pub username: Option<String>,
     /// Answer with the total too.
     pub return_total_count: bool,
     /// Only names that contain this.
@@ -147,4 +149,19 @@ pub struct SetMembersRequest {
 pub struct RemoveMembersRequest {
     /// Who.
     pub usernames: Vec<String>,
+}
+
+/// The answer of `projects/list`: a list, or a page with the total where it was asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum ProjectList {
+    /// The list.
+    Plain(Vec<Project>),
+    /// The list and how many there are in all pages.
+    Counted {
+        /// How many.
+        total_count: u64,
+        /// The list.
+        projects: Vec<Project>,
+    },
 }

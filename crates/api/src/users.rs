@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::ids::UserId;
 
@@ -144,4 +145,51 @@ fn yes() -> bool {
 pub struct DeleteUsersRequest {
     /// Who.
     pub users: Vec<String>,
+}
+
+/// The answer of `users/list`: a list, or a page with the total where it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum UserList {
+    /// The list.
+    Plain(Vec<User>),
+    /// The list and how many there are in all pages.
+    Counted {
+        /// How many.
+        total_count: u64,
+        /// The list.
+        users: Vec<User>,
+    },
+}
+
+/// A public key that a user added.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PublicKeyInfo {
+    /// Its identifier.
+    pub id: Uuid,
+    /// When it was added.
+    pub added_at: Timestamp,
+    /// Its name.
+    pub name: String,
+    /// Its algorithm.
+    pub r#type: String,
+    /// Its fingerprint.
+    pub fingerprint: String,
+}
+
+/// The body of `users/public_keys/add`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct AddPublicKeyRequest {
+    /// The key, as OpenSSH writes it.
+    pub key: String,
+    /// Its name; unset: its comment.
+    #[serde(default)]
+    pub name: Option<String>,
+}
+
+/// The body of `users/public_keys/delete`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct DeletePublicKeysRequest {
+    /// Which.
+    pub ids: Vec<Uuid>,
 }

@@ -1,1 +1,23 @@
-//! Placeholder while the workspace is laid out.
+//! The server: requests write what is wanted, reconcilers make it so.
+
+pub mod accounts;
+pub mod agents;
+pub mod backend_pool;
+pub mod clock;
+pub mod config;
+pub mod deps;
+pub mod http;
+pub mod ids;
+pub mod logs;
+pub mod offers;
+pub mod pool;
+mod private_files;
+pub mod reconcile;
+pub mod sealing;
+pub mod settings;
+pub mod spec_secrets;
+pub mod startup;
+pub mod wake;
+mod yaml_text;
+
+pub use startup::{Server, ServerArgs, main, run};

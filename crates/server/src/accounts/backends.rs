@@ -1,0 +1,71 @@
+//! The backends of projects.
+
+use anyhow::Context as _;
+use api::ids::ProjectId;
+use backends::BackendConfig;
+use store::backends::{self as rows, BackendRow};
+
+use crate::deps::Deps;
+
+/// Gives a project a backend, or changes the one it has of that kind. Nothing is written where nothing changes.
+///
+/// One that was being let go is wanted again: its machines and its new ones belong together.
+pub async fn set_backend(deps: &Deps, project: ProjectId, config: &BackendConfig) -> anyhow::Result<()> {
+    let shown = config.without_creds();
+    let whole = config.config.to_string();
+    let kept = match rows::find(&deps.db, project, &config.kind).await? {
+        Some(kept) => Some(kept),
+        None => rows::find_draining(&deps.db, project, &config.kind).await?,
+    };
+    let Some(kept) = kept else {
+        let row = BackendRow {
+            id: deps.ids.id(),
+            project_id: project,
+            kind: config.kind.clone(),
+            config: shown,
+            sealed_config: deps.sealer.seal(&whole),
+            draining: false,
+            created_at: deps.clock.now(),
+        };
+        rows::insert(&deps.db, &row).await?;
+        deps.wake.ring_placement();
+        return Ok(());
+    };
+    // A sealed text differs each time, so that only the opened one can be compared.
+    let is_same = deps.sealer.unseal(&kept.sealed_config).is_ok_and(|kept| kept == whole);
+    if !is_same || kept.draining {
+        rows::set_config(&deps.db, kept.id, &shown, &deps.sealer.seal(&whole)).await?;
+        deps.wake.ring_placement();
+    }
+    Ok(())
+}
+
+/// The configuration of a backend, with credentials.
+pub fn backend_config(deps: &Deps, row: &BackendRow) -> anyhow::Result<BackendConfig> {
+    let text = deps.sealer.unseal(&row.sealed_config)?;
+    let config = serde_json::from_str(&text).context("read a backend's configuration")?;
+    Ok(BackendConfig { kind: row.kind.clone(), config })
+}
+
+/// Takes a backend from its project, and says whether its row stays until its machines are gone.
+pub async fn remove_backend(deps: &Deps, row: &BackendRow) -> store::Result<bool> {
+    let mut tx = deps.db.begin().await?;
+    let stays = rows::is_in_use(&mut tx, row.id).await?;
+    if stays {
+        rows::set_draining(&mut tx, row.id).await?;
+    } else {
+        rows::delete(&mut tx, row.id).await?;
+    }
+    tx.commit().await?;
+    Ok(stays)
+}
+
+/// Forgets the backends that were let go and have no machines any more.
+pub async fn forget_drained_backends(deps: &Deps) -> store::Result<()> {
+    for row in rows::all(&deps.db).await? {
+        if row.draining && !rows::is_in_use(&deps.db, row.id).await? {
+            rows::delete(&deps.db, row.id).await?;
+        }
+    }
+    Ok(())
+}

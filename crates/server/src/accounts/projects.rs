@@ -1,0 +1,77 @@
+//! Projects.
+
+use api::ids::UserId;
+use api::projects::ProjectRole;
+use lifecycle::events::NewEvent;
+use store::projects::ProjectRow;
+use store::{backends, members, projects};
+
+use super::{KeyPair, is_plain_name, project_target, record};
+use crate::deps::Deps;
+
+const LONGEST_NAME: usize = 50;
+
+/// A project to be made.
+#[derive(Debug, Clone)]
+pub struct NewProject {
+    /// Its name.
+    pub name: String,
+    /// Anyone may look and join.
+    pub is_public: bool,
+    /// The repository of its templates.
+    pub templates_repo: Option<String>,
+}
+
+impl NewProject {
+    /// A private project without templates.
+    pub fn named(name: &str) -> NewProject {
+        NewProject { name: name.to_owned(), is_public: false, templates_repo: None }
+    }
+}
+
+/// Whether a project may have this name.
+pub fn is_project_name(name: &str) -> bool {
+    is_plain_name(name, LONGEST_NAME)
+}
+
+/// Makes a project with its owner as the admin of it. [`store::Error::Taken`] if there is one of that name.
+pub async fn create_project(deps: &Deps, owner: UserId, new: NewProject) -> store::Result<ProjectRow> {
+    let keys = KeyPair::generate(&deps.ids, &format!("{}@dstack", new.name));
+    let project = ProjectRow {
+        id: deps.ids.id(),
+        name: new.name,
+        owner_id: owner,
+        is_public: new.is_public,
+        templates_repo: new.templates_repo,
+        created_at: deps.clock.now(),
+        deleted: false,
+        ssh_public_key: keys.public,
+        sealed_ssh_private_key: deps.sealer.seal(&keys.private),
+    };
+    let event = NewEvent::by_user(owner, "Project created", vec![project_target(&project)]);
+    let mut tx = deps.db.begin().await?;
+    projects::insert(&mut tx, &project).await?;
+    members::set(&mut tx, project.id, owner, ProjectRole::Admin).await?;
+    record(deps, &mut tx, &event).await?;
+    tx.commit().await?;
+    Ok(project)
+}
+
+/// Deletes a project. Its secrets and its backends' credentials are forgotten, unless machines still need them.
+pub async fn delete_project(deps: &Deps, actor: UserId, project: &ProjectRow) -> store::Result<()> {
+    let event = NewEvent::by_user(actor, "Project deleted", vec![project_target(project)]);
+    let mut tx = deps.db.begin().await?;
+    projects::delete(&mut tx, project.id).await?;
+    for secret in store::secrets::list(&mut tx, project.id).await? {
+        store::secrets::delete(&mut tx, secret.id).await?;
+    }
+    for backend in backends::list(&mut tx, project.id).await? {
+        if backends::is_in_use(&mut tx, backend.id).await? {
+            backends::set_draining(&mut tx, backend.id).await?;
+        } else {
+            backends::delete(&mut tx, backend.id).await?;
+        }
+    }
+    record(deps, &mut tx, &event).await?;
+    tx.commit().await
+}

@@ -1,0 +1,236 @@
+//! What `config.yml` may say. Unknown keys and values that do not fit stop the start with the line and the field.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use api::backends::BackendType;
+use api::yaml::YamlError;
+use backends::BackendConfig;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+use crate::accounts::{MAIN_PROJECT, is_project_name};
+use crate::sealing::KeyConfig;
+use crate::settings::DefaultPermissions;
+
+/// The whole file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Projects, made where they are missing.
+    pub projects: Option<Vec<ProjectEntry>>,
+    /// Keys that seal what is secret.
+    pub encryption: Option<Encryption>,
+    /// What users may do.
+    default_permissions: Option<Permissions>,
+    #[serde(deserialize_with = "no_plugins", rename = "plugins")]
+    _plugins: (),
+}
+
+/// One project.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProjectEntry {
+    /// Its name.
+    #[serde(deserialize_with = "project_name")]
+    pub name: String,
+    /// Its backends; those that it has beside them are let go.
+    #[serde(default)]
+    pub backends: Option<Vec<BackendEntry>>,
+}
+
+/// One backend of a project.
+#[derive(Debug)]
+pub enum BackendEntry {
+    /// One that this server has.
+    Known(BackendConfig),
+    /// One that the official server has.
+    Unsupported(BackendType),
+}
+
+/// The keys.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Encryption {
+    keys: Vec<KeyEntry>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "RawKey")]
+struct KeyEntry(KeyConfig);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawKey {
+    r#type: String,
+    name: Option<String>,
+    secret: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Permissions {
+    allow_non_admins_create_projects: Option<bool>,
+    allow_non_admins_manage_ssh_fleets: Option<bool>,
+    allow_managers_manage_secrets: Option<bool>,
+}
+
+impl ServerConfig {
+    /// The keys that seal what is secret, the first one sealing.
+    pub fn encryption_keys(&self) -> Vec<KeyConfig> {
+        self.encryption.iter().flat_map(|encryption| &encryption.keys).map(|key| key.0.clone()).collect()
+    }
+
+    /// What users may do.
+    pub fn permissions(&self) -> DefaultPermissions {
+        let default = DefaultPermissions::default();
+        let Some(given) = &self.default_permissions else { return default };
+        DefaultPermissions {
+            allow_non_admins_create_projects: given
+                .allow_non_admins_create_projects
+                .unwrap_or(default.allow_non_admins_create_projects),
+            allow_non_admins_manage_ssh_fleets: given
+                .allow_non_admins_manage_ssh_fleets
+                .unwrap_or(default.allow_non_admins_manage_ssh_fleets),
+            allow_managers_manage_secrets: given
+                .allow_managers_manage_secrets
+                .unwrap_or(default.allow_managers_manage_secrets),
+        }
+    }
+}
+
+impl TryFrom<RawKey> for KeyEntry {
+    type Error = String;
+
+    fn try_from(raw: RawKey) -> Result<Self, String> {
+        match (raw.r#type.as_str(), raw.name, raw.secret) {
+            ("identity", _, None) => Ok(KeyEntry(KeyConfig::Identity)),
+            ("identity", _, Some(_)) => Err("a key of type `identity` has no `secret`".to_owned()),
+            ("aes", Some(name), Some(secret)) => Ok(KeyEntry(KeyConfig::Aes { name, secret })),
+            ("aes", None, _) => Err("a key of type `aes` needs a `name`".to_owned()),
+            ("aes", _, None) => Err("a key of type `aes` needs a `secret`: 32 random bytes in base64".to_owned()),
+            (other, _, _) => Err(format!("no key of type `{other}`; it is `identity` or `aes`")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for BackendEntry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let config = Value::deserialize(deserializer)?;
+        match backends::parse_config(&config) {
+            Ok(config) => Ok(BackendEntry::Known(config)),
+            Err(error) => {
+                let kind = config.get("type").cloned().unwrap_or_default();
+                let is_ours = backends::kinds().iter().any(|ours| kind == **ours);
+                match serde_json::from_value(kind) {
+                    Ok(official) if !is_ours => Ok(BackendEntry::Unsupported(official)),
+                    _ => Err(D::Error::custom(error)),
+                }
+            }
+        }
+    }
+}
+
+fn project_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    if is_project_name(&name) {
+        return Ok(name);
+    }
+    Err(D::Error::custom("a project's name is 1 to 50 letters, digits, `-` and `_`"))
+}
+
+fn no_plugins<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
+    let plugins = Option::<Vec<String>>::deserialize(deserializer)?.unwrap_or_default();
+    if plugins.is_empty() {
+        return Ok(());
+    }
+    Err(D::Error::custom("plugins are Python packages, which this server cannot load; leave the list empty"))
+}
+
+/// Reads the file; none if there is none.
+pub fn read(path: &Path) -> anyhow::Result<Option<ServerConfig>> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("read the config file `{}`", path.display())),
+    };
+    Ok(Some(parse(&text, &path.display().to_string())?))
+}
+
+fn parse(text: &str, file_name: &str) -> Result<ServerConfig, YamlError> {
+    // A file of nothing but comments says nothing.
+    let says_something = text.lines().any(|line| !matches!(line.trim_start().chars().next(), None | Some('#')));
+    if !says_something {
+        return Ok(ServerConfig::default());
+    }
+    api::yaml::parse(text, file_name)
+}
+
+/// The file that the first start writes.
+pub fn first_config() -> String {
+    format!("projects:\n- name: {MAIN_PROJECT}\n  backends:\n  - type: local\nencryption:\n  keys: []\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_refused(text: &str, line: u64, part: &str) {
+        let error = parse(text, "config.yml").expect_err("the file is wrong");
+        assert_eq!(error.line, line, "{error}");
+        assert!(error.message.contains(part), "{error}");
+    }
+
+    #[test]
+    fn the_first_file_is_read_back() {
+        let config = parse(&first_config(), "config.yml").unwrap();
+        let [project] = &config.projects.as_deref().unwrap() else { panic!("one project") };
+        assert_eq!(project.name, "main");
+        let [BackendEntry::Known(backend)] = &project.backends.as_deref().unwrap() else { panic!("one backend") };
+        assert_eq!(backend.kind, "local");
+        assert_eq!(config.encryption_keys(), []);
+        assert_eq!(config.permissions(), DefaultPermissions::default());
+    }
+
+    #[test]
+    fn everything_may_be_left_out() {
+        for text in ["", "# nothing\n", "projects:\n", "projects: []\nencryption: {}\nplugins: []\n", "encryption:\n"] {
+            assert_eq!(parse(text, "config.yml").unwrap().encryption_keys(), [], "{text}");
+        }
+    }
+
+    #[test]
+    fn keys_and_permissions_are_read() {
+        let text = "projects:\n- name: team_1\nencryption:\n  keys:\n  - type: aes\n    name: k1\n    secret: AAAA\n  \
+                    - type: identity\ndefault_permissions:\n  allow_non_admins_create_projects: false\n";
+        let config = parse(text, "config.yml").unwrap();
+        let aes = KeyConfig::Aes { name: "k1".to_owned(), secret: "AAAA".to_owned() };
+        assert_eq!(config.encryption_keys(), [aes, KeyConfig::Identity]);
+        let permissions = config.permissions();
+        assert!(!permissions.allow_non_admins_create_projects && permissions.allow_non_admins_manage_ssh_fleets);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_line() {
+        check_refused("projects:\n- name: main\n  backend: []\n", 3, "backend");
+        check_refused("projets: []\n", 1, "projets");
+        check_refused("projects:\n- name: a b\n", 2, "letters, digits");
+        check_refused("projects:\n- name: main\n  backends:\n  - type: locla\n", 4, "did you mean `local`?");
+        check_refused("projects:\n- name: main\n  backends:\n  - type: local\n    x: 1\n", 5, "no key `x`");
+        check_refused("encryption:\n  keys:\n  - type: rot13\n", 3, "rot13");
+        check_refused("encryption:\n  keys:\n  - type: aes\n    name: k\n", 3, "needs a `secret`");
+        check_refused("default_permissions:\n  allow_all: true\n", 2, "allow_all");
+        check_refused("projects: []\nplugins: [my_plugin]\n", 2, "cannot load");
+        check_refused("projects: [\n", 2, "");
+    }
+
+    #[test]
+    fn official_backends_that_this_server_lacks_do_not_stop_the_start() {
+        let text = "projects:\n- name: main\n  backends:\n  - type: vastai\n    creds:\n      api_key: x\n";
+        let config = parse(text, "config.yml").unwrap();
+        let backends = config.projects.unwrap().remove(0).backends.unwrap();
+        assert!(matches!(backends.as_slice(), [BackendEntry::Unsupported(BackendType::Vastai)]));
+    }
+}

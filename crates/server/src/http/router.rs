@@ -1,0 +1,186 @@
+//! Every route of the server, in one list.
+
+use std::any::Any;
+
+use api::backends::{BackendType, BackendYaml, BackendYamlRequest, DeleteBackendsRequest};
+use api::events::{Event, ListEventsRequest};
+use api::files::{FileArchive, GetArchiveByHashRequest};
+use api::projects::{
+    CreateProjectRequest, DeleteProjectsRequest, ListProjectsRequest, Project, ProjectList, RemoveMembersRequest,
+    SetMembersRequest, UpdateProjectRequest,
+};
+use api::repos::{DeleteReposRequest, GetRepoRequest, InitRepoRequest, RepoHead, RepoHeadWithCreds};
+use api::secrets::{DeleteSecretsRequest, GetSecretRequest, Secret, SetSecretRequest};
+use api::users::{
+    AddPublicKeyRequest, CreateUserRequest, DeletePublicKeysRequest, DeleteUsersRequest, ListUsersRequest,
+    PublicKeyInfo, User, UserList, UserWithCreds, UsernameRequest,
+};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+use http::Method;
+use serde_json::Value;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use super::error::Error;
+use super::extract::json_response;
+use super::openapi::{Nothing, Routes};
+use super::{
+    absent, backends, docs, events, files, info, members, projects, repos, secrets, users, version,
+};
+use crate::deps::Deps;
+
+/// The whole server as one service.
+pub fn router(deps: Deps) -> Router {
+    let routes = project_routes(account_routes(Routes::default()));
+    let routes = absent_routes(things_routes(routes));
+    let (router, description) = routes.finish();
+    let description = Bytes::from(description);
+    router
+        .route("/openapi.json", get(move || async move { json_response(description) }))
+        .route("/", get(absent::to_docs))
+        .route("/api/docs", get(docs::page))
+        .route("/redoc", get(docs::page))
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_route)
+        .layer(middleware::from_fn(version::check))
+        // Each reader of a body has a limit of its own.
+        .layer(DefaultBodyLimit::disable())
+        .layer(CatchPanicLayer::custom(after_panic))
+        .with_state(deps)
+}
+
+/// The official answers where no route fits: GET finds nothing, and nothing else is allowed.
+async fn no_route(method: Method) -> Error {
+    if method == Method::GET || method == Method::HEAD { Error::route_not_found() } else { Error::method_not_allowed() }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the layer hands over what was thrown")]
+fn after_panic(thrown: Box<dyn Any + Send>) -> Response {
+    let message = thrown.downcast_ref::<String>().map(String::as_str);
+    let message = message.or_else(|| thrown.downcast_ref::<&str>().copied()).unwrap_or("no message");
+    tracing::error!("a request panicked: {message}");
+    Error::after_panic().into_response()
+}
+
+fn account_routes(routes: Routes) -> Routes {
+    routes
+        .get::<info::Health, _, _>("/healthcheck", info::healthcheck)
+        .get::<Nothing, _, _>("/metrics", info::prometheus)
+        .post::<Nothing, info::ServerInfo, _, _>("/api/server/get_info", info::get_info)
+        .post::<ListUsersRequest, UserList, _, _>("/api/users/list", users::list)
+        .post::<Nothing, UserWithCreds, _, _>("/api/users/get_my_user", users::get_my_user)
+        .post::<UsernameRequest, UserWithCreds, _, _>("/api/users/get_user", users::get_user)
+        .post::<CreateUserRequest, User, _, _>("/api/users/create", users::create)
+        .post::<CreateUserRequest, User, _, _>("/api/users/update", users::update)
+        .post::<UsernameRequest, UserWithCreds, _, _>("/api/users/refresh_ssh_key", users::refresh_ssh_key)
+        .post::<UsernameRequest, UserWithCreds, _, _>("/api/users/refresh_token", users::refresh_token)
+        .post::<DeleteUsersRequest, Nothing, _, _>("/api/users/delete", users::delete)
+        .post::<Nothing, Vec<PublicKeyInfo>, _, _>("/api/users/public_keys/list", users::list_public_keys)
+        .post::<AddPublicKeyRequest, PublicKeyInfo, _, _>("/api/users/public_keys/add", users::add_public_key)
+        .post::<DeletePublicKeysRequest, Nothing, _, _>("/api/users/public_keys/delete", users::delete_public_keys)
+        .post::<Nothing, Vec<Value>, _, _>("/api/auth/list_providers", absent::list_providers)
+        .post::<Value, Value, _, _>("/api/auth/get_next_redirect", absent::get_next_redirect)
+        .post::<ListEventsRequest, Vec<Event>, _, _>("/api/events/list", events::list)
+}
+
+fn project_routes(routes: Routes) -> Routes {
+    routes
+        .post::<ListProjectsRequest, ProjectList, _, _>("/api/projects/list", projects::list)
+        .post::<Nothing, Vec<Project>, _, _>("/api/projects/list_only_no_fleets", projects::list_only_no_fleets)
+        .post::<CreateProjectRequest, Project, _, _>("/api/projects/create", projects::create)
+        .post::<DeleteProjectsRequest, Nothing, _, _>("/api/projects/delete", projects::delete)
+        .post::<Nothing, Project, _, _>("/api/projects/{project_name}/get", projects::get)
+        .post::<SetMembersRequest, Project, _, _>("/api/projects/{project_name}/set_members", members::set)
+        .post::<SetMembersRequest, Project, _, _>("/api/projects/{project_name}/add_members", members::add)
+        .post::<RemoveMembersRequest, Project, _, _>("/api/projects/{project_name}/remove_members", members::remove)
+        .post::<UpdateProjectRequest, Project, _, _>("/api/projects/{project_name}/update", projects::update)
+        .post::<Nothing, Vec<BackendType>, _, _>("/api/backends/list_types", backends::list_types)
+        .post::<Value, Value, _, _>("/api/project/{project_name}/backends/create", backends::create)
+        .post::<Value, Value, _, _>("/api/project/{project_name}/backends/update", backends::update)
+        .post::<DeleteBackendsRequest, Nothing, _, _>("/api/project/{project_name}/backends/delete", backends::delete)
+        .post::<Nothing, Value, _, _>(
+            "/api/project/{project_name}/backends/{backend_name}/config_info",
+            backends::config_info,
+        )
+        .post::<BackendYamlRequest, Nothing, _, _>(
+            "/api/project/{project_name}/backends/create_yaml",
+            backends::create_yaml,
+        )
+        .post::<BackendYamlRequest, Nothing, _, _>(
+            "/api/project/{project_name}/backends/update_yaml",
+            backends::update_yaml,
+        )
+        .post::<Nothing, BackendYaml, _, _>(
+            "/api/project/{project_name}/backends/{backend_name}/get_yaml",
+            backends::get_yaml,
+        )
+}
+
+fn things_routes(routes: Routes) -> Routes {
+    routes
+        .post::<Nothing, Vec<RepoHead>, _, _>("/api/project/{project_name}/repos/list", repos::list)
+        .post::<GetRepoRequest, RepoHeadWithCreds, _, _>("/api/project/{project_name}/repos/get", repos::get)
+        .post::<InitRepoRequest, Nothing, _, _>("/api/project/{project_name}/repos/init", repos::init)
+        .post::<DeleteReposRequest, Nothing, _, _>("/api/project/{project_name}/repos/delete", repos::delete)
+        .upload::<Nothing, _, _>("/api/project/{project_name}/repos/upload_code", repos::upload_code)
+        .post::<GetArchiveByHashRequest, FileArchive, _, _>(
+            "/api/files/get_archive_by_hash",
+            files::get_archive_by_hash,
+        )
+        .upload::<FileArchive, _, _>("/api/files/upload_archive", files::upload_archive)
+        .post::<Nothing, Vec<Secret>, _, _>("/api/project/{project_name}/secrets/list", secrets::list)
+        .post::<GetSecretRequest, Secret, _, _>("/api/project/{project_name}/secrets/get", secrets::get)
+        .post::<SetSecretRequest, Secret, _, _>(
+            "/api/project/{project_name}/secrets/create_or_update",
+            secrets::create_or_update,
+        )
+        .post::<DeleteSecretsRequest, Nothing, _, _>("/api/project/{project_name}/secrets/delete", secrets::delete)
+}
+
+fn absent_routes(routes: Routes) -> Routes {
+    let routes = routes
+        .get::<Value, _, _>("/api/project/{project_name}/metrics/job/{run_name}", absent::job_metrics)
+        .post::<Nothing, Vec<Value>, _, _>("/api/project/{project_name}/templates/list", absent::none_for_members)
+        .post::<Value, Value, _, _>("/api/sshproxy/get_upstream", absent::no_sshproxy)
+        .post::<Value, Vec<Value>, _, _>("/api/volumes/list", absent::none_for_users)
+        .post::<Nothing, Vec<Value>, _, _>("/api/project/{project_name}/volumes/list", absent::none_for_members)
+        .post::<Value, Value, _, _>("/api/project/{project_name}/volumes/get", absent::not_found_for_members)
+        .post::<Value, Value, _, _>("/api/project/{project_name}/volumes/create", absent::create_volume)
+        .post::<Value, Nothing, _, _>("/api/project/{project_name}/volumes/delete", absent::delete_volumes)
+        .post::<Value, Vec<Value>, _, _>("/api/project/{project_name}/gateways/list", absent::none_for_viewers)
+        .post::<Value, Value, _, _>("/api/project/{project_name}/gateways/get", absent::not_found_for_members)
+        .post::<Value, Nothing, _, _>("/api/project/{project_name}/gateways/delete", absent::delete_gateways);
+    let routes = ["get_plan", "apply", "create"].into_iter().fold(routes, |routes, verb| {
+        let path = format!("/api/project/{{project_name}}/gateways/{verb}");
+        routes.post::<Value, Value, _, _>(&path, absent::no_gateways)
+    });
+    let routes = ["set_default", "set_wildcard_domain"].into_iter().fold(routes, |routes, verb| {
+        let path = format!("/api/project/{{project_name}}/gateways/{verb}");
+        routes.post::<Value, Value, _, _>(&path, absent::not_found_for_admins)
+    });
+    let lists = ["exports/list", "imports/list"].into_iter().fold(routes, |routes, list| {
+        let path = format!("/api/project/{{project_name}}/{list}");
+        routes.post::<Nothing, Value, _, _>(&path, absent::no_exports_for_members)
+    });
+    let verbs = ["exports/create", "exports/update", "exports/delete", "imports/delete"];
+    let routes = verbs.into_iter().fold(lists, |routes, verb| {
+        let path = format!("/api/project/{{project_name}}/{verb}");
+        routes.post::<Value, Value, _, _>(&path, absent::no_exports_for_admins)
+    });
+    proxy_routes(routes)
+}
+
+fn proxy_routes(routes: Routes) -> Routes {
+    let all = ["get", "post", "put", "delete", "patch", "head", "options"];
+    let service = "/proxy/services/{project_name}/{run_name}";
+    routes
+        .methods(service, &all, any(absent::to_service_root))
+        .methods(&format!("{service}/"), &[], any(absent::no_service))
+        .methods(&format!("{service}/{{*path}}"), &all, any(absent::no_service))
+        .get::<Value, _, _>("/proxy/models/{project_name}/models", absent::list_models)
+        .post::<Value, Value, _, _>("/proxy/models/{project_name}/chat/completions", absent::no_model)
+}

@@ -1,0 +1,171 @@
+//! What the server is told by flags and environment.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser};
+
+use crate::config::Question;
+
+/// Start a server.
+#[derive(Parser, Clone)]
+#[command(
+    name = "dstack server",
+    version,
+    about = "Start a server",
+    long_about = "Start a server: it takes what people submit, finds machines for it, and runs it there. \
+                  On the first start it makes its folder, the user `admin` and the project `main`."
+)]
+pub struct ServerArgs {
+    /// Bind the server to this host
+    #[arg(long, env = "DSTACK_SERVER_HOST", default_value = "127.0.0.1")]
+    pub host: String,
+
+    /// Bind the server to this port
+    #[arg(short, long, env = "DSTACK_SERVER_PORT", default_value_t = 3000)]
+    pub port: u16,
+
+    /// The level of the log: TRACE, DEBUG, INFO, WARNING, ERROR
+    #[arg(short, long, env = "DSTACK_SERVER_LOG_LEVEL", default_value = "INFO")]
+    pub log_level: String,
+
+    /// Log everything, also what libraries do
+    #[arg(short, long)]
+    pub debug: bool,
+
+    /// The token of the user `admin`; it counts on the first start only. Random if not set
+    #[arg(long, env = "DSTACK_SERVER_ADMIN_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+
+    /// Make `main` the CLI's default project without asking
+    #[arg(short, long, conflicts_with = "no")]
+    pub yes: bool,
+
+    /// Leave the CLI's default project as it is without asking
+    #[arg(short, long)]
+    pub no: bool,
+
+    /// The folder of the server's files [default: ~/.dstack/server]
+    #[arg(long, env = "DSTACK_SERVER_DIR", hide = true)]
+    pub server_dir: Option<PathBuf>,
+
+    /// A Postgres database in place of the SQLite file
+    #[arg(long, env = "DSTACK_DATABASE_URL", hide = true, hide_env_values = true)]
+    pub database_url: Option<String>,
+
+    /// The URL that clients use [default: http://HOST:PORT]
+    #[arg(long, env = "DSTACK_SERVER_URL", hide = true)]
+    pub server_url: Option<String>,
+
+    /// Largest upload in bytes; 0: no limit
+    #[arg(long, env = "DSTACK_SERVER_CODE_UPLOAD_LIMIT", default_value_t = 2 * 1024 * 1024, hide = true)]
+    pub code_upload_limit: u64,
+
+    /// Leave `config.yml` alone
+    #[arg(long, env = "DSTACK_SERVER_CONFIG_DISABLED", action = ArgAction::SetTrue, value_parser = flag(), hide = true)]
+    pub config_disabled: bool,
+
+    /// Give numbers to Prometheus at `/metrics`
+    #[arg(
+        long,
+        env = "DSTACK_ENABLE_PROMETHEUS_METRICS",
+        action = ArgAction::SetTrue,
+        value_parser = flag(),
+        hide = true
+    )]
+    pub prometheus_metrics: bool,
+
+    /// Like `--yes`
+    #[arg(
+        long,
+        env = "DSTACK_UPDATE_DEFAULT_PROJECT",
+        action = ArgAction::SetTrue,
+        value_parser = flag(),
+        hide = true
+    )]
+    pub update_default_project: bool,
+
+    /// Like `--no`
+    #[arg(
+        long,
+        env = "DSTACK_DO_NOT_UPDATE_DEFAULT_PROJECT",
+        action = ArgAction::SetTrue,
+        value_parser = flag(),
+        hide = true
+    )]
+    pub do_not_update_default_project: bool,
+
+    /// The agent's executable
+    #[arg(long, env = "DSTACK_AGENT_BINARY", hide = true)]
+    pub agent_binary: Option<PathBuf>,
+
+    /// The image of runs that name none
+    #[arg(long, env = "DSTACK_DEFAULT_IMAGE", hide = true)]
+    pub default_image: Option<String>,
+
+    /// Backends that exist for tests may be configured
+    #[arg(long, env = "DSTACK_TEST_BACKENDS", action = ArgAction::SetTrue, value_parser = flag(), hide = true)]
+    pub test_backends: bool,
+}
+
+// The token must not be printed.
+impl std::fmt::Debug for ServerArgs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerArgs").field("host", &self.host).field("port", &self.port).finish_non_exhaustive()
+    }
+}
+
+// `1`, `true`, `yes` and `on` say yes; the empty text, `0`, `false`, `no` and `off` say no.
+fn flag() -> clap::builder::FalseyValueParser {
+    clap::builder::FalseyValueParser::new()
+}
+
+impl ServerArgs {
+    /// Whether `main` may take the place of the CLI's default project.
+    pub(super) fn question(&self) -> Question {
+        if self.yes || (self.update_default_project && !self.no) {
+            return Question::Yes;
+        }
+        if self.no || self.do_not_update_default_project {
+            return Question::No;
+        }
+        Question::Ask
+    }
+
+    /// The URL that clients use.
+    pub(super) fn url(&self, port: u16) -> String {
+        match &self.server_url {
+            Some(url) => url.trim_end_matches('/').to_owned(),
+            None if self.host.contains(':') => format!("http://[{}]:{port}", self.host),
+            None => format!("http://{}:{port}", self.host),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> ServerArgs {
+        ServerArgs::parse_from(std::iter::once(&"dstack server").chain(args))
+    }
+
+    #[test]
+    fn without_flags_the_official_defaults_hold() {
+        let args = parse(&[]);
+        assert_eq!((args.host.as_str(), args.port, args.log_level.as_str()), ("127.0.0.1", 3000, "INFO"));
+        assert_eq!((args.url(3000).as_str(), args.question()), ("http://127.0.0.1:3000", Question::Ask));
+        assert_eq!(args.code_upload_limit, 2_097_152);
+        assert!(!args.config_disabled && !args.debug);
+    }
+
+    #[test]
+    fn flags_are_read() {
+        let args = parse(&["--host", "::1", "-p", "0", "-l", "debug", "-d", "--token", "secret-1", "-y"]);
+        assert_eq!((args.url(4000).as_str(), args.question()), ("http://[::1]:4000", Question::Yes));
+        assert_eq!((args.port, args.debug, args.token.as_deref()), (0, true, Some("secret-1")));
+        assert!(!format!("{args:?}").contains("secret-1"));
+        assert_eq!(parse(&["-n"]).question(), Question::No);
+        assert_eq!(parse(&["--server-url", "https://x.y/"]).url(1), "https://x.y");
+        assert!(ServerArgs::try_parse_from(["dstack server", "-y", "-n"]).is_err());
+    }
+}

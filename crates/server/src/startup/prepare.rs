@@ -1,0 +1,246 @@
+//! The steps of a start up to the moment when requests can be answered.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use api::ids::ServerId;
+use api::users::GlobalRole;
+use backends::OpenContext;
+use backends::fake::FakeCloud;
+use store::projects::ProjectRow;
+use store::users::UserRow;
+use store::{Db, projects, server_state, users};
+use tokio_util::sync::CancellationToken;
+
+use super::lock::DataLock;
+use super::{ServerArgs, Surroundings, agent_binary, output};
+use crate::accounts::{self, ADMIN_USER, MAIN_PROJECT, NewProject, NewUser};
+use crate::agents::{self, AgentPool};
+use crate::backend_pool::BackendPool;
+use crate::config::{self, ServerConfig};
+use crate::deps::Deps;
+use crate::logs::LogStore;
+use crate::private_files;
+use crate::sealing::Sealer;
+use crate::settings::Settings;
+use crate::wake::Wake;
+
+/// What the database keeps to know whether the keys fit.
+const SEALING_CHECK: &str = "sealing_check";
+
+/// The places of the server's files.
+#[derive(Debug)]
+pub(super) struct Places {
+    /// The configuration.
+    pub(super) config: PathBuf,
+    /// Everything else.
+    pub(super) data: PathBuf,
+}
+
+impl Places {
+    /// The places, with their folders made.
+    pub(super) fn make(args: &ServerArgs, home: Option<&Path>) -> anyhow::Result<Places> {
+        let folder = match (&args.server_dir, home) {
+            (Some(folder), _) => folder.clone(),
+            (None, Some(home)) => home.join(".dstack/server"),
+            (None, None) => bail!("there is no home folder; set DSTACK_SERVER_DIR"),
+        };
+        let data = folder.join("data");
+        private_files::create_folder(&data).with_context(|| format!("make the folder `{}`", data.display()))?;
+        Ok(Places { config: folder.join("config.yml"), data })
+    }
+}
+
+/// Opens the database and brings its schema up to this release.
+pub(super) async fn open_database(args: &ServerArgs, data: &Path) -> anyhow::Result<(Db, Option<DataLock>)> {
+    let (db, lock) = match args.database_url.as_deref().filter(|url| !url.is_empty()) {
+        Some(url) if url.starts_with("postgres") => {
+            // The URL may hold a password, so that it is not told.
+            (Db::open_postgres(url).await.context("open the database at DSTACK_DATABASE_URL")?, None)
+        }
+        Some(url) => {
+            let path = url.split_once("://").filter(|(scheme, _)| scheme.starts_with("sqlite"));
+            let (_, path) = path.context("DSTACK_DATABASE_URL begins with neither `postgres` nor `sqlite`")?;
+            // Three slashes are a relative path and four an absolute one, as in the original.
+            open_sqlite(Path::new(path.strip_prefix('/').unwrap_or(path)), data).await?
+        }
+        None => open_sqlite(&data.join("sqlite.db"), data).await?,
+    };
+    store::migrate(&db).await.context("bring the database up to this release")?;
+    Ok((db, lock))
+}
+
+async fn open_sqlite(path: &Path, data: &Path) -> anyhow::Result<(Db, Option<DataLock>)> {
+    let lock = DataLock::take(data)?;
+    // Nobody else may read it; SQLite gives its other files the same mode.
+    let made = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+    made.with_context(|| format!("open the database `{}`", path.display()))?;
+    let db = Db::open_sqlite(path).await.with_context(|| format!("open the database `{}`", path.display()))?;
+    Ok((db, Some(lock)))
+}
+
+/// Opens the keys, and checks that they open what the database keeps.
+pub(super) async fn open_sealer(
+    db: &Db,
+    config: &ServerConfig,
+    data: &Path,
+    ids: &crate::ids::Ids,
+) -> anyhow::Result<Sealer> {
+    let key_file = data.join("encryption.key");
+    let sealer = Sealer::open(&config.encryption_keys(), &key_file, ids)?;
+    match server_state::get(db, SEALING_CHECK).await? {
+        None => server_state::set(db, SEALING_CHECK, &sealer.seal("fits")).await?,
+        Some(sealed) => {
+            sealer.unseal(&sealed).with_context(|| {
+                format!(
+                    "the encryption keys do not open this database. Put the key that is missing back into `{}`, or \
+                     into `encryption.keys` of config.yml",
+                    key_file.display()
+                )
+            })?;
+        }
+    }
+    if sealer.is_plain() {
+        tracing::warn!("secrets are kept unencrypted, because the first of `encryption.keys` is `identity`");
+    }
+    Ok(sealer)
+}
+
+/// What becomes the server's dependencies.
+#[derive(Debug)]
+pub(super) struct Ingredients<'a> {
+    pub(super) args: &'a ServerArgs,
+    pub(super) surroundings: Surroundings,
+    pub(super) places: &'a Places,
+    pub(super) config: &'a ServerConfig,
+    pub(super) db: Db,
+    pub(super) sealer: Sealer,
+    pub(super) server_url: String,
+}
+
+/// Counts this start, and builds everything that handlers and reconcilers are given.
+pub(super) async fn build_deps(
+    ingredients: Ingredients<'_>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Deps> {
+    let Ingredients { args, surroundings: Surroundings { clock, ids, .. }, places, config, db, sealer, server_url } =
+        ingredients;
+    let server_id: ServerId = server_state::server_id(&db, ids.id()).await?;
+    let epoch = server_state::next_epoch(&db).await?;
+    tracing::debug!("start {epoch} of server {server_id}");
+    let settings = settings(args, config, server_url);
+    let sealer = Arc::new(sealer);
+    let wake = Wake::default();
+    let context = OpenContext {
+        server_id,
+        state_dir: places.data.join("backends"),
+        agent_binary: settings.agent_binary.clone(),
+        fake: args.test_backends.then(FakeCloud::default),
+    };
+    let logs = LogStore::open(places.data.join("logs")).context("open the folder of logs")?;
+    let logs = Arc::new(logs);
+    let around = agents::Surroundings {
+        db: db.clone(),
+        clock: clock.clone(),
+        ids: ids.clone(),
+        wake: wake.clone(),
+        logs: logs.clone(),
+        server_id,
+        epoch,
+    };
+    let agents = Arc::new(AgentPool::new(around, shutdown.clone()));
+    Ok(Deps {
+        backends: Arc::new(BackendPool::new(context, sealer.clone(), clock.clone())),
+        db,
+        clock,
+        ids,
+        wake,
+        sealer,
+        agents,
+        logs,
+        settings: Arc::new(settings),
+        data_dir: places.data.clone(),
+    })
+}
+
+fn settings(args: &ServerArgs, config: &ServerConfig, server_url: String) -> Settings {
+    let default = Settings::default();
+    let agent_binary = agent_binary::find(args.agent_binary.as_deref());
+    if agent_binary.is_none() {
+        tracing::warn!(
+            "the program `dstack-agent` is neither beside `dstack` nor on the path, so that this machine runs no \
+             jobs. Put it there, or set DSTACK_AGENT_BINARY"
+        );
+    }
+    let told = args.agent_binary.clone();
+    Settings {
+        server_url,
+        code_upload_limit_bytes: args.code_upload_limit,
+        default_image: args.default_image.clone().unwrap_or(default.default_image),
+        agent_binary: agent_binary.or(told).unwrap_or(default.agent_binary),
+        prometheus_metrics: args.prometheus_metrics,
+        test_backends: args.test_backends,
+        default_permissions: config.permissions(),
+        ..Settings::default()
+    }
+}
+
+/// The first user, made on the first start; a token that is told later changes nothing.
+pub(super) async fn admin_user(deps: &Deps, token: Option<&str>) -> anyhow::Result<UserRow> {
+    if let Some(admin) = users::find_by_name(&deps.db, ADMIN_USER).await? {
+        return Ok(admin);
+    }
+    let new = NewUser {
+        name: ADMIN_USER.to_owned(),
+        role: GlobalRole::Admin,
+        email: None,
+        active: true,
+        token: token.filter(|token| !token.is_empty()).map(str::to_owned),
+    };
+    match accounts::create_user(deps, None, new).await {
+        Ok(admin) => Ok(admin),
+        // Another replica was faster.
+        Err(store::Error::Taken(_)) => {
+            users::find_by_name(&deps.db, ADMIN_USER).await?.context("the user `admin` is nowhere")
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The first project.
+pub(super) async fn main_project(deps: &Deps, admin: &UserRow) -> anyhow::Result<ProjectRow> {
+    if let Some(project) = projects::find_by_name(&deps.db, MAIN_PROJECT).await? {
+        return Ok(project);
+    }
+    match accounts::create_project(deps, admin.id, NewProject::named(MAIN_PROJECT)).await {
+        Ok(project) => Ok(project),
+        Err(store::Error::Taken(_)) => {
+            projects::find_by_name(&deps.db, MAIN_PROJECT).await?.context("the project `main` is nowhere")
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Applies `config.yml`, which the first start writes.
+pub(super) async fn apply_config(
+    deps: &Deps,
+    read: Option<ServerConfig>,
+    path: &Path,
+    home: Option<&Path>,
+    admin: &UserRow,
+) -> anyhow::Result<()> {
+    let shown = output::with_tilde(path, home);
+    if let Some(config) = read {
+        output::say(&format!("Applying {shown}..."));
+        return config::apply(deps, &config, admin.id).await.with_context(|| format!("apply `{shown}`"));
+    }
+    output::say("Initializing the default configuration...");
+    private_files::write(path, config::first_config().as_bytes()).with_context(|| format!("write `{shown}`"))?;
+    let config = config::read(path)?.unwrap_or_default();
+    config::apply(deps, &config, admin.id).await?;
+    output::say(&format!("Initialized the default configuration at {shown}"));
+    Ok(())
+}

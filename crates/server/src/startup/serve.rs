@@ -1,0 +1,148 @@
+//! A server that runs.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use axum::serve::ListenerExt as _;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::lock::DataLock;
+use super::prepare::{self, Ingredients, Places};
+use super::{ServerArgs, Surroundings, output};
+use crate::deps::Deps;
+use crate::http::{SERVER_VERSION, router};
+use crate::config::{self, ServerConfig};
+use crate::reconcile;
+
+/// How long requests that are being answered may take once the server is told to end.
+const LAST_ANSWERS: Duration = Duration::from_secs(3);
+
+/// How long everything else may take then.
+const LAST_STEPS: Duration = Duration::from_secs(2);
+
+/// A server that runs.
+#[derive(Debug)]
+pub struct Server {
+    /// What its handlers and reconcilers work with.
+    pub deps: Deps,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The token of the user `admin`.
+    admin_token: String,
+    shutdown: CancellationToken,
+    http_ended: CancellationToken,
+    http: JoinHandle<()>,
+    reconcilers: Vec<JoinHandle<()>>,
+    _lock: Option<DataLock>,
+}
+
+impl Server {
+    /// Starts a server. When this returns, it answers.
+    pub async fn start(args: &ServerArgs, surroundings: Surroundings) -> anyhow::Result<Server> {
+        let home = surroundings.home.clone();
+        let home = home.as_deref();
+        let places = Places::make(args, home)?;
+        let read = if args.config_disabled { None } else { config::read(&places.config)? };
+        let no_config = ServerConfig::default();
+        let config = read.as_ref().unwrap_or(&no_config);
+        let listener = listen(args).await?;
+        let address = listener.local_addr()?;
+        let server_url = args.url(address.port());
+        let (db, lock) = prepare::open_database(args, &places.data).await?;
+        let sealer = prepare::open_sealer(&db, config, &places.data, &surroundings.ids).await?;
+        let ingredients =
+            Ingredients { args, surroundings, places: &places, config, db, sealer, server_url: server_url.clone() };
+        let shutdown = CancellationToken::new();
+        let deps = prepare::build_deps(ingredients, &shutdown).await?;
+        let admin = prepare::admin_user(&deps, args.token.as_deref()).await?;
+        prepare::main_project(&deps, &admin).await?;
+        if !args.config_disabled {
+            prepare::apply_config(&deps, read, &places.config, home, &admin).await?;
+        }
+        let admin_token = deps.sealer.unseal(&admin.sealed_token)?;
+        update_cli_config(args, home, &server_url, &admin_token).await;
+        reconcile::touch_all(&deps).await?;
+        let reconcilers = reconcile::start(&deps, &shutdown);
+        let http_ended = CancellationToken::new();
+        let http = tokio::spawn(serve(listener, deps.clone(), shutdown.clone(), http_ended.clone()));
+        output::say(&format!("The admin token is {admin_token}"));
+        output::say(&format!("The dstack server {SERVER_VERSION} is running at {server_url}"));
+        Ok(Server { deps, address, admin_token, shutdown, http_ended, http, reconcilers, _lock: lock })
+    }
+
+    /// The token of the user `admin`, as it is when the server starts.
+    pub fn admin_token(&self) -> &str {
+        &self.admin_token
+    }
+
+    /// Waits until the server serves no more.
+    pub async fn ended(&self) {
+        self.http_ended.cancelled().await;
+    }
+
+    /// Ends the server. What it started elsewhere goes on.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        // Streams are told to end, but a client that does not read could keep them.
+        if tokio::time::timeout(LAST_ANSWERS, self.http).await.is_err() {
+            tracing::warn!("some requests were cut off");
+        }
+        let rest = async {
+            for reconciler in self.reconcilers {
+                _ = reconciler.await;
+            }
+            self.deps.db.close().await;
+        };
+        if tokio::time::timeout(LAST_STEPS, rest).await.is_err() {
+            tracing::warn!("some reconcilers were cut off; the next start takes up where they were");
+        }
+    }
+}
+
+async fn listen(args: &ServerArgs) -> anyhow::Result<TcpListener> {
+    let (host, port) = (args.host.as_str(), args.port);
+    match TcpListener::bind((host, port)).await {
+        Ok(listener) => Ok(listener),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => bail!(
+            "port {port} of {host} is in use. Stop the program that uses it, or choose another one with `--port`"
+        ),
+        Err(error) => Err(error).with_context(|| format!("listen on {host}:{port}")),
+    }
+}
+
+async fn serve(listener: TcpListener, deps: Deps, shutdown: CancellationToken, ended: CancellationToken) {
+    let listener = listener.tap_io(|stream| {
+        // Answers are small; waiting for more of them would only delay them.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!("cannot set TCP_NODELAY: {error}");
+        }
+    });
+    let served = axum::serve(listener, router(deps)).with_graceful_shutdown(shutdown.cancelled_owned()).await;
+    if let Err(error) = served {
+        tracing::error!("the server stopped serving: {error}");
+    }
+    ended.cancel();
+}
+
+async fn update_cli_config(args: &ServerArgs, home: Option<&Path>, url: &str, token: &str) {
+    let Some(home) = home else { return };
+    let path = home.join(".dstack/config.yml");
+    let shown = output::with_tilde(&path, Some(home));
+    let question = args.question();
+    let (url, token) = (url.to_owned(), token.to_owned());
+    let asked = format!("Update the main project in {shown}?");
+    // The question waits for somebody to type.
+    let updated = tokio::task::spawn_blocking(move || {
+        config::update_cli_config(&path, &url, &token, question, || output::ask(&asked))
+    });
+    match updated.await {
+        Ok(Ok(true)) => output::say(&format!("Configured the main project in {shown}")),
+        Ok(Ok(false)) => {}
+        Ok(Err(error)) => tracing::warn!("{shown} stays as it is: {error:#}"),
+        Err(error) => tracing::warn!("{shown} stays as it is: {error}"),
+    }
+}
