@@ -62,22 +62,23 @@ impl Agents {
         let deadline = Instant::now() + START_TIMEOUT;
         // One at a time: the others wait here until it listens.
         let _lock = loop {
+            let lock = match self.try_lock(record) {
+                Ok(lock) => lock,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(gone(record)),
+                Err(error) => return Err(cannot("lock", &self.machines.folder(&record.key), &error)),
+            };
+            if !self.machines.is_wanted(&record.key) {
+                return Err(gone(record));
+            }
             if listens(&record.socket).await {
                 return Ok(record.socket.clone());
             }
-            match self.try_lock(record) {
-                Ok(Some(lock)) => break lock,
-                Ok(None) if Instant::now() < deadline => sleep(LOOK_INTERVAL).await,
-                Ok(None) => return Err(self.silent(record, "it does not listen")),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(gone(record)),
-                Err(error) => {
-                    return Err(cannot("lock", &self.machines.folder(&record.key), &error));
-                }
+            match lock {
+                Some(lock) => break lock,
+                None if Instant::now() < deadline => sleep(LOOK_INTERVAL).await,
+                None => return Err(self.silent(record, "it does not listen")),
             }
         };
-        if !self.machines.is_wanted(&record.key) {
-            return Err(gone(record));
-        }
         self.start_and_wait(record, deadline).await
     }
 

@@ -1,7 +1,7 @@
 //! This machine, divided into as many machines as are wanted. Each has a folder, a share of CPUs, memory and
 //! GPUs, addresses of its own, and an agent of its own.
 //!
-//! The folders are the only memory, so servers may come and go, and several projects share one machine without
+//! What users read about it is in `docs.md`. The folders are the only memory, so servers may come and go, and several projects share one machine without
 //! sharing a GPU. Agents outlive the server and end when they are idle; whoever needs one starts it again.
 
 mod addresses;

@@ -110,29 +110,29 @@ async fn what_is_held_is_not_offered_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_projects_share_one_machine() {
     let mut rig = Rig::local();
-    let config = parse_config(&json!({ "type": "local", "cpus": 6 })).unwrap();
+    let config = parse_config(&json!({ "type": "local" })).unwrap();
     let other = open(&config, &rig.context).unwrap();
-    let orders = [rig.order(2).await, rig.order(2).await, rig.order(2).await];
-    let launches = orders.iter().enumerate().map(|(number, order)| {
-        let backend = if number == 0 { &rig.backend } else { &other };
-        let (backend, mut order) = (Arc::clone(backend), order.clone());
-        (order.count, order.least) = (1, 1);
-        tokio::spawn(async move { backend.launch(&order).await })
-    });
-    let launches: Vec<_> = launches.collect();
+    let mut order = rig.order(4).await;
+    (order.count, order.least) = (1, 1);
+    let mut launches = Vec::new();
+    for number in 0..12 {
+        order.launch_id = rig.new_launch_id();
+        let backend = Arc::clone(if number % 2 == 0 { &rig.backend } else { &other });
+        let order = order.clone();
+        launches.push(tokio::spawn(async move { kind_of(backend.launch(&order).await) }));
+    }
     let mut made = 0;
     for launch in launches {
         match launch.await.unwrap() {
-            Ok(()) => made += 1,
-            Err(error) => assert_eq!(error.kind, ErrorKind::NoCapacity),
+            None => made += 1,
+            Some(kind) => assert_eq!(kind, ErrorKind::NoCapacity),
         }
     }
-    let machines = rig.backend.list().await.unwrap();
-    assert!(made == machines.len() && (1..=2).contains(&made));
+    assert_eq!(made, 4);
+    let machines = other.list().await.unwrap();
     let mut gpus: Vec<String> = machines.iter().flat_map(|machine| gpus_of(&rig.folder(&machine.key))).collect();
     gpus.sort();
-    gpus.dedup();
-    assert_eq!(gpus.len(), 2 * made);
+    assert_eq!(gpus, ["GPU-0", "GPU-1", "GPU-2", "GPU-3"]);
     rig.end().await;
 }
 
@@ -231,6 +231,9 @@ async fn a_crash_in_a_termination_is_finished_by_the_next() {
     let listed = rig.backend.list().await.unwrap();
     let states: Vec<MachineState> = listed.iter().map(|machine| machine.state).collect();
     assert_eq!(states, [MachineState::Stopping, MachineState::Running]);
+    // Nobody starts again what is about to end.
+    let access = rig.backend.agent_access(&machines[0]).await;
+    assert_eq!(kind_of(access), Some(ErrorKind::InvalidRequest));
     assert_eq!(kind_of(rig.backend.launch(&rig_order(&rig, &machines[0]).await).await), None);
     rig.backend.terminate(&machines[0].key).await.unwrap();
     assert!(!trash.exists() && !rig.folder(&machines[0].key).exists());
