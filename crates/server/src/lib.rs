@@ -9,6 +9,7 @@ pub mod deps;
 pub mod http;
 pub mod ids;
 pub mod logs;
+mod names;
 pub mod offers;
 pub mod pool;
 mod private_files;

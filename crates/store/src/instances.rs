@@ -67,6 +67,21 @@ pub async fn list_all_by_fleet(mut db: impl Executor, fleet: FleetId) -> Result<
     instances(&rows)
 }
 
+/// Of each slot of some fleets what was there last, and all that is not terminated: by fleet, number and age.
+pub async fn list_last_by_fleets(mut db: impl Executor, fleets: &[FleetId]) -> Result<Vec<Versioned<Instance>>> {
+    if fleets.is_empty() {
+        return Ok(vec![]);
+    }
+    let sql = format!(
+        "SELECT version, id, project_id, fleet_id, instance_num, created_at, status, end_order, launch_id, \
+         launch_index, state FROM instances i WHERE fleet_id IN ({}) AND (status <> 'terminated' OR NOT EXISTS \
+         (SELECT 1 FROM instances l WHERE l.fleet_id = i.fleet_id AND l.instance_num = i.instance_num \
+         AND l.created_at > i.created_at)) ORDER BY fleet_id, instance_num, created_at, id",
+        placeholders(1, fleets.len())
+    );
+    instances(&db.rows_of(sql, fleets.iter().map(|id| Value::from(*id)).collect()).await?)
+}
+
 /// A project's instances that are not terminated.
 pub async fn list_by_project(mut db: impl Executor, project: ProjectId) -> Result<Vec<Versioned<Instance>>> {
     let rows = db

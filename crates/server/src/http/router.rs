@@ -5,6 +5,11 @@ use std::any::Any;
 use api::backends::{BackendType, BackendYaml, BackendYamlRequest, DeleteBackendsRequest};
 use api::events::{Event, ListEventsRequest};
 use api::files::{FileArchive, GetArchiveByHashRequest};
+use api::fleets::{
+    ApplyFleetPlanRequest, DeleteFleetInstancesRequest, DeleteFleetsRequest, Fleet, FleetPlan, GetFleetPlanRequest,
+    GetFleetRequest, ListFleetsRequest, ListProjectFleetsRequest,
+};
+use api::instances::{GetInstanceRequest, Instance, ListInstancesRequest};
 use api::projects::{
     CreateProjectRequest, DeleteProjectsRequest, ListProjectsRequest, Project, ProjectList, RemoveMembersRequest,
     SetMembersRequest, UpdateProjectRequest,
@@ -29,14 +34,15 @@ use super::error::Error;
 use super::extract::json_response;
 use super::openapi::{Nothing, Routes};
 use super::{
-    absent, backends, docs, events, files, info, members, projects, repos, secrets, users, version,
+    absent, backends, docs, events, files, fleet_apply, fleets, info, instances, members, projects, repos, secrets,
+    users, version,
 };
 use crate::deps::Deps;
 
 /// The whole server as one service.
 pub fn router(deps: Deps) -> Router {
     let routes = project_routes(account_routes(Routes::default()));
-    let routes = absent_routes(things_routes(routes));
+    let routes = fleet_routes(absent_routes(things_routes(routes)));
     let (router, description) = routes.finish();
     let description = Bytes::from(description);
     router
@@ -139,6 +145,32 @@ fn things_routes(routes: Routes) -> Routes {
             secrets::create_or_update,
         )
         .post::<DeleteSecretsRequest, Nothing, _, _>("/api/project/{project_name}/secrets/delete", secrets::delete)
+}
+
+fn fleet_routes(routes: Routes) -> Routes {
+    routes
+        .post::<ListFleetsRequest, Vec<Fleet>, _, _>("/api/fleets/list", fleets::list)
+        .post::<ListProjectFleetsRequest, Vec<Fleet>, _, _>(
+            "/api/project/{project_name}/fleets/list",
+            fleets::list_of_project,
+        )
+        .post::<GetFleetRequest, Fleet, _, _>("/api/project/{project_name}/fleets/get", fleets::get)
+        .post::<GetFleetPlanRequest, FleetPlan, _, _>(
+            "/api/project/{project_name}/fleets/get_plan",
+            fleet_apply::get_plan,
+        )
+        .post::<ApplyFleetPlanRequest, Fleet, _, _>("/api/project/{project_name}/fleets/apply", fleet_apply::apply)
+        .post::<DeleteFleetsRequest, Nothing, _, _>("/api/project/{project_name}/fleets/delete", fleets::delete)
+        .post::<DeleteFleetInstancesRequest, Nothing, _, _>(
+            "/api/project/{project_name}/fleets/delete_instances",
+            fleets::delete_instances,
+        )
+        .post::<ListInstancesRequest, Vec<Instance>, _, _>("/api/instances/list", instances::list)
+        .post::<GetInstanceRequest, Instance, _, _>("/api/project/{project_name}/instances/get", instances::get)
+        .post::<Value, Value, _, _>(
+            "/api/project/{project_name}/instances/get_instance_health_checks",
+            absent::not_found_for_members,
+        )
 }
 
 fn absent_routes(routes: Routes) -> Routes {

@@ -1,0 +1,193 @@
+//! Fleets: what there is, and what is not wanted any more. Plans and changes are in `fleet_apply`.
+
+use std::collections::HashMap;
+
+use api::fleets::{
+    DeleteFleetInstancesRequest, DeleteFleetsRequest, Fleet as WireFleet, FleetStatus, GetFleetRequest,
+    ListFleetsRequest, ListProjectFleetsRequest,
+};
+use api::ids::{FleetId, InstanceId, ProjectId};
+use api::instances::InstanceTerminationReason;
+use axum::extract::State;
+use lifecycle::events::{NewEvent, Target};
+use lifecycle::fleet::Fleet;
+use lifecycle::instance::{EndOrder, Instance};
+use store::fleets::{self, FleetFilter};
+use store::leases::Table;
+use store::{Tx, Versioned, instances, runs};
+
+use super::auth::{AuthUser, ProjectMember};
+use super::error::{Error, Result, check_bounds};
+use super::extract::{Json, OptionalJson};
+use super::fleet_views::{self as views, Moment};
+use super::scope::{behind, projects_of};
+use crate::accounts;
+use crate::deps::Deps;
+use crate::pool;
+
+/// The most fleets of a page, and how many there are unless told.
+const MOST_FLEETS: u32 = 100;
+
+pub async fn list(
+    State(deps): State<Deps>,
+    asking: AuthUser,
+    OptionalJson(request): OptionalJson<ListFleetsRequest>,
+) -> Result<Json<Vec<WireFleet>>> {
+    let limit = request.limit.unwrap_or(MOST_FLEETS);
+    check_bounds("limit", limit, 0, MOST_FLEETS)?;
+    let names = projects_of(&deps, &asking, request.project_name.as_deref()).await?;
+    let filter = FleetFilter {
+        projects: names.keys().copied().collect(),
+        only_active: request.only_active,
+        after: behind(request.prev_created_at, request.prev_id, request.ascending),
+        ascending: request.ascending,
+        limit,
+    };
+    let rows = fleets::list(&deps.db, &filter).await?;
+    views_of(&deps, &rows, &names).await.map(Json)
+}
+
+pub async fn list_of_project(
+    State(deps): State<Deps>,
+    member: ProjectMember,
+    OptionalJson(_): OptionalJson<ListProjectFleetsRequest>,
+) -> Result<Json<Vec<WireFleet>>> {
+    let rows = fleets::list_by_project(&deps.db, member.project.id).await?;
+    let names = HashMap::from([(member.project.id, member.project.name.clone())]);
+    views_of(&deps, &rows, &names).await.map(Json)
+}
+
+pub async fn get(
+    State(deps): State<Deps>,
+    member: ProjectMember,
+    Json(request): Json<GetFleetRequest>,
+) -> Result<Json<WireFleet>> {
+    let project = &member.project;
+    let row = match (request.id, &request.name) {
+        (Some(id), _) => fleets::get(&deps.db, id).await?.filter(|row| row.value.project_id == project.id),
+        (None, Some(name)) => fleets::get_by_name(&deps.db, project.id, name).await?,
+        (None, None) => return Err(Error::bad_request("name or id must be specified")),
+    };
+    let row = row.ok_or_else(Error::resource_not_found)?;
+    view_of(&deps, &row, &project.name).await.map(Json)
+}
+
+/// Lets fleets go. Those that are in use are refused, and then all of them stay.
+pub async fn delete(
+    State(deps): State<Deps>,
+    member: ProjectMember,
+    Json(request): Json<DeleteFleetsRequest>,
+) -> Result<Json<()>> {
+    let mut tx = deps.db.begin().await?;
+    for name in &request.names {
+        let Some(row) = fleets::get_by_name(&mut tx, member.project.id, name).await? else { continue };
+        let fleet = &row.value;
+        if !fleet.wanted {
+            continue;
+        }
+        if is_in_use(&mut tx, fleet).await? {
+            return Err(Error::bad_request(format!("Failed to delete fleet {name}. Fleet is in use.")));
+        }
+        fleets::set_unwanted(&mut tx, fleet.id, deps.clock.now()).await?;
+        let message = format!("Fleet status changed {} -> TERMINATING", fleet.status.as_str().to_uppercase());
+        let target = Target::fleet(fleet.project_id, fleet.id, &fleet.name);
+        accounts::record(&deps, &mut tx, &NewEvent::by_user(member.user.id, message, vec![target])).await?;
+    }
+    tx.commit().await?;
+    ring(&deps);
+    Ok(Json(()))
+}
+
+/// Whether jobs run on a fleet, or runs that were given it are not finished.
+async fn is_in_use(tx: &mut Tx, fleet: &Fleet) -> Result<bool> {
+    let ids: Vec<InstanceId> =
+        instances::list_by_fleet(&mut *tx, fleet.id).await?.iter().map(|row| row.value.id).collect();
+    let has_busy = !instances::count_busy_blocks(&mut *tx, &ids).await?.is_empty();
+    Ok(has_busy || !runs::list_active_by_fleet(&mut *tx, fleet.id).await?.is_empty())
+}
+
+/// Ends instances of a fleet. If one of them is in use, none is ended.
+pub async fn delete_instances(
+    State(deps): State<Deps>,
+    member: ProjectMember,
+    Json(request): Json<DeleteFleetInstancesRequest>,
+) -> Result<Json<()>> {
+    let mut tx = deps.db.begin().await?;
+    let row = fleets::get_by_name(&mut tx, member.project.id, &request.name).await?;
+    let row = row.ok_or_else(Error::resource_not_found)?;
+    let wanted = instances::list_by_fleet(&mut tx, row.value.id).await?;
+    let wanted: Vec<Instance> = wanted
+        .into_iter()
+        .map(|instance| instance.value)
+        .filter(|instance| request.instance_nums.contains(&instance.instance_num))
+        .collect();
+    let ids: Vec<InstanceId> = wanted.iter().map(|instance| instance.id).collect();
+    if !instances::count_busy_blocks(&mut tx, &ids).await?.is_empty() {
+        let numbers: Vec<String> = request.instance_nums.iter().map(u32::to_string).collect();
+        return Err(Error::bad_request(format!(
+            "Failed to delete fleet {} instances [{}]. Fleet instances are in use.",
+            row.value.name,
+            numbers.join(", ")
+        )));
+    }
+    let end = EndOrder { reason: InstanceTerminationReason::TerminatedByUser, message: None };
+    for id in ids {
+        instances::set_end(&mut tx, id, &end, deps.clock.now()).await?;
+    }
+    tx.commit().await?;
+    ring(&deps);
+    Ok(Json(()))
+}
+
+/// Wakes whoever acts on a changed fleet.
+pub(super) fn ring(deps: &Deps) {
+    deps.wake.ring(Table::Fleets);
+    deps.wake.ring(Table::Instances);
+    deps.wake.ring_placement();
+    deps.wake.tell_watchers();
+}
+
+/// The moment at which views are made.
+pub(super) fn moment(deps: &Deps) -> Moment {
+    let now = deps.clock.now();
+    Moment { now, silent_before: now - pool::silence(deps) }
+}
+
+/// One fleet as clients see it.
+pub(super) async fn view_of(deps: &Deps, row: &Versioned<Fleet>, project_name: &str) -> Result<WireFleet> {
+    let names = HashMap::from([(row.value.project_id, project_name.to_owned())]);
+    let view = views_of(deps, std::slice::from_ref(row), &names).await?.pop();
+    view.ok_or_else(|| Error::internal(anyhow::anyhow!("a fleet has no view")))
+}
+
+/// Fleets as clients see them, in the order given.
+async fn views_of(
+    deps: &Deps,
+    rows: &[Versioned<Fleet>],
+    project_names: &HashMap<ProjectId, String>,
+) -> Result<Vec<WireFleet>> {
+    let ids: Vec<FleetId> = rows.iter().map(|row| row.value.id).collect();
+    let all = instances::list_last_by_fleets(&deps.db, &ids).await?;
+    let instance_ids: Vec<InstanceId> = all.iter().map(|row| row.value.id).collect();
+    let busy: HashMap<InstanceId, u32> =
+        instances::count_busy_blocks(&deps.db, &instance_ids).await?.into_iter().collect();
+    let mut by_fleet: HashMap<FleetId, Vec<(&Instance, u32)>> = HashMap::new();
+    for row in &all {
+        let busy = busy.get(&row.value.id).copied().unwrap_or_default();
+        by_fleet.entry(row.value.fleet_id).or_default().push((&row.value, busy));
+    }
+    let moment = moment(deps);
+    Ok(rows
+        .iter()
+        .map(|row| {
+            let instances = by_fleet.get(&row.value.id).map_or(&[][..], Vec::as_slice);
+            let project_name = project_names.get(&row.value.project_id).map_or("", String::as_str);
+            let mut view = views::fleet(moment, &row.value, instances, project_name);
+            // A fleet that nobody wants ends from the moment that somebody said so.
+            if !row.value.wanted && row.value.status == FleetStatus::Active {
+                view.status = FleetStatus::Terminating;
+            }
+            view
+        })
+        .collect())
+}
