@@ -1,8 +1,9 @@
 //! This machine, divided into as many machines as are wanted. Each has a folder, a share of CPUs, memory and
 //! GPUs, addresses of its own, and an agent of its own.
 //!
-//! What users read about it is in `docs.md`. The folders are the only memory, so servers may come and go, and several projects share one machine without
+//! The folders are the only memory, so servers may come and go, and several projects share one machine without
 //! sharing a GPU. Agents outlive the server and end when they are idle; whoever needs one starts it again.
+//! What users need to know is in `docs.md`.
 
 mod addresses;
 mod agents;
