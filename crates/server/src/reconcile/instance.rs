@@ -10,7 +10,7 @@ use lifecycle::launch::Launch;
 use store::leases::Table;
 use store::{Versioned, fleets, instances, jobs, launches};
 
-use super::{Next, record};
+use super::{Next, record, sweep};
 use crate::agents::HostSeen;
 use crate::backend_pool::{OpenBackend, answer};
 use crate::deps::Deps;
@@ -36,6 +36,9 @@ pub async fn reconcile(deps: &Deps, id: InstanceId) -> store::Result<Next> {
     save(deps, &loaded, &decision).await?;
     if let Some(effect) = decision.effect {
         act(deps, &decision.instance, backend.as_ref(), machine.flatten().as_ref(), effect).await;
+    }
+    if matches!(around.agent, AgentSeen::Connected(_)) {
+        sweep::sweep_tasks(deps, id).await?;
     }
     Ok(decision.look_again_at)
 }

@@ -21,6 +21,9 @@ const PERIOD: Duration = Duration::from_secs(20);
 /// How long a machine must be unclaimed before it is ended: a listing may be newer than the row that claims it.
 const GRACE: SignedDuration = SignedDuration::from_secs(60);
 
+/// Old events that are forgotten at once, so that nobody waits for the database.
+const EVENTS_AT_ONCE: u32 = 1000;
+
 /// Since when each machine is seen unclaimed.
 #[derive(Debug, Default)]
 pub struct Unclaimed(Mutex<HashMap<MachineKey, Timestamp>>);
@@ -32,10 +35,22 @@ pub(super) async fn run_loop(deps: Deps, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(PERIOD) => {}
         }
-        if let Err(error) = pass(&deps, &unclaimed).await {
+        let swept = async {
+            pass(&deps, &unclaimed).await?;
+            crate::accounts::forget_drained_backends(&deps).await?;
+            forget_old_events(&deps).await
+        };
+        if let Err(error) = swept.await {
             tracing::error!("the sweep failed, next try in {} s: {error}", PERIOD.as_secs());
         }
     }
+}
+
+/// Events that are older than the server was told to keep, some at a time.
+async fn forget_old_events(deps: &Deps) -> store::Result<()> {
+    let kept = i64::try_from(deps.settings.event_retention_secs).unwrap_or(i64::MAX);
+    let Ok(before) = deps.clock.now().checked_sub(SignedDuration::from_secs(kept)) else { return Ok(()) };
+    store::events::delete_older(&deps.db, before, EVENTS_AT_ONCE).await.map(|_| ())
 }
 
 /// Looks once at every backend and every agent.
