@@ -58,6 +58,32 @@ pub(crate) fn read_untrusted(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// A folder that others may write to, opened without following a link in its place. What is reached through
+/// its path is in that very folder.
+#[derive(Debug)]
+pub(crate) struct UntrustedDir {
+    _dir: File,
+    path: PathBuf,
+}
+
+impl UntrustedDir {
+    /// Opens the folder.
+    pub(crate) fn open(path: &Path) -> io::Result<UntrustedDir> {
+        use std::os::fd::AsRawFd;
+        let dir = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_DIRECTORY | libc::O_CLOEXEC)
+            .open(path)?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
+        Ok(UntrustedDir { _dir: dir, path })
+    }
+
+    /// A path that means this folder while it is open.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 /// Whether the error says that the disk is full.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))

@@ -9,6 +9,9 @@ pub(crate) const SEGMENT_BYTES: u64 = 4 << 20;
 /// Bytes of one entry of an index: offset (u64) and microseconds since the epoch (i64), big-endian.
 pub(crate) const INDEX_ENTRY: usize = 16;
 
+/// No log is longer. Names that say so are not ours, and would overflow sums.
+const LONGEST_LOG: u64 = 1 << 62;
+
 /// The name of the segment that begins at `start`.
 pub(crate) fn segment_name(start: u64) -> String {
     format!("{start:020}.log")
@@ -22,7 +25,7 @@ pub(crate) fn index_name(start: u64) -> String {
 /// The start of the segment with this name, if it is one.
 pub(crate) fn parse_segment_name(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".log").filter(|digits| digits.len() == 20)?;
-    digits.parse().ok()
+    digits.parse().ok().filter(|start| *start <= LONGEST_LOG)
 }
 
 /// Start and length of every segment in a folder, in order.

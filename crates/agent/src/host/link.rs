@@ -13,7 +13,7 @@ use tokio_util::codec::{FramedRead, LinesCodec};
 use crate::disk::ShortPath;
 use crate::host::runtime::{self, Liveness};
 use crate::host::state::Host;
-use crate::host::task::{Message, TaskHandle};
+use crate::host::task::{Message, News, TaskHandle};
 use crate::host::task_dir::{STATUS_LIMIT, TaskDir};
 use crate::wire::{self, JobStatus, Order};
 
@@ -27,23 +27,25 @@ const UNKNOWN_RETRY: Duration = Duration::from_secs(1);
 pub(crate) async fn follow(
     host: Arc<Host>,
     handle: Arc<TaskHandle>,
-    dir: TaskDir,
+    attempt: u64,
     container: bool,
     mut orders: mpsc::Receiver<Order>,
 ) {
+    let dir = handle.dir.clone();
+    let tell = |news: News| handle.tell(Message::News(attempt, news));
     let mut retry = FIRST_RETRY;
     loop {
         if let Ok(stream) = connect(&dir).await {
             retry = FIRST_RETRY;
-            if !handle.tell(Message::Connected).await {
+            if !tell(News::Connected).await {
                 return;
             }
-            if pump(stream, &handle, &mut orders).await == Pumped::Abandoned {
+            if pump(stream, &handle, attempt, &mut orders).await == Pumped::Abandoned {
                 return;
             }
         }
         if let Some(status) = dir.read_exit() {
-            handle.tell(Message::Status(Box::new(status))).await;
+            tell(News::Status(Box::new(status))).await;
             return;
         }
         match runtime::liveness(&host, &dir, handle.id, container).await {
@@ -52,10 +54,10 @@ pub(crate) async fn follow(
             Liveness::Gone(gone) => {
                 // It may have said its last word between the two looks.
                 let last = match dir.read_exit() {
-                    Some(status) => Message::Status(Box::new(status)),
-                    None => Message::Gone(gone),
+                    Some(status) => News::Status(Box::new(status)),
+                    None => News::Gone(gone),
                 };
-                handle.tell(last).await;
+                tell(last).await;
                 return;
             }
         }
@@ -76,7 +78,12 @@ enum Pumped {
     Abandoned,
 }
 
-async fn pump(stream: UnixStream, handle: &TaskHandle, orders: &mut mpsc::Receiver<Order>) -> Pumped {
+async fn pump(
+    stream: UnixStream,
+    handle: &TaskHandle,
+    attempt: u64,
+    orders: &mut mpsc::Receiver<Order>,
+) -> Pumped {
     let (read, mut write) = stream.into_split();
     let mut lines = FramedRead::new(read, LinesCodec::new_with_max_length(STATUS_LIMIT));
     let mut last: Option<JobStatus> = None;
@@ -94,7 +101,8 @@ async fn pump(stream: UnixStream, handle: &TaskHandle, orders: &mut mpsc::Receiv
                 let is_news = !is_same_but_for_the_log(last.as_ref(), &status);
                 if status.exit.is_none() && is_news {
                     last = Some(status.clone());
-                    if !handle.tell(Message::Status(Box::new(status))).await {
+                    let news = News::Status(Box::new(status));
+                    if !handle.tell(Message::News(attempt, news)).await {
                         return Pumped::Abandoned;
                     }
                 }

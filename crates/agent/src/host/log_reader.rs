@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use api::agent::{LOG_FRAME_HEADER, LOG_FRAME_MAX_PAYLOAD, LogFrame, LogFrameKind};
 
-use crate::disk;
-use crate::log_files::{INDEX_ENTRY, index_name, list_segments, segment_name};
+use crate::disk::{self, UntrustedDir};
+use crate::log_files::{self, INDEX_ENTRY, index_name, list_segments, segment_name};
 
 /// Writes closer together than this may share a frame.
 const FRAME_SPAN_MICROS: i64 = 100_000;
@@ -56,10 +56,11 @@ impl LogReader {
         }
         // Either all is read, or the segment is over, or it was removed.
         self.segment = None;
-        let segments = list_segments(&self.dir);
+        let dir = UntrustedDir::open(&self.dir).ok();
+        let segments = dir.as_ref().map(|dir| list_segments(dir.path())).unwrap_or_default();
         let holds = |(start, length): &&(u64, u64)| *start <= self.position && self.position < start + length;
-        if let Some((start, _)) = segments.iter().find(holds) {
-            self.open(*start);
+        if let (Some((start, _)), Some(dir)) = (segments.iter().find(holds), &dir) {
+            self.open(dir, *start);
             return self.read(limit);
         }
         let next = segments.iter().map(|(start, _)| *start).find(|start| *start > self.position);
@@ -69,8 +70,8 @@ impl LogReader {
         Some(header(LogFrameKind::Gap, resume, 0, 0))
     }
 
-    fn open(&mut self, start: u64) {
-        let open = |name: String| disk::open_untrusted(&self.dir.join(name));
+    fn open(&mut self, dir: &UntrustedDir, start: u64) {
+        let open = |name: String| disk::open_untrusted(&dir.path().join(name));
         let Ok(file) = open(segment_name(start)) else {
             return;
         };
@@ -150,14 +151,69 @@ pub(crate) fn end_frame(offset: u64) -> Vec<u8> {
 
 /// Removes the segments that lie before `acked` as a whole. The one being written stays.
 pub(crate) fn remove_acknowledged(dir: &Path, acked: u64) {
-    let segments = list_segments(dir);
+    let Ok(dir) = UntrustedDir::open(dir) else {
+        return;
+    };
+    let segments = list_segments(dir.path());
     for pair in segments.windows(2) {
         let [(start, length), _] = pair else {
             return;
         };
         if start + length <= acked {
-            let _ = std::fs::remove_file(dir.join(segment_name(*start)));
-            let _ = std::fs::remove_file(dir.join(index_name(*start)));
+            let _ = std::fs::remove_file(dir.path().join(segment_name(*start)));
+            let _ = std::fs::remove_file(dir.path().join(index_name(*start)));
         }
+    }
+}
+
+/// The log's end as the files show it.
+pub(crate) fn end_on_disk(dir: &Path) -> u64 {
+    UntrustedDir::open(dir).map_or(0, |dir| log_files::end_on_disk(dir.path()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(dir: &Path, start: u64, text: &str) {
+        std::fs::write(dir.join(segment_name(start)), text).unwrap();
+    }
+
+    fn read_all(dir: &Path, position: u64, sealed_at: u64) -> Vec<(LogFrameKind, u64, String)> {
+        let mut reader = LogReader::new(dir.to_owned(), position);
+        let mut frames = Vec::new();
+        while let Some(frame) = reader.next(u64::MAX, Some(sealed_at)) {
+            let (head, text) = frame.split_first_chunk().unwrap();
+            let head = LogFrame::decode(head).unwrap();
+            frames.push((head.kind, head.offset, String::from_utf8(text.to_vec()).unwrap()));
+        }
+        frames
+    }
+
+    #[test]
+    fn holes_between_and_after_segments_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), 0, "abc");
+        write(dir.path(), 10, "klm");
+        let data = |offset, text: &str| (LogFrameKind::Data, offset, text.to_owned());
+        let gap = |offset| (LogFrameKind::Gap, offset, String::new());
+        let all = [data(0, "abc"), gap(10), data(10, "klm"), gap(20)];
+        assert_eq!(read_all(dir.path(), 0, 20), all);
+        assert_eq!(read_all(dir.path(), 2, 13), [data(2, "c"), gap(10), data(10, "klm")]);
+        assert_eq!(read_all(dir.path(), 5, 13), [gap(10), data(10, "klm")]);
+    }
+
+    #[test]
+    fn a_folder_that_became_a_link_shows_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (other, link) = (dir.path().join("other"), dir.path().join("logs"));
+        std::fs::create_dir(&other).unwrap();
+        write(&other, 0, "somebody else's");
+        std::os::unix::fs::symlink(&other, &link).unwrap();
+        assert_eq!(read_all(&link, 0, 0), []);
+        assert_eq!(end_on_disk(&link), 0);
+        write(&other, 100, "more");
+        remove_acknowledged(&link, 1000);
+        assert!(other.join(segment_name(0)).exists());
     }
 }

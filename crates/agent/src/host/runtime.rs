@@ -110,10 +110,8 @@ pub(crate) async fn destroy(host: &Host, dir: &TaskDir, id: JobId, is_container:
 }
 
 /// Removes what a task keeps outside its folder.
-pub(crate) async fn remove(host: &Host, id: JobId, is_container: bool) {
-    if is_container {
-        container::remove(host, id).await;
-    }
+pub(crate) async fn remove(host: &Host, id: JobId, is_container: bool) -> Result<(), String> {
+    if is_container { container::remove(host, id).await } else { Ok(()) }
 }
 
 /// Limits that cannot be held for plain processes.

@@ -269,6 +269,11 @@ impl Host {
         Ok(binary)
     }
 
+    /// The newest CUDA version that the machine can run, and its driver's.
+    pub(crate) fn cuda(&self) -> (Option<&str>, Option<&str>) {
+        (self.machine.cuda_version.as_deref(), self.machine.gpu_driver.as_deref())
+    }
+
     /// Variables that make only these GPUs visible to a process.
     pub(crate) fn gpu_env(&self, granted: &[String]) -> Vec<(String, String)> {
         let mut env = Vec::new();

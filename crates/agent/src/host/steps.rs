@@ -11,10 +11,10 @@ use crate::clock;
 use crate::failpoint::failpoint;
 use crate::host::decide::{Seen, Step};
 use crate::host::link;
+use crate::host::log_reader;
 use crate::host::record::Entry;
 use crate::host::runtime::{self, Failure, Progress};
-use crate::host::task::{LogMark, Message, Task};
-use crate::log_files;
+use crate::host::task::{LogMark, Message, News, Task};
 use crate::wire::{JobStatus, LOST_OUTPUT, Order};
 
 /// How soon a step that found no room on the disk is tried again.
@@ -66,6 +66,8 @@ impl Task {
     fn launch(&mut self) {
         let relaunches = self.seen.relaunches + u32::from(self.seen.gone.is_some());
         self.seen = Seen { relaunches, ..Seen::default() };
+        self.attempt += 1;
+        self.orders = None;
         failpoint("preparing:before");
         self.note_anyway(Entry::Preparing);
         failpoint("preparing:after");
@@ -96,7 +98,9 @@ impl Task {
         failpoint("launch:before");
         let (host, handle) = (self.host.clone(), self.handle.clone());
         let cancel = self.cancel.clone();
-        tokio::spawn(async move {
+        let attempt = self.attempt;
+        let launching = tokio::spawn(async move {
+            let tell = |news: News| handle.tell(Message::News(attempt, news));
             let (progress, mut news) = mpsc::channel(16);
             let launch = runtime::launch(&host, &handle.dir, &spec, gpus, &progress, &cancel);
             tokio::pin!(launch);
@@ -104,20 +108,21 @@ impl Task {
                 tokio::select! {
                     biased;
                     Some(news) = news.recv() => {
-                        handle.tell(Message::Progress(news)).await;
+                        tell(News::Progress(news)).await;
                     }
                     result = &mut launch => break result,
                 }
             };
             while let Ok(news) = news.try_recv() {
-                handle.tell(Message::Progress(news)).await;
+                tell(News::Progress(news)).await;
             }
-            handle.tell(Message::Launched(result)).await;
+            tell(News::Launched(result)).await;
         });
+        self.launching = Some(launching);
     }
 
     /// Follows the supervisor that was started, now or by an earlier agent.
-    pub(super) fn attach(&mut self) {
+    fn attach(&mut self) {
         let Some(record) = &self.record else {
             return;
         };
@@ -125,8 +130,8 @@ impl Task {
         self.orders = Some(orders);
         self.seen.attached = true;
         let (host, handle) = (self.host.clone(), self.handle.clone());
-        let dir = self.handle.dir.clone();
-        tokio::spawn(link::follow(host, handle, dir, record.accepted.container, inbox));
+        let attempt = self.attempt;
+        tokio::spawn(link::follow(host, handle, attempt, record.accepted.container, inbox));
     }
 
     /// The start is the one step that must not come without its line.
@@ -190,16 +195,43 @@ impl Task {
         self.host.gpus.release(self.handle.id);
         self.spec = None;
         self.handle.dir.remove_secrets();
-        let told = self.seen.status.as_ref().map_or(0, |status| status.log_end);
-        let end = told.max(log_files::end_on_disk(&self.handle.dir.logs()));
+        let last = self.handle.dir.read_exit();
+        let told = last.as_ref().or(self.seen.status.as_ref()).map_or(0, |status| status.log_end);
+        let end = told.max(log_reader::end_on_disk(&self.handle.dir.logs()));
         failpoint("sealed:before");
         self.note_anyway(Entry::Sealed(end));
         failpoint("sealed:after");
         self.handle.log.send_replace(LogMark { end, sealed: true });
     }
 
+    /// Takes in what happened to this attempt.
+    pub(super) fn note_news(&mut self, news: News) {
+        match news {
+            News::Launched(result) => {
+                self.seen.launching = false;
+                match result {
+                    Ok(()) => {
+                        failpoint("launch:after");
+                        self.attach();
+                    }
+                    Err(failure) => self.seen.failure = Some(failure),
+                }
+            }
+            News::Progress(progress) => self.note_progress(progress),
+            News::Connected => {
+                self.seen.go_sent = false;
+                self.seen.stop_sent = None;
+            }
+            News::Status(status) => self.note_status(*status),
+            News::Gone(gone) => {
+                self.orders = None;
+                self.seen.gone = Some(gone);
+            }
+        }
+    }
+
     /// Takes in what the launch found out.
-    pub(super) fn note_progress(&mut self, progress: Progress) {
+    fn note_progress(&mut self, progress: Progress) {
         match progress {
             Progress::Pulling => self.note_anyway(Entry::Pulling),
             Progress::Warning(warning) => self.note_anyway(Entry::Warning(warning)),
@@ -219,7 +251,7 @@ impl Task {
     }
 
     /// Takes in what the supervisor said.
-    pub(super) fn note_status(&mut self, status: JobStatus) {
+    fn note_status(&mut self, status: JobStatus) {
         if let Some(record) = &mut self.record {
             for warning in status.warnings.iter().take(WARNINGS_LIMIT) {
                 let warning: String = warning.chars().take(WARNING_LENGTH).collect();

@@ -108,7 +108,7 @@ impl Following {
         }
         loop {
             let acked = *self.acked.borrow_and_update();
-            let window = (acked.max(self.base) + LOG_WINDOW).saturating_sub(self.reader.position);
+            let window = acked.max(self.base).saturating_add(LOG_WINDOW).saturating_sub(self.reader.position);
             let mark = *self.log.borrow_and_update();
             let is_over = mark.sealed && mark.end <= self.reader.position;
             if is_over {

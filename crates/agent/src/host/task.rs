@@ -8,6 +8,7 @@ use std::time::Duration;
 use api::agent::{AgentError, AgentErrorCode, LogAck, StopOrder, TaskOrder, TaskPhase, TaskSpec, TaskState};
 use api::ids::JobId;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -24,6 +25,8 @@ use crate::wire::{JobStatus, Order};
 
 /// How many messages may wait for a task.
 const MAILBOX: usize = 64;
+/// How long a launch that was told to give up may take.
+const LAUNCH_END_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest grace that is believed, so that times can be added.
 const LONGEST_GRACE_SECS: u64 = 30 * 24 * 3600;
 
@@ -41,6 +44,17 @@ pub(crate) enum Message {
     Stop(StopOrder, Reply<TaskState>),
     /// The server has all it wants.
     Forget(TaskOrder, Reply<()>),
+    /// Something happened to an attempt to run the task.
+    News(u64, News),
+    /// The time to end in is over and more.
+    Overdue,
+    /// Try again what a full disk prevented.
+    Retry,
+}
+
+/// What a launch or a supervisor has to tell.
+#[derive(Debug)]
+pub(crate) enum News {
     /// The launch came to its end.
     Launched(Result<(), Failure>),
     /// The launch goes on.
@@ -51,10 +65,6 @@ pub(crate) enum Message {
     Status(Box<JobStatus>),
     /// The supervisor is gone without a last word.
     Gone(Gone),
-    /// The time to end in is over and more.
-    Overdue,
-    /// Try again what a full disk prevented.
-    Retry,
 }
 
 /// How far a task's log is.
@@ -146,7 +156,10 @@ pub(crate) struct Task {
     pub(super) record: Option<Record>,
     pub(super) spec: Option<TaskSpec>,
     pub(super) seen: Seen,
+    /// Grows with each launch.
+    pub(super) attempt: u64,
     pub(super) cancel: CancellationToken,
+    pub(super) launching: Option<JoinHandle<()>>,
     pub(super) orders: Option<mpsc::Sender<Order>>,
 }
 
@@ -171,7 +184,7 @@ fn spawn(host: &Arc<Host>, id: JobId, known: Option<(Journal, Record)>) -> Arc<T
     let (mailbox, messages) = mpsc::channel(MAILBOX);
     let dir = TaskDir::new(&host.tasks_dir(), id);
     let mark = known.as_ref().map_or_else(LogMark::default, |(_, record)| LogMark {
-        end: record.state.log_end.max(crate::log_files::end_on_disk(&dir.logs())),
+        end: record.state.log_end.max(log_reader::end_on_disk(&dir.logs())),
         sealed: record.state.phase == TaskPhase::Sealed,
     });
     let state = known.as_ref().map(|(_, record)| record.state.clone());
@@ -192,7 +205,9 @@ fn spawn(host: &Arc<Host>, id: JobId, known: Option<(Journal, Record)>) -> Arc<T
         record,
         spec: None,
         seen: Seen::default(),
+        attempt: 0,
         cancel: CancellationToken::new(),
+        launching: None,
         orders: None,
     };
     tokio::spawn(task.run(messages));
@@ -236,28 +251,10 @@ impl Task {
                     return Next::End;
                 }
             }
-            Message::Launched(result) => {
-                self.seen.launching = false;
-                match result {
-                    Ok(()) => {
-                        failpoint("launch:after");
-                        self.attach();
-                    }
-                    Err(failure) => self.seen.failure = Some(failure),
-                }
-            }
-            Message::Progress(progress) => self.note_progress(progress),
-            Message::Connected => {
-                self.seen.go_sent = false;
-                self.seen.stop_sent = None;
-            }
-            Message::Status(status) => self.note_status(*status),
-            Message::Gone(gone) => {
-                self.orders = None;
-                self.seen.gone = Some(gone);
-            }
+            // News of an earlier attempt mean nothing to this one.
+            Message::News(attempt, news) if attempt == self.attempt => self.note_news(news),
+            Message::News(..) | Message::Retry => {}
             Message::Overdue => self.destroy().await,
-            Message::Retry => {}
         }
         Next::Continue
     }
@@ -345,9 +342,18 @@ impl Task {
     async fn reset(&mut self) {
         self.cancel.cancel();
         self.orders = None;
+        self.attempt += 1;
+        if let Some(mut launching) = self.launching.take()
+            && tokio::time::timeout(LAUNCH_END_TIMEOUT, &mut launching).await.is_err()
+        {
+            launching.abort();
+        }
         self.destroy().await;
         let is_container = self.record.as_ref().is_some_and(|record| record.accepted.container);
-        runtime::remove(&self.host, self.handle.id, is_container).await;
+        if let Err(error) = runtime::remove(&self.host, self.handle.id, is_container).await {
+            // The next launch finds it, and tries again.
+            warn!(task.id = %self.handle.id, "cannot remove the older container: {error}");
+        }
         self.host.gpus.release(self.handle.id);
         let _ = self.handle.dir.clear_run();
         self.seen = Seen::default();
@@ -486,7 +492,8 @@ impl Task {
 /// Removes what is left of a task whose journal says `Forgotten`.
 pub(crate) async fn finish_forgetting(host: &Host, dir: &TaskDir, accepted: &Accepted) -> std::io::Result<()> {
     host.bury(accepted.id, accepted.generation)?;
-    runtime::remove(host, accepted.id, accepted.container).await;
+    let removed = runtime::remove(host, accepted.id, accepted.container).await;
+    removed.map_err(|error| std::io::Error::other(format!("the task's container cannot be removed: {error}")))?;
     let dir = dir.clone();
     tokio::task::spawn_blocking(move || dir.remove()).await.map_err(std::io::Error::other)?
 }

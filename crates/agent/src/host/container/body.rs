@@ -108,6 +108,29 @@ pub(crate) fn job_file(
     })
 }
 
+/// Refuses an image that needs a newer driver than the host has, where the image says what it needs.
+pub(crate) fn check_cuda(image: &ImageInspect, gpus: &[String], host: &Host) -> Result<(), String> {
+    let env = image.config.as_ref().and_then(|config| config.env.as_deref()).unwrap_or_default();
+    let wanted = env.iter().find_map(|variable| variable.strip_prefix("CUDA_VERSION="));
+    let (Some(wanted), (Some(has), driver)) = (wanted, host.cuda()) else {
+        return Ok(());
+    };
+    if gpus.is_empty() || !is_too_old(has, wanted) {
+        return Ok(());
+    }
+    let driver = driver.unwrap_or_default();
+    Err(format!(
+        "the image needs CUDA {wanted}, and the host's driver {driver} runs up to {has}: choose an older \
+         image, or update the driver"
+    ))
+}
+
+/// Whether a driver for CUDA `has` cannot run programs for `wanted`. Within a major version it can.
+fn is_too_old(has: &str, wanted: &str) -> bool {
+    let major = |version: &str| version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    major(has).zip(major(wanted)).is_some_and(|(has, wanted)| has < wanted)
+}
+
 /// The container itself.
 pub(crate) fn container(task: &TaskContainer<'_>, limits: Limits) -> Result<ContainerCreateBody, String> {
     let spec = task.spec;
@@ -232,4 +255,28 @@ fn networking(network: &ContainerNetwork) -> Option<NetworkingConfig> {
     let ipam = EndpointIpamConfig { ipv4_address: Some(address.clone()), ..EndpointIpamConfig::default() };
     let endpoint = EndpointSettings { ipam_config: Some(ipam), ..EndpointSettings::default() };
     Some(NetworkingConfig { endpoints_config: Some(HashMap::from([(name.clone(), endpoint)])) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drivers_run_what_their_major_version_allows() {
+        let check = |has, wanted, expected| assert_eq!(is_too_old(has, wanted), expected, "{has} {wanted}");
+        check("12.4", "13.0.3", true);
+        check("12.4", "12.8", false);
+        check("13.0", "12.4.1", false);
+        check("13.0", "", false);
+    }
+
+    #[test]
+    fn ulimits_are_raised_as_far_as_the_host_allows() {
+        let names = |limits: Limits, rdma| -> Vec<String> {
+            ulimits(limits, rdma).into_iter().filter_map(|limit| limit.name).collect()
+        };
+        assert_eq!(names(Limits::default(), true), ["nofile", "memlock"]);
+        assert_eq!(names(Limits::default(), false), ["nofile"]);
+        assert_eq!(names(Limits { nofile: true, memlock: false }, true), ["nofile"]);
+    }
 }

@@ -49,8 +49,10 @@ pub(crate) async fn launch(
 ) -> Result<(), Failure> {
     let docker = reach(host, cancel).await?;
     if let Some(found) = find(&docker, spec.id).await.map_err(told)? {
-        let is_running = found.state.and_then(|state| state.running).unwrap_or(false);
+        let is_running = found.state.as_ref().and_then(|state| state.running).unwrap_or(false);
         if is_running || dir.read_exit().is_some() {
+            let resolved = Resolved { container_id: found.id, ..Resolved::default() };
+            let _ = progress.send(Progress::Resolved(resolved)).await;
             return Ok(());
         }
         if dir.is_marked_started() {
@@ -65,6 +67,7 @@ pub(crate) async fn launch(
         image = image::ensure(&docker, container, progress) => image?,
         () = cancel.cancelled() => return Err(failure("the task was told to end")),
     };
+    body::check_cuda(&image, &gpus, host).map_err(failure)?;
     let binary = host
         .install_binary()
         .map_err(|error| failure(format!("cannot put the agent's program where containers find it: {error}")))?;
@@ -130,17 +133,12 @@ pub(crate) async fn kill(host: &Host, id: JobId) {
 }
 
 /// Removes the task's container.
-pub(crate) async fn remove(host: &Host, id: JobId) {
-    let removed = async {
-        let docker = host.engine.connect().await?;
-        let found = find(&docker, id).await.map_err(|error| error.to_string())?;
-        match found.and_then(|found| found.id) {
-            Some(id) => remove_container(&docker, &id).await.map_err(|error| error.to_string()),
-            None => Ok(()),
-        }
-    };
-    if let Err(error) = removed.await {
-        warn!(task.id = %id, "cannot remove the task's container: {error}");
+pub(crate) async fn remove(host: &Host, id: JobId) -> Result<(), String> {
+    let docker = host.engine.connect().await?;
+    let found = find(&docker, id).await.map_err(|error| error.to_string())?;
+    match found.and_then(|found| found.id) {
+        Some(id) => remove_container(&docker, &id).await.map_err(|error| error.to_string()),
+        None => Ok(()),
     }
 }
 
