@@ -23,7 +23,11 @@ impl fmt::Display for InterpolationError {
         match self {
             InterpolationError::Unclosed(text) => write!(f, "`${{{{{text}` has no closing `}}}}`"),
             InterpolationError::Illegal(name) => write!(f, "`{name}` is not a name such as `secrets.token`"),
-            InterpolationError::Missing(names) => write!(f, "unknown: {}", names.join(", ")),
+            // The official words, which programs may look for.
+            InterpolationError::Missing(names) => {
+                let names: Vec<String> = names.iter().map(|name| format!("'{name}'")).collect();
+                write!(f, "Failed to interpolate due to missing vars: [{}]", names.join(", "))
+            }
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod projects;
 pub mod repos;
 pub mod router;
 pub mod run_views;
+pub mod runs;
 pub mod scope;
 pub mod secrets;
 pub mod upload;

@@ -1,6 +1,7 @@
 //! Every route of the server, in one list.
 
 use std::any::Any;
+use std::sync::Arc;
 
 use api::backends::{BackendType, BackendYaml, BackendYamlRequest, DeleteBackendsRequest};
 use api::events::{Event, ListEventsRequest};
@@ -15,12 +16,16 @@ use api::projects::{
     SetMembersRequest, UpdateProjectRequest,
 };
 use api::repos::{DeleteReposRequest, GetRepoRequest, InitRepoRequest, RepoHead, RepoHeadWithCreds};
+use api::runs::{
+    ApplyRunPlanRequest, DeleteRunsRequest, GetRunPlanRequest, GetRunRequest, ListRunsRequest, Run, RunPlan,
+    StopRunsRequest,
+};
 use api::secrets::{DeleteSecretsRequest, GetSecretRequest, Secret, SetSecretRequest};
 use api::users::{
     AddPublicKeyRequest, CreateUserRequest, DeletePublicKeysRequest, DeleteUsersRequest, ListUsersRequest,
     PublicKeyInfo, User, UserList, UserWithCreds, UsernameRequest,
 };
-use axum::Router;
+use axum::{Extension, Router};
 use axum::body::Bytes;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
@@ -34,15 +39,15 @@ use super::error::Error;
 use super::extract::json_response;
 use super::openapi::{Nothing, Routes};
 use super::{
-    absent, backends, docs, events, files, fleet_apply, fleets, info, instances, members, projects, repos, secrets,
-    users, version,
+    absent, backends, docs, events, files, fleet_apply, fleets, info, instances, members, projects, repos, runs,
+    secrets, users, version,
 };
 use crate::deps::Deps;
 
 /// The whole server as one service.
 pub fn router(deps: Deps) -> Router {
     let routes = project_routes(account_routes(Routes::default()));
-    let routes = fleet_routes(absent_routes(things_routes(routes)));
+    let routes = run_routes(fleet_routes(absent_routes(things_routes(routes))));
     let (router, description) = routes.finish();
     let description = Bytes::from(description);
     router
@@ -52,6 +57,7 @@ pub fn router(deps: Deps) -> Router {
         .route("/redoc", get(docs::page))
         .fallback(no_route)
         .method_not_allowed_fallback(no_route)
+        .layer(Extension(Arc::new(runs::RunRows::default())))
         .layer(middleware::from_fn(version::check))
         // Each reader of a body has a limit of its own.
         .layer(DefaultBodyLimit::disable())
@@ -171,6 +177,16 @@ fn fleet_routes(routes: Routes) -> Routes {
             "/api/project/{project_name}/instances/get_instance_health_checks",
             absent::not_found_for_members,
         )
+}
+
+fn run_routes(routes: Routes) -> Routes {
+    routes
+        .post::<ListRunsRequest, Vec<Run>, _, _>("/api/runs/list", runs::list)
+        .post::<GetRunRequest, Run, _, _>("/api/project/{project_name}/runs/get", runs::get)
+        .post::<GetRunPlanRequest, RunPlan, _, _>("/api/project/{project_name}/runs/get_plan", runs::get_plan)
+        .post::<ApplyRunPlanRequest, Run, _, _>("/api/project/{project_name}/runs/apply", runs::apply)
+        .post::<StopRunsRequest, Nothing, _, _>("/api/project/{project_name}/runs/stop", runs::stop)
+        .post::<DeleteRunsRequest, Nothing, _, _>("/api/project/{project_name}/runs/delete", runs::delete)
 }
 
 fn absent_routes(routes: Routes) -> Routes {

@@ -1,0 +1,25 @@
+//! Runs: plans, submissions, what there is, and its end.
+
+mod apply;
+mod check;
+mod delete;
+mod list;
+mod offers;
+mod plan;
+mod rows;
+mod stop;
+mod warnings;
+
+pub use apply::apply;
+pub use delete::delete;
+pub use list::{get, list};
+pub use plan::get_plan;
+pub use rows::RunRows;
+pub use stop::stop;
+
+
+/// The answer to somebody who was overtaken.
+const CHANGED: &str = "Failed to apply plan. Resource has been changed. Try again or use force apply.";
+
+/// The answer where a run of that name is active and cannot become what is wanted.
+const CANNOT_OVERRIDE: &str = "Cannot override active run. Stop the run first.";
