@@ -7,6 +7,7 @@ use crate::fleets::{
     ApplyFleetPlanRequest, DeleteFleetInstancesRequest, DeleteFleetsRequest, Fleet, FleetPlan, GetFleetPlanRequest,
     GetFleetRequest, ListProjectFleetsRequest,
 };
+use crate::gateways::{DeleteGatewaysRequest, Gateway, GetGatewayRequest, ListGatewaysRequest};
 use crate::gpus::{GpuList, ListGpusRequest};
 use crate::logs::{JobSubmissionLogs, PollLogsRequest};
 use crate::projects::Project;
@@ -17,6 +18,7 @@ use crate::runs::{
 };
 use crate::secrets::{DeleteSecretsRequest, GetSecretRequest, Secret, SetSecretRequest};
 use crate::users::UserWithCreds;
+use crate::volumes::{CreateVolumeRequest, DeleteVolumesRequest, GetVolumeRequest, Volume};
 
 /// One call of the API. `Q` is the body of the request, `()` for none; `A` is the answer.
 #[derive(Debug)]
@@ -98,3 +100,26 @@ pub const DELETE_SECRETS: Endpoint<DeleteSecretsRequest, Void> = Endpoint::new("
 
 /// Makes a repository known.
 pub const INIT_REPO: Endpoint<InitRepoRequest, Void> = Endpoint::new("/api/project/{project}/repos/init");
+
+/// The volumes of a project.
+pub const LIST_VOLUMES: Endpoint<(), Vec<Volume>> = Endpoint::bare("/api/project/{project}/volumes/list");
+/// A volume by name.
+pub const GET_VOLUME: Endpoint<GetVolumeRequest, Volume> = Endpoint::new("/api/project/{project}/volumes/get");
+/// Makes a volume.
+pub const CREATE_VOLUME: Endpoint<CreateVolumeRequest, Volume> = Endpoint::new("/api/project/{project}/volumes/create");
+/// Asks volumes to end; does not wait.
+pub const DELETE_VOLUMES: Endpoint<DeleteVolumesRequest, Void> = Endpoint::new("/api/project/{project}/volumes/delete");
+
+/// The gateways of a project.
+pub const LIST_GATEWAYS: Endpoint<ListGatewaysRequest, Vec<Gateway>> =
+    Endpoint::new("/api/project/{project}/gateways/list");
+/// A gateway by name.
+pub const GET_GATEWAY: Endpoint<GetGatewayRequest, Gateway> = Endpoint::new("/api/project/{project}/gateways/get");
+/// Asks gateways to end; does not wait.
+pub const DELETE_GATEWAYS: Endpoint<DeleteGatewaysRequest, Void> =
+    Endpoint::new("/api/project/{project}/gateways/delete");
+
+/// The exports of a project; servers without them refuse with a sentence.
+pub const LIST_EXPORTS: Endpoint<(), serde_json::Value> = Endpoint::bare("/api/project/{project}/exports/list");
+/// The imports of a project; servers without them refuse with a sentence.
+pub const LIST_IMPORTS: Endpoint<(), serde_json::Value> = Endpoint::bare("/api/project/{project}/imports/list");

@@ -33,7 +33,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
 /// A server that stays away for longer than this ends the stream.
-const AWAY_LIMIT: Duration = Duration::from_secs(300);
+const AWAY_LIMIT: Duration = Duration::from_mins(5);
 
 /// A server that says nothing for longer than this, pings included, is away.
 const SILENCE_LIMIT: Duration = Duration::from_secs(45);
@@ -124,9 +124,9 @@ impl RunStream {
         self.events.recv().await
     }
 
-    /// The next event if there is one already.
-    pub fn try_next(&mut self) -> Option<Result<RunStreamEvent, ClientError>> {
-        self.events.try_recv().ok()
+    /// Whether the next event is there already.
+    pub fn has_next(&self) -> bool {
+        !self.events.is_empty()
     }
 }
 
@@ -230,7 +230,7 @@ impl Reader {
             let end = at + frame.length as usize;
             let payload = (end <= message.len()).then(|| message.slice(at..end))?;
             at = end;
-            self.read_frame(job_num, submission, frame, payload, &mut events);
+            self.read_frame(job_num, submission, frame, &payload, &mut events);
         }
         Some(events)
     }
@@ -240,7 +240,7 @@ impl Reader {
         job_num: u32,
         submission: JobId,
         frame: LogFrame,
-        payload: Bytes,
+        payload: &Bytes,
         events: &mut Vec<RunStreamEvent>,
     ) {
         // With a time to start at, only the server knows which offset that is.

@@ -1,0 +1,189 @@
+//! Applying a fleet.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use api::client::endpoints;
+use api::configurations::FleetConfiguration;
+use api::fleets::{
+    ApplyFleetPlanInput, ApplyFleetPlanRequest, DeleteFleetsRequest, Fleet, FleetPlan, FleetSpec, GetFleetPlanRequest,
+    GetFleetRequest,
+};
+use api::instances::InstanceStatus;
+use api::runs::ApplyAction;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::configure::complete_env;
+use super::progress::{Progress, Step};
+use super::USE_FORCE;
+use crate::args::ApplyArgs;
+use crate::commands::{agreed, delete};
+use crate::output::runs::Times;
+use crate::output::{fleets, format, offers, plans};
+use crate::session::{Project, Session};
+use crate::{Outcome, profiles};
+
+/// Offers of a plan that are shown.
+const SHOWN_OFFERS: usize = 3;
+
+/// How often a fleet that is being made is looked at.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+pub(super) async fn apply(
+    session: &mut Session,
+    args: &ApplyArgs,
+    mut configuration: FleetConfiguration,
+    path: String,
+) -> anyhow::Result<Outcome> {
+    if let Some(name) = &args.name {
+        configuration.name = Some(name.clone());
+    }
+    complete_env(session, &args.env, &mut configuration.env)?;
+    if configuration.ssh_config.is_some() {
+        bail!("Fleets of machines that are reached over SSH are not supported yet");
+    }
+    let project = session.project(args.project.project.as_deref())?;
+    let profile = profiles::load(session, None, false)?;
+    let spec = FleetSpec { configuration, configuration_path: Some(path), profile, autocreated: false };
+    let request = GetFleetPlanRequest { spec };
+    let plan = project.client.call(&endpoints::GET_FLEET_PLAN, &project.name, &request).await?;
+    print_plan(session, &plan)?;
+    let Some(decision) = decide(session, args, &plan)? else { return Ok(Outcome::Done) };
+    if !agreed(session, args.yes, decision.question)? {
+        return Ok(Outcome::Done);
+    }
+    if let (true, Some(current)) = (decision.delete_first, &plan.current_resource) {
+        delete::delete_fleet(&project, &current.name).await?;
+    }
+    let input = ApplyFleetPlanInput { spec: plan.spec, current_resource: plan.current_resource };
+    let request = ApplyFleetPlanRequest { plan: input, force: false };
+    let fleet = project.client.call(&endpoints::APPLY_FLEET, &project.name, &request).await?;
+    if args.detach {
+        session.printer.line("Fleet configuration submitted. Exiting...")?;
+        return Ok(Outcome::Done);
+    }
+    follow(session, &project, args, fleet).await
+}
+
+fn print_plan(session: &mut Session, plan: &FleetPlan) -> anyhow::Result<()> {
+    let printer = &mut session.printer;
+    printer.table(&plans::fleet_properties(plan))?;
+    printer.blank()?;
+    if plan.offers.is_empty() {
+        printer.warning(offers::NO_OFFERS)?;
+    } else {
+        let shown = &plan.offers[..plan.offers.len().min(SHOWN_OFFERS)];
+        printer.table(&offers::fleet_table(shown, plan.total_offers))?;
+        if shown.len() < plan.total_offers as usize {
+            let max = plan.max_offer_price.map(|price| format!(", {} max", format::price(price))).unwrap_or_default();
+            printer.line(format!(" Shown {} of {} offers{max}", shown.len(), plan.total_offers))?;
+        }
+    }
+    printer.blank()?;
+    Ok(())
+}
+
+/// What is asked, and what yes means.
+struct Decision {
+    question: &'static str,
+    delete_first: bool,
+}
+
+/// Says what stands in the way. None: nothing is to be done.
+fn decide(session: &mut Session, args: &ApplyArgs, plan: &FleetPlan) -> anyhow::Result<Option<Decision>> {
+    let printer = &mut session.printer;
+    let spec = plan.effective_spec.as_ref().unwrap_or(&plan.spec);
+    let Some(current) = &plan.current_resource else {
+        let name = spec.configuration.name.as_deref();
+        match name {
+            Some(name) => printer.line(format!("Fleet {name} does not exist yet."))?,
+            None => printer.line("The fleet does not exist yet.")?,
+        }
+        return Ok(Some(Decision { question: "Create the fleet?", delete_first: false }));
+    };
+    // Who made the fleet is not part of what is wanted.
+    let changes = plans::changes(&FleetSpec { autocreated: spec.autocreated, ..current.spec.clone() }, spec);
+    if changes.is_empty() {
+        if args.yes && !args.force {
+            printer.line(format!("No configuration changes detected. {USE_FORCE}"))?;
+            return Ok(None);
+        }
+        printer.line(format!("Found fleet {}. No configuration changes detected.", current.name))?;
+        return Ok(Some(Decision { question: "Re-create the fleet?", delete_first: true }));
+    }
+    let is_update = plan.action == ApplyAction::Update;
+    let how = if is_update { "can" } else { "cannot" };
+    printer.line(format!("Found fleet {}. Detected changes that {how} be updated in-place:", current.name))?;
+    for change in changes {
+        printer.line(change)?;
+    }
+    printer.blank()?;
+    let question = if is_update { "Update the fleet in-place?" } else { "Re-create the fleet?" };
+    Ok(Some(Decision { question, delete_first: !is_update }))
+}
+
+/// Waits until no instance is on its way, and shows what became of them.
+async fn follow(
+    session: &mut Session,
+    project: &Project,
+    args: &ApplyArgs,
+    mut fleet: Fleet,
+) -> anyhow::Result<Outcome> {
+    let mut interrupts = signal(SignalKind::interrupt()).context("listen for Ctrl-C")?;
+    let mut progress = Progress::default();
+    while fleet.instances.iter().any(|instance| is_on_its_way(instance.status)) {
+        progress.show(&mut session.printer, &steps(&fleet))?;
+        let is_interrupted = tokio::select! {
+            _ = interrupts.recv() => true,
+            () = tokio::time::sleep(INTERVAL) => false,
+        };
+        if is_interrupted {
+            progress.clear();
+            return leave(session, project, args, &fleet.name).await;
+        }
+        let request = GetFleetRequest { name: Some(fleet.name.clone()), id: None };
+        fleet = project.client.call(&endpoints::GET_FLEET, &project.name, &request).await?;
+    }
+    progress.clear();
+    let has_failed = fleet.instances.iter().any(|instance| instance.status == InstanceStatus::Terminated);
+    let times = Times::At(session.zone.clone());
+    session.printer.table(&fleets::table(std::slice::from_ref(&fleet), has_failed || args.verbose, &times))?;
+    if has_failed {
+        session.printer.blank()?;
+        session.printer.error("Some instances failed. Provisioning will be retried in the background.")?;
+        return Ok(Outcome::Failed);
+    }
+    Ok(Outcome::Done)
+}
+
+async fn leave(session: &mut Session, project: &Project, args: &ApplyArgs, name: &str) -> anyhow::Result<Outcome> {
+    let question = format!("Delete the fleet {name} before exiting?");
+    if !args.yes && session.printer.confirm(&question)? {
+        let request = DeleteFleetsRequest { names: vec![name.to_owned()] };
+        project.client.call(&endpoints::DELETE_FLEETS, &project.name, &request).await?;
+        session.printer.line("Exiting...")?;
+    } else {
+        session.printer.line("Exiting... Fleet provisioning will continue in the background.")?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn is_on_its_way(status: InstanceStatus) -> bool {
+    match status {
+        InstanceStatus::Pending | InstanceStatus::Provisioning | InstanceStatus::Terminating => true,
+        InstanceStatus::Idle | InstanceStatus::Busy | InstanceStatus::Terminated => false,
+    }
+}
+
+fn steps(fleet: &Fleet) -> Vec<Step> {
+    let step = |instance: &api::instances::Instance| {
+        let mut doing = fleets::instance_status(instance);
+        if let (Some(kind), Some(backend)) = (&instance.instance_type, instance.backend) {
+            let region = instance.region.as_deref().unwrap_or_default();
+            let place = format::place(backend, region, instance.availability_zone.as_deref());
+            doing = format!("{doing} {} on {place}", kind.name);
+        }
+        Step { node: instance.instance_num.to_string(), doing, detail: String::new() }
+    };
+    fleet.instances.iter().map(step).collect()
+}

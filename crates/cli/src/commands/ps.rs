@@ -1,0 +1,45 @@
+//! `dstack ps`: the runs of a project.
+
+use api::client::endpoints;
+use api::runs::{ListRunsRequest, Run};
+use serde::Serialize;
+
+use crate::Outcome;
+use crate::args::{Format, PsArgs};
+use crate::output::runs::{self, Times};
+use crate::session::{Project, Session};
+
+#[derive(Serialize)]
+struct Listing<'a> {
+    project: &'a str,
+    runs: &'a [Run],
+}
+
+pub(super) async fn run(session: &mut Session, args: &PsArgs) -> anyhow::Result<Outcome> {
+    let project = session.project(args.project.project.as_deref())?;
+    if args.format.format() == Format::Json {
+        let runs = list(&project, args).await?;
+        session.printer.json(&Listing { project: &project.name, runs: &runs })?;
+        return Ok(Outcome::Done);
+    }
+    let table = async |now| Ok(runs::table(&list(&project, args).await?, args.verbose, &Times::Since(now)));
+    super::show(session, args.watch, false, table).await?;
+    Ok(Outcome::Done)
+}
+
+async fn list(project: &Project, args: &PsArgs) -> anyhow::Result<Vec<Run>> {
+    let request = ListRunsRequest {
+        project_name: Some(project.name.clone()),
+        only_active: !args.all && args.last.is_none(),
+        job_submissions_limit: Some(1),
+        limit: args.last.unwrap_or(100),
+        ..ListRunsRequest::default()
+    };
+    let runs = project.client.call(&endpoints::LIST_RUNS, &project.name, &request).await?;
+    if !runs.is_empty() || !request.only_active {
+        return Ok(runs);
+    }
+    // Nothing is active, so the last one that was is what the user looks for.
+    let last = ListRunsRequest { only_active: false, limit: 1, ..request };
+    Ok(project.client.call(&endpoints::LIST_RUNS, &project.name, &last).await?)
+}

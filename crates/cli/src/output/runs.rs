@@ -1,0 +1,269 @@
+//! Runs and their jobs as `ps` and `apply` show them.
+
+use std::collections::BTreeSet;
+
+use anstyle::{AnsiColor, Style};
+use api::instances::Offer;
+use api::jobs::{Job, JobStatus, JobSubmission};
+use api::runs::{Run, RunStatus};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use super::format;
+use super::{Cell, Table};
+use crate::printer::{ERROR, SECONDARY, STRONG, SUCCESS, WARNING};
+
+/// How times are shown.
+#[derive(Debug, Clone)]
+pub(crate) enum Times {
+    /// As ages, seen from this time.
+    Since(Timestamp),
+    /// As the hour and minute, where the table stays on the screen.
+    At(TimeZone),
+}
+
+impl Times {
+    /// `time` in this form.
+    pub(crate) fn show(&self, time: Timestamp) -> String {
+        match self {
+            Times::Since(now) => format::age(time, *now),
+            Times::At(zone) => format::clock(time, zone),
+        }
+    }
+}
+
+/// The table of runs, in the order given.
+pub(crate) fn table(runs: &[Run], verbose: bool, times: &Times) -> Table {
+    let has_probes = runs.iter().flat_map(|run| &run.jobs).any(|job| !job.job_spec.probes.is_empty());
+    let layout = Layout { verbose, probes: verbose || has_probes };
+    let mut table = Table::new(&layout.titles());
+    for run in runs {
+        add_run(run, &layout, times, &mut table);
+    }
+    table
+}
+
+struct Layout {
+    verbose: bool,
+    probes: bool,
+}
+
+impl Layout {
+    fn titles(&self) -> Vec<&'static str> {
+        let mut titles = vec!["NAME", "BACKEND"];
+        titles.extend(if self.verbose { &["RESOURCES", "INSTANCE TYPE"][..] } else { &["GPU"][..] });
+        titles.extend(["PRICE", "STATUS"]);
+        titles.extend(self.probes.then_some("PROBES"));
+        titles.push("SUBMITTED");
+        titles.extend(self.verbose.then_some("ERROR"));
+        titles
+    }
+
+    fn cells(&self, row: Row) -> Vec<Cell> {
+        let mut cells = vec![row.name, row.backend.into()];
+        if self.verbose {
+            cells.extend([row.resources.into(), row.instance_type.into()]);
+        } else {
+            cells.push(row.gpu.into());
+        }
+        cells.extend([row.price.into(), row.status]);
+        if self.probes {
+            cells.push(row.probes.into());
+        }
+        cells.push(row.submitted.into());
+        if self.verbose {
+            cells.push(Cell::styled(row.error, ERROR));
+        }
+        cells
+    }
+}
+
+#[derive(Default)]
+struct Row {
+    name: Cell,
+    backend: String,
+    resources: String,
+    instance_type: String,
+    gpu: String,
+    price: String,
+    status: Cell,
+    probes: String,
+    submitted: String,
+    error: String,
+}
+
+fn add_run(run: &Run, layout: &Layout, times: &Times, table: &mut Table) {
+    let shows_deployments = shows_deployments(run, layout.verbose);
+    let mut title = run_name(run).to_owned();
+    if shows_deployments {
+        title = format!("{title} deployment={}", run.deployment_num);
+    }
+    let error = run.error.clone().unwrap_or_default();
+    if let [job] = run.jobs.as_slice()
+        && !shows_deployments
+        && let Some(submission) = job.job_submissions.last()
+    {
+        let mut row = job_row(job, submission, times);
+        row.name = Cell::styled(title, STRONG);
+        row.submitted = times.show(run.submitted_at);
+        if !error.is_empty() {
+            row.error = error;
+        }
+        table.row(layout.cells(row));
+        return;
+    }
+    table.row(layout.cells(Row {
+        name: Cell::styled(title, STRONG),
+        status: Cell::styled(run_status(run), run_style(run.status)),
+        submitted: times.show(run.submitted_at),
+        error,
+        ..unplaced()
+    }));
+    for (name, job) in job_names(run, shows_deployments).into_iter().zip(&run.jobs) {
+        let Some(submission) = job.job_submissions.last() else { continue };
+        let mut row = job_row(job, submission, times);
+        row.name = Cell::from(name);
+        table.row(layout.cells(row));
+    }
+}
+
+fn unplaced() -> Row {
+    Row { resources: "-".to_owned(), gpu: "-".to_owned(), price: "-".to_owned(), ..Row::default() }
+}
+
+fn job_row(job: &Job, submission: &JobSubmission, times: &Times) -> Row {
+    let mut row = Row {
+        status: Cell::styled(job_status(submission), job_style(submission)),
+        probes: probes(job, submission),
+        submitted: times.show(submission.submitted_at),
+        error: submission.error.clone().unwrap_or_default(),
+        ..unplaced()
+    };
+    let Some(placed) = &submission.job_provisioning_data else { return row };
+    let offer = submission.job_runtime_data.as_ref().and_then(|runtime| runtime.offer.as_ref());
+    let resources = offer.map_or(&placed.instance_type.resources, |offer| &offer.instance.resources);
+    let spot = placed.instance_type.resources.spot;
+    let price = format::price(offer.map_or(placed.price, |offer| offer.price));
+    row.backend = format::place(placed.backend, &placed.region, None);
+    row.resources = format::resources(resources, false);
+    row.gpu = format::gpus(resources).unwrap_or_else(|| "-".to_owned());
+    row.instance_type = format!("{}{}", placed.instance_type.name, offer.map(share).unwrap_or_default());
+    row.price = if spot { format!("{price} (spot)") } else { price };
+    row
+}
+
+/// The share of a machine that an offer is, if it is not the whole.
+pub(crate) fn share(offer: &Offer) -> String {
+    match offer.total_blocks {
+        0 | 1 => String::new(),
+        total => format!(" ({}/{total})", offer.blocks),
+    }
+}
+
+/// A run's name.
+pub(crate) fn run_name(run: &Run) -> &str {
+    run.run_spec.run_name.as_deref().unwrap_or("")
+}
+
+fn is_service(run: &Run) -> bool {
+    matches!(run.run_spec.configuration, api::configurations::RunConfiguration::Service(_))
+}
+
+fn shows_deployments(run: &Run, verbose: bool) -> bool {
+    let differs = |job: &Job| job.job_submissions.last().is_some_and(|last| last.deployment_num != run.deployment_num);
+    (verbose && is_service(run)) || run.jobs.iter().any(differs)
+}
+
+/// What tells the jobs of a run apart, one name per job.
+fn job_names(run: &Run, shows_deployments: bool) -> Vec<String> {
+    let replicas: BTreeSet<u32> = run.jobs.iter().map(|job| job.job_spec.replica_num).collect();
+    let shows_replicas = 1 < replicas.len();
+    let shows_groups = shows_replicas && is_service(run);
+    let shows_jobs = replicas.len() < run.jobs.len();
+    let mut groups: Vec<&str> = Vec::new();
+    let mut names = Vec::new();
+    for job in &run.jobs {
+        let spec = &job.job_spec;
+        let mut parts = Vec::new();
+        if shows_groups {
+            let is_new = groups.last() != Some(&spec.replica_group.as_str());
+            if is_new {
+                groups.push(&spec.replica_group);
+            }
+            let label = format!("group={}", groups.len() - 1);
+            parts.push(if is_new { label } else { " ".repeat(label.len()) });
+        }
+        if shows_replicas {
+            parts.push(format!("replica={}", spec.replica_num));
+        }
+        if shows_jobs {
+            parts.push(format!("job={}", spec.job_num));
+        }
+        let mut name = format!("   {}", parts.join(" "));
+        if shows_deployments && let Some(last) = job.job_submissions.last() {
+            name = format!("{name} deployment={}", last.deployment_num);
+        }
+        names.push(name);
+    }
+    names
+}
+
+fn probes(job: &Job, submission: &JobSubmission) -> String {
+    if submission.status != JobStatus::Running {
+        return String::new();
+    }
+    let number = |value: &serde_json::Value, key: &str| value.get(key).and_then(serde_json::Value::as_u64);
+    let marks = job.job_spec.probes.iter().zip(&submission.probes).map(|(spec, state)| {
+        let streak = number(state, "success_streak").unwrap_or(0);
+        match number(spec, "ready_after").unwrap_or(1) {
+            needed if needed <= streak => "✓",
+            _ if streak == 0 => "×",
+            _ => "~",
+        }
+    });
+    marks.collect()
+}
+
+/// A run's status for people.
+pub(crate) fn run_status(run: &Run) -> String {
+    let message = Some(run.status_message.as_str()).filter(|message| !message.is_empty());
+    message.unwrap_or(run.status.as_str()).to_owned()
+}
+
+/// A job's status for people, without how far it is.
+pub(crate) fn plain_job_status(submission: &JobSubmission) -> &str {
+    let message = Some(submission.status_message.as_str()).filter(|message| !message.is_empty());
+    message.unwrap_or(submission.status.as_str())
+}
+
+/// A job's status for people.
+pub(crate) fn job_status(submission: &JobSubmission) -> String {
+    let status = plain_job_status(submission);
+    match &submission.image_pull_progress {
+        Some(progress) if submission.status == JobStatus::Pulling => {
+            format!("{status} {}", format::pull_progress(progress))
+        }
+        _ => status.to_owned(),
+    }
+}
+
+fn run_style(status: RunStatus) -> Style {
+    match status {
+        RunStatus::Pending | RunStatus::Submitted | RunStatus::Terminating | RunStatus::Terminated => SECONDARY,
+        RunStatus::Provisioning => AnsiColor::Cyan.on_default(),
+        RunStatus::Running => SUCCESS,
+        RunStatus::Failed => ERROR,
+        RunStatus::Done => Style::new(),
+    }
+}
+
+fn job_style(submission: &JobSubmission) -> Style {
+    match submission.status {
+        JobStatus::Submitted | JobStatus::Terminating | JobStatus::Terminated => SECONDARY,
+        JobStatus::Provisioning | JobStatus::Pulling => AnsiColor::Cyan.on_default(),
+        JobStatus::Running => SUCCESS,
+        JobStatus::Aborted => WARNING,
+        JobStatus::Failed => ERROR,
+        JobStatus::Done => Style::new(),
+    }
+}
