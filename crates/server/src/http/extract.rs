@@ -138,10 +138,12 @@ fn misfit(mut loc: Vec<Value>, input: Value, message: &str) -> Problem {
         "a UUID" | "a formatted UUID string" => Some(("uuid_parsing", "Input should be a valid UUID")),
         "u8" | "u16" | "u32" | "u64" | "usize" | "i32" | "i64" => Some(("int_type", "Input should be a valid integer")),
         "f64" => Some(("float_type", "Input should be a valid number")),
+        _ if message.starts_with("UUID parsing failed") => Some(("uuid_parsing", "Input should be a valid UUID")),
         _ if expected.starts_with("struct ") => Some(("model_attributes_type", "Input should be a valid dictionary")),
         _ => None,
     };
-    match by_type.filter(|_| message.starts_with("invalid type")) {
+    let by_type = by_type.filter(|_| message.starts_with("invalid type") || message.starts_with("UUID"));
+    match by_type {
         Some((kind, message)) => Problem { kind, loc, message: message.to_owned(), input, context: None },
         None => Problem {
             kind: "value_error",

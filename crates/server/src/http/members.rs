@@ -68,7 +68,8 @@ pub async fn remove(
     Json(request): Json<RemoveMembersRequest>,
 ) -> Result<Json<Project>> {
     let access = &viewer.0;
-    let leaves = access.role.is_some() && request.usernames.iter().all(|name| names(&access.user, name));
+    let themselves = !request.usernames.is_empty() && request.usernames.iter().all(|name| names(&access.user, name));
+    let leaves = access.role.is_some() && themselves;
     if !leaves && !access.is_manager() {
         return Err(Error::access_denied());
     }

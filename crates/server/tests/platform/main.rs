@@ -1,0 +1,12 @@
+//! The platform of the server: users, projects, configuration, errors, secrecy, start and end.
+#![cfg(test)]
+
+mod accounts;
+mod errors;
+mod harness;
+mod members;
+mod paths;
+mod roles;
+mod secrecy;
+mod starts;
+mod uploads;

@@ -1,0 +1,155 @@
+//! First starts, later starts, and starts that must not succeed.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::harness::{ADMIN, Home, TestServer};
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[tokio::test]
+async fn the_first_start_makes_everything() {
+    let server = TestServer::new().await;
+    let url = server.url("");
+    let dir = server.home.server_dir();
+    let config = fs::read_to_string(dir.join("config.yml")).unwrap();
+    assert_eq!(config, "projects:\n- name: main\n  backends:\n  - type: local\nencryption:\n  keys: []\n");
+    let cli = fs::read_to_string(server.home.path().join(".dstack/config.yml")).unwrap();
+    let expected = format!("projects:\n- default: true\n  name: main\n  token: {ADMIN}\n  url: {url}\n");
+    assert_eq!(cli, expected);
+    for file in ["config.yml", "data/sqlite.db", "data/encryption.key"] {
+        assert_eq!(mode(&dir.join(file)), 0o600, "{file}");
+    }
+    assert_eq!(mode(&server.home.path().join(".dstack/config.yml")), 0o600);
+    assert_eq!(mode(&dir.join("data")), 0o700);
+    let me = server.post("/api/users/get_my_user", Value::Null).await.ok();
+    assert_eq!((&me["username"], &me["global_role"]), (&json!("admin"), &json!("admin")));
+    assert_eq!(me["creds"]["token"], ADMIN);
+    assert_eq!(server.server.admin_token(), ADMIN);
+    let main = server.post("/api/projects/main/get", Value::Null).await.ok();
+    assert_eq!((&main["owner"]["username"], &main["backends"]), (&json!("admin"), &json!([])));
+    assert_eq!(main["members"][0]["project_role"], "admin");
+    // Clients are not told of this machine; it is there all the same.
+    let info = server.post("/api/project/main/backends/local/config_info", Value::Null).await.ok();
+    assert_eq!(info["type"], "local");
+}
+
+#[tokio::test]
+async fn a_later_start_keeps_everything() {
+    let server = TestServer::new().await;
+    let secret = json!({"name": "s", "value": "v"});
+    server.post("/api/project/main/secrets/create_or_update", secret).await.ok();
+    let before = server.post("/api/users/get_my_user", Value::Null).await.ok();
+    let home = server.stop().await;
+    fs::write(home.server_dir().join("config.yml"), "# mine\nprojects:\n- name: main\n- name: team\n").unwrap();
+    let server = home.start(&["--token", "another"]).await;
+    assert_eq!(server.server.admin_token(), ADMIN);
+    assert_eq!(server.post("/api/users/get_my_user", Value::Null).await.ok(), before);
+    let secret = server.post("/api/project/main/secrets/get", json!({"name": "s"})).await.ok();
+    assert_eq!(secret["value"], "v");
+    server.post("/api/projects/team/get", Value::Null).await.ok();
+    let config = fs::read_to_string(server.home.server_dir().join("config.yml")).unwrap();
+    assert!(config.starts_with("# mine\n"));
+    let epoch = store::server_state::get(&server.server.deps.db, store::server_state::EPOCH).await.unwrap();
+    assert_eq!(epoch.as_deref(), Some("2"));
+}
+
+#[tokio::test]
+async fn backends_follow_the_config_file() {
+    let home = Home::new();
+    home.configure("projects:\n- name: main\n  backends:\n  - type: local\n    cpus: 2\n- name: team\n");
+    let server = home.start(&[]).await;
+    let at = "/api/project/main/backends/local/config_info";
+    assert_eq!(server.post(at, Value::Null).await.ok()["cpus"], 2);
+    let home = server.stop().await;
+    home.configure("projects:\n- name: main\n  backends:\n  - type: local\n    cpus: 3\n  - type: gcp\n");
+    let server = home.start(&[]).await;
+    assert_eq!(server.post(at, Value::Null).await.ok()["cpus"], 3);
+    let home = server.stop().await;
+    home.configure("projects:\n- name: main\n");
+    let server = home.start(&[]).await;
+    server.post(at, Value::Null).await.expect_bad_request("Backend not available", "backend_not_available");
+    let kept = store::backends::all(&server.server.deps.db).await.unwrap();
+    assert_eq!(kept, []);
+}
+
+#[tokio::test]
+async fn a_config_file_may_be_left_alone() {
+    let home = Home::new();
+    home.configure("no: sense\n");
+    let server = home.start(&["--config-disabled"]).await;
+    server.post("/api/projects/main/get", Value::Null).await.ok();
+}
+
+#[tokio::test]
+async fn a_wrong_config_file_stops_the_start_with_its_line() {
+    let home = Home::new();
+    home.configure("projects:\n- name: main\n  backends:\n  - type: local\n    cpu: 2\n");
+    let error = format!("{:#}", home.try_start(&[]).await.unwrap_err());
+    assert!(error.contains("config.yml:5:5") && error.contains("did you mean `cpus`?"), "{error}");
+    assert!(!home.server_dir().join("data/sqlite.db").exists());
+    home.configure("projects:\n- name: main\nplugins:\n- my_plugin\n");
+    let error = format!("{:#}", home.try_start(&[]).await.unwrap_err());
+    assert!(error.contains("plugins are Python packages"), "{error}");
+}
+
+#[tokio::test]
+async fn keys_of_the_config_file_are_used_and_missed() {
+    let key = |byte: u8| {
+        use base64::Engine as _;
+        let secret = base64::engine::general_purpose::STANDARD.encode([byte; 32]);
+        format!("  - type: aes\n    name: k{byte}\n    secret: {secret}\n")
+    };
+    let home = Home::new();
+    home.configure(&format!("encryption:\n  keys:\n{}", key(1)));
+    let server = home.start(&[]).await;
+    let home = server.stop().await;
+    assert!(!home.server_dir().join("data/encryption.key").exists());
+    home.configure(&format!("encryption:\n  keys:\n{}", key(2)));
+    let error = format!("{:#}", home.try_start(&[]).await.unwrap_err());
+    assert!(error.starts_with("the encryption keys do not open this database"), "{error}");
+    home.configure(&format!("encryption:\n  keys:\n{}{}", key(2), key(1)));
+    let server = home.start(&[]).await;
+    server.post("/api/users/get_my_user", Value::Null).await.ok();
+}
+
+#[tokio::test]
+async fn a_second_server_on_the_same_files_is_refused() {
+    let server = TestServer::new().await;
+    let error = format!("{:#}", server.home.try_start(&[]).await.unwrap_err());
+    assert!(error.starts_with("another dstack server uses"), "{error}");
+    let port = server.server.address.port().to_string();
+    let error = format!("{:#}", Home::new().try_start(&["-p", &port]).await.unwrap_err());
+    assert!(error.starts_with(&format!("port {port} of 127.0.0.1 is in use")), "{error}");
+}
+
+#[tokio::test]
+async fn another_default_project_of_the_cli_stays_without_a_terminal() {
+    let home = Home::new();
+    let cli = home.path().join(".dstack/config.yml");
+    fs::create_dir_all(cli.parent().unwrap()).unwrap();
+    let other = "projects:\n- default: true\n  name: other\n  token: t\n  url: u\n";
+    fs::write(&cli, other).unwrap();
+    let server = home.start(&["-n"]).await;
+    assert_eq!(fs::read_to_string(&cli).unwrap(), other);
+    let home = server.stop().await;
+    let server = home.start(&["-y"]).await;
+    let text = fs::read_to_string(&cli).unwrap();
+    assert!(text.contains("- default: false\n  name: other") && text.contains("- default: true\n  name: main"));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_stopped_server_lets_go_of_port_and_files() {
+    let server = TestServer::new().await;
+    let address = server.server.address;
+    let home = server.stop().await;
+    assert!(std::net::TcpStream::connect(address).is_err());
+    let server = home.start(&["-p", &address.port().to_string()]).await;
+    server.post("/api/users/get_my_user", Value::Null).await.ok();
+}
