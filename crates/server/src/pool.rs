@@ -123,6 +123,7 @@ pub fn gang_of(run: &Run, specs: &[JobSpec]) -> Gang {
         profile: profile_of(&run.spec),
         user_is_admin: run.state.user_is_admin,
         needs_docker: needs_docker(&run.spec),
+        may_buy: true,
         previous_fleet: run.fleet_id,
         nodes: specs
             .iter()

@@ -106,7 +106,9 @@ pub fn decide(now: Timestamp, fleet: &Fleet, around: &Surroundings<'_>) -> Fleet
         FleetStatus::Submitted | FleetStatus::Active if fleet.wanted => keep(now, around, &mut decision),
         FleetStatus::Submitted | FleetStatus::Active | FleetStatus::Terminating => close(around, &mut decision),
     }
-    if decision.fleet.status != fleet.status {
+    // Who deleted it has said so in an event of their own.
+    let told = decision.fleet.status == FleetStatus::Terminating;
+    if decision.fleet.status != fleet.status && !told {
         let (from, to) = (fleet.status.as_str(), decision.fleet.status.as_str());
         decision.events.push(status_changed("Fleet", from, to, None));
     }
@@ -217,11 +219,17 @@ fn cancel_unclaimed(around: &Surroundings<'_>, decision: &mut FleetDecision) {
 }
 
 /// Buys machines for the instances that have none, all at once.
-fn buy_missing(now: Timestamp, kept: &[&(Instance, u32)], around: &Surroundings<'_>, decision: &mut FleetDecision) {
+fn buy_missing(
+    now: Timestamp,
+    kept: &[&(Instance, u32)],
+    around: &Surroundings<'_>,
+    decision: &mut FleetDecision,
+) {
     let missing: Vec<&Instance> = kept
         .iter()
         .map(|(instance, _)| instance)
         .filter(|instance| instance.status == InstanceStatus::Pending && instance.launch_id.is_none())
+        .filter(|instance| !decision.end_instances.iter().any(|(id, _)| *id == instance.id))
         .collect();
     if missing.is_empty() {
         return;

@@ -341,7 +341,10 @@ fn joined(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDeci
     match &around.agent {
         AgentSeen::Connected(_) => decision.instance.state.unreachable_since = None,
         AgentSeen::Unknown { since, .. } => {
-            let since = *decision.instance.state.unreachable_since.get_or_insert(since.unwrap_or(now));
+            // Nobody listened while the server was away, so silence counts from the first try since then.
+            let known = decision.instance.state.unreachable_since;
+            let since = known.max(*since).unwrap_or(now);
+            decision.instance.state.unreachable_since = Some(since);
             let until = since + SignedDuration::from_secs(UNREACHABLE_SECS);
             if until <= now {
                 let message = format!("Its agent has not answered for {} min", UNREACHABLE_SECS / 60);

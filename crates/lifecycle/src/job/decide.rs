@@ -86,7 +86,9 @@ pub fn decide(now: Timestamp, job: &Job, seen: &Seen, around: &Surroundings<'_>)
     };
     match job.status {
         JobStatus::Submitted => submitted(&mut decision),
-        JobStatus::Provisioning | JobStatus::Pulling | JobStatus::Running => go_on(now, seen, around, &mut decision),
+        JobStatus::Provisioning | JobStatus::Pulling | JobStatus::Running => {
+            go_on(now, seen, around, &mut decision);
+        }
         // Final is final, whatever is seen later.
         JobStatus::Terminated | JobStatus::Aborted | JobStatus::Failed | JobStatus::Done => return decision,
         JobStatus::Terminating => {}
@@ -106,6 +108,9 @@ fn settle(now: Timestamp, before: &Job, decision: &mut JobDecision) {
     let told = if decision.job.status.is_finished() { JobStatus::Terminating } else { before.status };
     if decision.job.status != told && decision.job.status != JobStatus::Terminating {
         tell_status(told, decision);
+    }
+    if decision.job.state.termination_reason.is_some() {
+        decision.job.state.ended_at.get_or_insert(now);
     }
     let phase_changed = decision.job.state.phase != before.state.phase;
     decision.concerns_run = decision.job.status != before.status
@@ -173,8 +178,9 @@ fn go_on(now: Timestamp, seen: &Seen, around: &Surroundings<'_>, decision: &mut 
 }
 
 fn observe(task: &TaskState, state: &mut JobState) {
-    state.phase = Some(task.phase);
-    state.pull = task.pull.clone();
+    // An answer may be older than the last one, and what has happened has happened.
+    state.phase = state.phase.max(Some(task.phase));
+    state.pull.clone_from(&task.pull);
     state.started_at = state.started_at.or(task.started_at);
     state.warnings.clone_from(&task.warnings);
     if let Some(runtime) = &mut state.runtime {
@@ -198,9 +204,8 @@ fn exit_reason(exit: &TaskExit) -> (JobTerminationReason, Option<String>) {
         ExitReason::Stopped => JobTerminationReason::TerminatedByServer,
         ExitReason::MaxDurationExceeded => JobTerminationReason::MaxDurationExceeded,
         ExitReason::CreatingContainerError => JobTerminationReason::CreatingContainerError,
-        ExitReason::ExecutorError => JobTerminationReason::ExecutorError,
+        ExitReason::ExecutorError | ExitReason::HostInterrupted => JobTerminationReason::ExecutorError,
         ExitReason::PortsBindingFailed => JobTerminationReason::PortsBindingFailed,
-        ExitReason::HostInterrupted => JobTerminationReason::ExecutorError,
     };
     let message = match (exit.oom_killed, &exit.message) {
         (true, Some(message)) => Some(format!("The job ran out of memory and was killed. {message}")),
@@ -229,9 +234,11 @@ fn lost_machine(instance: Option<&Instance>) -> Option<(JobTerminationReason, St
     } else {
         JobTerminationReason::InstanceUnreachable
     };
-    let why = instance.state.termination_message.clone().or_else(|| {
-        instance.state.termination_reason.map(|reason| reason.as_str().replace('_', " "))
-    });
+    let why = instance
+        .state
+        .termination_message
+        .clone()
+        .or_else(|| instance.state.termination_reason.map(|reason| reason.as_str().replace('_', " ")));
     let name = &instance.state.name;
     Some((reason, why.map_or(format!("Instance {name} is terminated"), |why| format!("Instance {name}: {why}"))))
 }
@@ -283,24 +290,24 @@ fn absent(around: &Surroundings<'_>, decision: &mut JobDecision) {
 fn advance(task: &TaskState, decision: &mut JobDecision) {
     let job = &mut decision.job;
     job.state.waiting_for = None;
+    let status = if task.phase.has_started() { JobStatus::Running } else { JobStatus::Pulling };
+    job.status = job.status.max(status);
     match task.phase {
-        TaskPhase::Accepted | TaskPhase::Preparing => job.status = JobStatus::Pulling,
-        TaskPhase::Pulling => {
-            job.status = JobStatus::Pulling;
-            job.state.waiting_for = Some("its image".to_owned());
-        }
+        TaskPhase::Pulling => job.state.waiting_for = Some("its image".to_owned()),
         TaskPhase::Ready => {
-            job.status = JobStatus::Pulling;
             if job.released_at.is_some() {
                 decision.effect = Some(Effect::Go);
             } else {
                 job.state.waiting_for = Some("the other nodes to be ready".to_owned());
             }
         }
-        // An exit is handled before; the order to stop came from the agent itself.
-        TaskPhase::Running | TaskPhase::Stopping | TaskPhase::Exited | TaskPhase::Sealed => {
-            job.status = JobStatus::Running;
-        }
+        // An exit is handled before; an order to stop came from the agent itself.
+        TaskPhase::Accepted
+        | TaskPhase::Preparing
+        | TaskPhase::Running
+        | TaskPhase::Stopping
+        | TaskPhase::Exited
+        | TaskPhase::Sealed => {}
     }
 }
 
@@ -348,9 +355,9 @@ fn end_task(task: &TaskState, around: &Surroundings<'_>, decision: &mut JobDecis
 /// The agent does not answer while the job should end.
 fn end_unseen(now: Timestamp, around: &Surroundings<'_>, decision: &mut JobDecision) {
     let machine_is_gone = around.instance.is_none_or(|instance| instance.status == InstanceStatus::Terminated);
-    let never_joined = around.instance.is_some_and(|instance| instance.state.joined_at.is_none());
+    // The gang's ranks are recorded before the task is given.
     let never_given = decision.job.state.cluster.is_none();
-    if machine_is_gone || (never_joined && never_given) || decision.job.instance_id.is_none() {
+    if machine_is_gone || never_given {
         finish(decision);
         return;
     }

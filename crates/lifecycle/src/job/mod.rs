@@ -73,6 +73,8 @@ pub struct JobState {
     pub started_at: Option<Timestamp>,
     /// When its command ended, by its host's clock.
     pub exited_at: Option<Timestamp>,
+    /// When it began to end, by the server's clock.
+    pub ended_at: Option<Timestamp>,
     /// Why it ended.
     pub termination_reason: Option<JobTerminationReason>,
     /// Why it ended, for people.

@@ -65,8 +65,10 @@ fn request(now: Timestamp, decision: &mut LaunchDecision) {
 
 fn await_machines(now: Timestamp, seen: Seen, consistent_list: bool, decision: &mut LaunchDecision) {
     let state = &decision.launch.state;
-    // A plain refusal leaves nothing behind; that is the backend's promise.
-    if state.error.as_ref().is_some_and(|error| !error.transient) {
+    // A plain refusal leaves nothing behind; that is the backend's promise. It says nothing about an earlier request
+    // whose answer was lost.
+    let refused = state.error.as_ref().is_some_and(|error| !error.transient);
+    if refused && state.attempts <= 1 {
         decision.launch.status = LaunchStatus::Failed;
         return;
     }
@@ -84,7 +86,7 @@ fn await_machines(now: Timestamp, seen: Seen, consistent_list: bool, decision: &
         }
         return;
     }
-    let asked_in_vain = decision.launch.cancelled || state.attempts >= ATTEMPTS;
+    let asked_in_vain = refused || decision.launch.cancelled || state.attempts >= ATTEMPTS;
     if asked_in_vain {
         if settled_at <= now {
             decision.launch.status = LaunchStatus::Failed;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use api::configurations::{InstanceGroupPlacement, InstanceSelector, ProfileParams};
 use api::ids::{FleetId, InstanceId, RunId};
-use api::instances::{InstanceStatus, InstanceType};
+use api::instances::{InstanceStatus, InstanceType, Resources};
 use api::jobs::Requirements;
 use api::runs::RunSpec;
 
@@ -21,6 +21,8 @@ pub struct Gang {
     pub user_is_admin: bool,
     /// It was told to run in containers.
     pub needs_docker: bool,
+    /// Machines may be bought for it now. A run that got none a moment ago takes what is there, and waits to buy.
+    pub may_buy: bool,
     /// The fleet that it was in before it was resubmitted; preferred.
     pub previous_fleet: Option<FleetId>,
     /// What each node needs, by rank.
@@ -183,7 +185,8 @@ struct Try {
 fn take(fleet: &mut PoolFleet, chosen: &Try) {
     fleet.room = fleet.room.saturating_sub(chosen.bought);
     for slot in &chosen.slots {
-        let Some(instance) = fleet.instances.iter_mut().find(|instance| Some(instance.id) == slot.instance_id) else {
+        let Some(instance) = fleet.instances.iter_mut().find(|instance| Some(instance.id) == slot.instance_id)
+        else {
             continue;
         };
         instance.free_blocks.retain(|block| !slot.blocks.contains(block));
@@ -194,7 +197,8 @@ fn take(fleet: &mut PoolFleet, chosen: &Try) {
 fn admits(gang: &Gang, fleet: &PoolFleet) -> bool {
     let named = gang.profile.fleets.as_ref().is_none_or(|fleets| {
         fleets.iter().any(|reference| {
-            let project = reference.project.as_ref().is_none_or(|name| name.eq_ignore_ascii_case(&fleet.project_name));
+            let project =
+                reference.project.as_ref().is_none_or(|name| name.eq_ignore_ascii_case(&fleet.project_name));
             project && reference.name == fleet.name
         })
     });
@@ -204,31 +208,39 @@ fn admits(gang: &Gang, fleet: &PoolFleet) -> bool {
 
 /// Places every node of the gang in one fleet, or nothing.
 fn fit(gang: &Gang, fleet: &PoolFleet) -> Option<Try> {
-    let mut taken: BTreeSet<InstanceId> = BTreeSet::new();
+    let tries = homes(gang, fleet).into_iter().filter_map(|home| fit_in(gang, fleet, home));
+    tries.min_by(|left, right| {
+        (left.bought, left.waiting).cmp(&(right.bought, right.waiting)).then(left.price.total_cmp(&right.price))
+    })
+}
+
+/// Where a gang's machines are: its region and zone.
+type Home<'a> = (Option<&'a str>, Option<&'a str>);
+
+/// The places where the gang may be whole. A cluster's fabric does not reach beyond a zone; a job without peers may
+/// be anywhere.
+fn homes<'a>(gang: &Gang, fleet: &'a PoolFleet) -> BTreeSet<Option<Home<'a>>> {
+    let places =
+        fleet.instances.iter().map(|instance| Some((instance.region.as_deref(), instance.zone.as_deref())));
+    let homes: BTreeSet<_> = places.filter(|_| gang.nodes.len() > 1).collect();
+    if homes.is_empty() { BTreeSet::from([None]) } else { homes }
+}
+
+fn fit_in(gang: &Gang, fleet: &PoolFleet, home: Option<Home<'_>>) -> Option<Try> {
+    let is_near = |instance: &&PoolInstance| {
+        home.is_none_or(|home| home == (instance.region.as_deref(), instance.zone.as_deref()))
+    };
+    let near: Vec<&PoolInstance> = fleet.instances.iter().filter(is_near).collect();
+    let options: Vec<Vec<Candidacy>> = gang.nodes.iter().map(|node| candidacies(gang, node, &near)).collect();
+    let chosen = assign(&options, near.len());
     let mut result = Try { slots: vec![], bought: 0, waiting: 0, price: 0.0 };
-    let mut home: Option<(Option<String>, Option<String>)> = None;
-    for node in &gang.nodes {
-        let mut options: Vec<(&PoolInstance, Vec<u32>)> = fleet
-            .instances
-            .iter()
-            .filter(|instance| !taken.contains(&instance.id))
-            .filter(|instance| same_home(home.as_ref(), instance))
-            .filter_map(|instance| Some((instance, free_blocks(gang, node, instance)?)))
-            .collect();
-        options.sort_by(|(left, left_blocks), (right, right_blocks)| {
-            let joined = |instance: &PoolInstance| !is_joined(instance.status);
-            joined(left)
-                .cmp(&joined(right))
-                .then(left.price.total_cmp(&right.price))
-                .then(left_blocks.len().cmp(&right_blocks.len()))
-                .then(left.instance_num.cmp(&right.instance_num))
-        });
-        if let Some((instance, blocks)) = options.into_iter().next() {
-            taken.insert(instance.id);
-            home.get_or_insert_with(|| (instance.region.clone(), instance.zone.clone()));
+    for (node, chosen) in gang.nodes.iter().zip(chosen) {
+        if let Some(candidacy) = chosen {
+            let instance = near[candidacy.instance];
             result.waiting += u32::from(!is_joined(instance.status));
             result.price += instance.price;
-            result.slots.push(Slot { job_num: node.job_num, instance_id: Some(instance.id), blocks });
+            let (instance_id, blocks) = (Some(instance.id), candidacy.blocks.clone());
+            result.slots.push(Slot { job_num: node.job_num, instance_id, blocks });
         } else if may_buy(gang, fleet, result.bought) {
             result.bought += 1;
             result.slots.push(Slot { job_num: node.job_num, instance_id: None, blocks: vec![0] });
@@ -239,9 +251,63 @@ fn fit(gang: &Gang, fleet: &PoolFleet) -> Option<Try> {
     Some(result)
 }
 
-// A cluster's fabric does not reach beyond a zone.
-fn same_home(home: Option<&(Option<String>, Option<String>)>, instance: &PoolInstance) -> bool {
-    home.is_none_or(|(region, zone)| *region == instance.region && (zone.is_none() || *zone == instance.zone))
+/// An instance that could take a node, by its place among those that are near, and the blocks that it would give.
+struct Candidacy {
+    instance: usize,
+    blocks: Vec<u32>,
+}
+
+/// The instances that could take a node now, the best first.
+fn candidacies(gang: &Gang, node: &Node, near: &[&PoolInstance]) -> Vec<Candidacy> {
+    let mut options: Vec<Candidacy> = (0..near.len())
+        .filter_map(|instance| Some(Candidacy { instance, blocks: free_blocks(gang, node, near[instance])? }))
+        .collect();
+    options.sort_by(|left, right| {
+        let (a, b) = (near[left.instance], near[right.instance]);
+        is_joined(b.status)
+            .cmp(&is_joined(a.status))
+            .then(a.price.total_cmp(&b.price))
+            .then(left.blocks.len().cmp(&right.blocks.len()))
+            .then(a.free_blocks.len().cmp(&b.free_blocks.len()))
+            .then(a.instance_num.cmp(&b.instance_num))
+    });
+    options
+}
+
+/// Gives as many nodes as possible an instance of their own, each node its best one that is left. A node that finds
+/// its options taken asks their holders to move on to another one of theirs.
+fn assign(options: &[Vec<Candidacy>], instances: usize) -> Vec<Option<&Candidacy>> {
+    let mut holders: Vec<Option<usize>> = vec![None; instances];
+    for node in 0..options.len() {
+        let free = options[node].iter().find(|candidacy| holders[candidacy.instance].is_none());
+        match free {
+            Some(candidacy) => holders[candidacy.instance] = Some(node),
+            None => {
+                make_room(node, options, &mut holders, &mut vec![false; instances]);
+            }
+        }
+    }
+    let held = |node: usize, candidacy: &&Candidacy| holders[candidacy.instance] == Some(node);
+    (0..options.len()).map(|node| options[node].iter().find(|candidacy| held(node, candidacy))).collect()
+}
+
+fn make_room(
+    node: usize,
+    options: &[Vec<Candidacy>],
+    holders: &mut Vec<Option<usize>>,
+    asked: &mut Vec<bool>,
+) -> bool {
+    for candidacy in &options[node] {
+        if std::mem::replace(&mut asked[candidacy.instance], true) {
+            continue;
+        }
+        let freed = holders[candidacy.instance].is_none_or(|holder| make_room(holder, options, holders, asked));
+        if freed {
+            holders[candidacy.instance] = Some(node);
+            return true;
+        }
+    }
+    false
 }
 
 fn is_joined(status: InstanceStatus) -> bool {
@@ -251,7 +317,7 @@ fn is_joined(status: InstanceStatus) -> bool {
 fn may_buy(gang: &Gang, fleet: &PoolFleet, bought: u32) -> bool {
     use api::configurations::CreationPolicy;
     let reuse_only = gang.profile.creation_policy == Some(CreationPolicy::Reuse);
-    fleet.can_grow && !reuse_only && gang.profile.instances.is_none() && bought < fleet.room
+    fleet.can_grow && gang.may_buy && !reuse_only && gang.profile.instances.is_none() && bought < fleet.room
 }
 
 /// The blocks that a node would take of an instance, if it suits and they are free.
@@ -264,14 +330,19 @@ fn free_blocks(gang: &Gang, node: &Node, instance: &PoolInstance) -> Option<Vec<
 /// How many blocks a node needs of an instance, free or not, or why the instance does not suit.
 fn needed_blocks(gang: &Gang, node: &Node, instance: &PoolInstance) -> Result<u32, String> {
     suits(gang, node, instance)?;
-    let Some(instance_type) = &instance.instance_type else { return Err("its hardware is not known yet".to_owned()) };
+    let Some(instance_type) = &instance.instance_type else {
+        return Err("its hardware is not known yet".to_owned());
+    };
+    blocks_for(&node.requirements, gang.nodes.len() > 1, &instance_type.resources, instance.total_blocks)
+}
+
+/// The fewest blocks of a machine that have what a job needs, or why not even the whole machine does.
+pub fn blocks_for(needed: &Requirements, has_peers: bool, has: &Resources, total: u32) -> Result<u32, String> {
     // The nodes of a gang take whole machines: they share the host's network.
-    let whole = gang.nodes.len() > 1;
-    let least = if whole { instance.total_blocks } else { 1 };
+    let least = if has_peers { total } else { 1 };
     let mut last = String::new();
-    for blocks in least..=instance.total_blocks {
-        let share = requirements::share(&instance_type.resources, blocks, instance.total_blocks);
-        match requirements::check(&node.requirements.resources, &share) {
+    for blocks in least..=total {
+        match requirements::check(&needed.resources, &requirements::share(has, blocks, total)) {
             Ok(()) => return Ok(blocks),
             Err(mismatch) => last = mismatch,
         }
@@ -291,7 +362,9 @@ fn suits(gang: &Gang, node: &Node, instance: &PoolInstance) -> Result<(), String
     }
     let profile = &gang.profile;
     let in_list = |wanted: &Option<Vec<String>>, has: Option<&String>| {
-        wanted.as_ref().is_none_or(|list| has.is_some_and(|has| list.iter().any(|one| one.eq_ignore_ascii_case(has))))
+        wanted
+            .as_ref()
+            .is_none_or(|list| has.is_some_and(|has| list.iter().any(|one| one.eq_ignore_ascii_case(has))))
     };
     if let (Some(backends), Some(backend)) = (&profile.backends, &instance.backend)
         && !backends.contains(backend)
@@ -392,6 +465,11 @@ fn busy_reason(needed: u32, instance: &PoolInstance) -> String {
 }
 
 impl Gang {
+    /// Whether the run may use a fleet at all, free or not.
+    pub fn admits(&self, fleet: &PoolFleet) -> bool {
+        admits(self, fleet)
+    }
+
     /// Every instance that suits the gang's first node, free or not, the best first.
     pub fn candidates(&self, pool: &Pool) -> Vec<Candidate> {
         let Some(node) = self.nodes.first() else { return vec![] };

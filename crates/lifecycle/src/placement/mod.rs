@@ -6,4 +6,6 @@
 mod gang;
 pub mod requirements;
 
-pub use gang::{Candidate, Gang, Node, Outcome, Pool, PoolFleet, PoolInstance, Slot, is_cluster, place, profile_of};
+pub use gang::{
+    Candidate, Gang, Node, Outcome, Pool, PoolFleet, PoolInstance, Slot, blocks_for, is_cluster, place, profile_of,
+};

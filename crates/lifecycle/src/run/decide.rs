@@ -66,8 +66,11 @@ pub fn decide(now: Timestamp, run: &Run, jobs: &[Job]) -> RunDecision {
             }
         }
     }
-    if decision.run.status != run.status {
-        let reason = decision.run.state.termination_reason.filter(|_| decision.run.status == RunStatus::Terminating);
+    // Who stopped it has said so in an event of their own.
+    let told = run.stop.is_some() && decision.run.status == RunStatus::Terminating;
+    if decision.run.status != run.status && !told {
+        let reason =
+            decision.run.state.termination_reason.filter(|_| decision.run.status == RunStatus::Terminating);
         let message = decision.run.state.cause.as_ref().filter(|_| jobs.len() > 1).map(cause_text);
         let reason = reason.map(|reason| (reason.as_str(), message.as_deref()));
         let (from, to) = (run.status.as_str(), decision.run.status.as_str());
@@ -145,7 +148,9 @@ fn end(jobs: &[Job], decision: &mut RunDecision) {
         decision.run.status = reason.final_status();
         return;
     }
-    end_unfinished(job_reason(reason), None, jobs, decision);
+    // Who aborts wants no grace, whatever the run ends of.
+    let job_reason = if aborted { JobTerminationReason::AbortedByUser } else { job_reason(reason) };
+    end_unfinished(job_reason, None, jobs, decision);
 }
 
 /// The run waits to be submitted again.
@@ -264,7 +269,7 @@ fn release(order: Option<StartupOrder>, jobs: &[Job], decision: &mut RunDecision
 fn note_cause(jobs: &[Job], decision: &mut RunDecision) {
     for job in jobs {
         let Some(reason) = own_failure(job) else { continue };
-        let at = job.state.exited_at.or(job.state.last_processed_at).unwrap_or(job.submitted_at);
+        let at = job.state.exited_at.or(job.state.ended_at).unwrap_or(job.submitted_at);
         let earlier = decision.run.state.cause.as_ref().is_none_or(|cause| at < cause.at);
         if earlier {
             decision.run.state.cause = Some(Cause {
@@ -278,13 +283,31 @@ fn note_cause(jobs: &[Job], decision: &mut RunDecision) {
     }
 }
 
-/// Why a job failed, unless it only ended because the run wanted it to.
+/// Why a job failed, unless it only ended because the run or its user wanted it to.
 fn own_failure(job: &Job) -> Option<JobTerminationReason> {
+    use JobTerminationReason as Reason;
     let reason = job.state.termination_reason?;
-    let ordered = job.end.as_ref().is_some_and(|end| end.reason == reason)
-        && reason != JobTerminationReason::FailedToStartDueToNoCapacity;
-    let harmless = matches!(reason, JobTerminationReason::DoneByRunner | JobTerminationReason::ScaledDown);
-    (!ordered && !harmless).then_some(reason)
+    let own = match reason {
+        Reason::DoneByRunner | Reason::ScaledDown | Reason::TerminatedByUser | Reason::AbortedByUser => false,
+        // Given without an order when the job itself could never have been started.
+        Reason::TerminatedByServer | Reason::GatewayError => job.end.is_none(),
+        Reason::FailedToStartDueToNoCapacity
+        | Reason::InterruptedByNoCapacity
+        | Reason::InstanceUnreachable
+        | Reason::InstanceAccessRevoked
+        | Reason::WaitingInstanceLimitExceeded
+        | Reason::WaitingRunnerLimitExceeded
+        | Reason::VolumeError
+        | Reason::InactivityDurationExceeded
+        | Reason::TerminatedDueToUtilizationPolicy
+        | Reason::ContainerExitedWithError
+        | Reason::PortsBindingFailed
+        | Reason::CreatingContainerError
+        | Reason::ExecutorError
+        | Reason::MaxDurationExceeded
+        | Reason::LogQuotaExceeded => true,
+    };
+    own.then_some(reason)
 }
 
 fn fail_or_retry(now: Timestamp, jobs: &[Job], decision: &mut RunDecision) {
@@ -298,6 +321,7 @@ fn fail_or_retry(now: Timestamp, jobs: &[Job], decision: &mut RunDecision) {
             let attempt = decision.run.state.attempt as usize;
             let delay = RETRY_DELAYS_SECS[attempt.min(RETRY_DELAYS_SECS.len() - 1)];
             decision.run.state.attempt += 1;
+            decision.run.state.last_placed_at = last_placed(&decision.run, jobs);
             decision.run.status = RunStatus::Pending;
             decision.run.state.cause = None;
             let not_before = now + SignedDuration::from_secs(delay);
@@ -322,7 +346,8 @@ fn retry_window(now: Timestamp, jobs: &[Job], decision: &RunDecision) -> RetryWi
     let mut open = None;
     for job in judged {
         let event = job.state.termination_reason.and_then(JobTerminationReason::retry_event);
-        let retry = job.spec.retry.as_ref().filter(|retry| event.is_some_and(|event| retry.on_events.contains(&event)));
+        let retry =
+            job.spec.retry.as_ref().filter(|retry| event.is_some_and(|event| retry.on_events.contains(&event)));
         let (Some(event), Some(retry)) = (event, retry) else {
             let consequence = run.state.cause.as_ref().is_some_and(|cause| cause.job_id != job.id);
             if consequence {
@@ -347,7 +372,13 @@ fn retry_window(now: Timestamp, jobs: &[Job], decision: &RunDecision) -> RetryWi
     })
 }
 
-// A run that was never placed waits since it was submitted.
+/// Since when a run without a place waits: the end of what was placed last, or else its submission.
 fn waiting_since(run: &Run) -> Timestamp {
-    run.submitted_at
+    run.state.last_placed_at.unwrap_or(run.submitted_at)
+}
+
+/// When a job of the run that had a place was last heard of.
+fn last_placed(run: &Run, jobs: &[Job]) -> Option<Timestamp> {
+    let placed = jobs.iter().filter(|job| job.state.placed_at.is_some());
+    placed.filter_map(|job| job.state.last_processed_at).max().or(run.state.last_placed_at)
 }

@@ -78,6 +78,8 @@ pub struct RunState {
     pub attempt: u32,
     /// What a pending run waits for.
     pub retry: Option<RetryWait>,
+    /// When a job of an earlier attempt that had a place was last heard of.
+    pub last_placed_at: Option<Timestamp>,
     /// The submitter may use this server's own machine.
     pub user_is_admin: bool,
 }

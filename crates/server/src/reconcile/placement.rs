@@ -7,6 +7,7 @@ use std::time::Duration;
 use api::ids::{InstanceId, JobId, ProjectId, RunId};
 use api::jobs::{JobStatus, JobTerminationReason};
 use api::runs::RunStatus;
+use jiff::Timestamp;
 use lifecycle::events::Target;
 use lifecycle::instance::Instance;
 use lifecycle::job::{EndOrder, Job};
@@ -31,7 +32,16 @@ const BREATH: Duration = Duration::from_millis(2);
 
 /// Gangs by run and version: reading a thousand waiting runs anew for each free slot would be most of the work.
 #[derive(Debug, Default)]
-pub struct GangCache(Mutex<HashMap<RunId, (i64, Gang)>>);
+pub struct GangCache(Mutex<HashMap<RunId, CachedGang>>);
+
+#[derive(Debug)]
+struct CachedGang {
+    /// The run's version.
+    version: i64,
+    gang: Gang,
+    /// Nothing is bought for it before this, because a moment ago nothing could be.
+    buys_from: Option<Timestamp>,
+}
 
 pub(super) async fn run_loop(deps: Deps, shutdown: CancellationToken) {
     let cache = GangCache::default();
@@ -83,7 +93,7 @@ async fn place_project(deps: &Deps, cache: &GangCache, project: ProjectId) -> st
 async fn gangs_of(deps: &Deps, cache: &GangCache, waiting: &[(RunId, i64)]) -> store::Result<Vec<Gang>> {
     let unknown: Vec<RunId> = {
         let mut cache = cache.0.lock().expect("nobody panics while placing");
-        cache.retain(|id, (version, _)| waiting.iter().any(|(run, now)| run == id && now == version));
+        cache.retain(|id, cached| waiting.iter().any(|(run, version)| run == id && *version == cached.version));
         waiting.iter().map(|(id, _)| *id).filter(|id| !cache.contains_key(id)).collect()
     };
     for part in unknown.chunks(200) {
@@ -91,11 +101,18 @@ async fn gangs_of(deps: &Deps, cache: &GangCache, waiting: &[(RunId, i64)]) -> s
             let latest = jobs::list_latest(&deps.db, row.value.id).await?;
             let latest: Vec<Job> = latest.into_iter().map(|job| job.value).collect();
             let Some(gang) = waiting_gang(&row.value, &latest) else { continue };
-            cache.0.lock().expect("nobody panics while placing").insert(row.value.id, (row.version, gang));
+            let buys_from = row.value.state.retry.map(|retry| retry.not_before);
+            let cached = CachedGang { version: row.version, gang, buys_from };
+            cache.0.lock().expect("nobody panics while placing").insert(row.value.id, cached);
         }
     }
+    let now = deps.clock.now();
     let cache = cache.0.lock().expect("nobody panics while placing");
-    Ok(waiting.iter().filter_map(|(id, _)| cache.get(id).map(|(_, gang)| gang.clone())).collect())
+    let gangs = waiting.iter().filter_map(|(id, _)| {
+        let cached = cache.get(id)?;
+        Some(Gang { may_buy: cached.buys_from.is_none_or(|from| from <= now), ..cached.gang.clone() })
+    });
+    Ok(gangs.collect())
 }
 
 /// The gang of a run that wants a place now.

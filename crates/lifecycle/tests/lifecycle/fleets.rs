@@ -1,0 +1,269 @@
+//! What happens next to a fleet.
+
+use api::fleets::FleetStatus;
+use api::instances::{InstanceStatus, InstanceTerminationReason};
+use lifecycle::fleet::{Effect, Fleet, FleetDecision, Home, LaunchPlan, OffersSeen, Surroundings, decide};
+use lifecycle::instance::{EndOrder, Instance};
+use lifecycle::launch::{Launch, LaunchStatus};
+use serde_json::json;
+
+use crate::fixtures::{at, fleet, id, instance, launch, offer};
+
+struct Case {
+    now: i64,
+    fleet: Fleet,
+    /// Each with the blocks that jobs hold.
+    instances: Vec<(Instance, u32)>,
+    launches: Vec<Launch>,
+    offers: OffersSeen,
+}
+
+fn case(fleet: Fleet, instances: Vec<(Instance, u32)>) -> Case {
+    Case { now: 10, fleet, instances, launches: vec![], offers: OffersSeen::NotAsked }
+}
+
+impl Case {
+    fn decide(&self) -> FleetDecision {
+        let around = Surroundings {
+            instances: &self.instances,
+            open_launches: &self.launches,
+            offers: self.offers.clone(),
+        };
+        decide(at(self.now), &self.fleet, &around)
+    }
+
+    /// With something to buy.
+    fn with_offers(self) -> Case {
+        Case { offers: OffersSeen::Known { offers: vec![plan(1.0), plan(2.0)], obstacle: None }, ..self }
+    }
+}
+
+fn plan(price: f64) -> LaunchPlan {
+    LaunchPlan {
+        backend_id: id(5),
+        backend: "fake".to_owned(),
+        offer: offer(price),
+        zone: None,
+        admins_only: false,
+    }
+}
+
+fn told(decision: &FleetDecision) -> String {
+    let mut words = vec![decision.fleet.status.as_str().to_owned()];
+    words.extend(decision.effect.map(|Effect::AskOffers| "asks".to_owned()));
+    let ends = decision.end_instances.iter().map(|(ended, order)| {
+        let number = (200..300).find(|number| *ended == id(*number)).unwrap() - 200;
+        format!("ends {number} {}", order.reason.as_str())
+    });
+    words.extend(ends);
+    words.extend(decision.cancel_launches.iter().map(|_| "cancels".to_owned()));
+    words.extend(
+        decision.buy.as_ref().map(|(plan, wanted)| format!("buys {} at {}", wanted.len(), plan.offer.price)),
+    );
+    words.extend((decision.add_instances > 0).then(|| format!("adds {}", decision.add_instances)));
+    words.join(", ")
+}
+
+#[track_caller]
+fn check(case: &Case, expected: &str) {
+    assert_eq!(told(&case.decide()), expected);
+}
+
+fn nodes(nodes: &str) -> Fleet {
+    fleet(json!({"nodes": nodes}))
+}
+
+fn in_status(number: u32, status: InstanceStatus, busy: u32) -> (Instance, u32) {
+    (instance(number, status), busy)
+}
+
+fn pending(number: u32) -> (Instance, u32) {
+    in_status(number, InstanceStatus::Pending, 0)
+}
+
+fn idle(number: u32) -> (Instance, u32) {
+    in_status(number, InstanceStatus::Idle, 0)
+}
+
+fn busy(number: u32) -> (Instance, u32) {
+    in_status(number, InstanceStatus::Busy, 1)
+}
+
+#[test]
+fn a_fleet_keeps_its_least_size() {
+    check(&case(nodes("0..4"), vec![]), "active");
+    check(&case(nodes("2..4"), vec![]), "active, adds 2");
+    check(&case(nodes("2..4"), vec![idle(0)]), "active, adds 1");
+    check(&case(nodes("2..4"), vec![idle(0), busy(1)]), "active");
+    // What ends is replaced.
+    check(&case(nodes("2..4"), vec![idle(0), in_status(1, InstanceStatus::Terminating, 0)]), "active, adds 1");
+}
+
+#[test]
+fn a_fleet_of_given_hosts_neither_grows_nor_shrinks() {
+    let given = fleet(json!({"ssh_config": {"user": "me", "identity_file": "~/.ssh/id", "hosts": ["10.0.0.1"]}}));
+    check(&case(given.clone(), vec![]), "active");
+    check(&case(given, vec![idle(0), idle(1)]), "active");
+}
+
+#[test]
+fn a_fleet_buys_all_its_missing_machines_at_once() {
+    let missing = || case(nodes("0..4"), vec![busy(0), pending(1), pending(2)]);
+    check(&missing(), "active, asks");
+    check(&missing().with_offers(), "active, buys 2 at 1");
+    let decision = missing().with_offers().decide();
+    assert_eq!(decision.buy.unwrap().1, [id(201), id(202)]);
+}
+
+#[test]
+fn backends_that_cannot_be_asked_are_no_reason_to_give_up() {
+    let unknown = Case { offers: OffersSeen::Unknown, ..case(nodes("1..4"), vec![pending(0)]) };
+    check(&unknown, "active");
+    assert_eq!(unknown.decide().look_again_at, Some(at(25)));
+}
+
+#[test]
+fn what_nobody_sells_is_given_up_with_the_reason() {
+    let obstacle = Some("No offers found: sold out".to_owned());
+    let offers = OffersSeen::Known { offers: vec![], obstacle };
+    let sold_out = Case { offers, ..case(nodes("1..4"), vec![pending(0)]) };
+    check(&sold_out, "active, ends 0 no_offers");
+    let order = sold_out.decide().end_instances[0].1.clone();
+    assert_eq!(order.message.as_deref(), Some("No offers found: sold out"));
+}
+
+#[test]
+fn purchases_that_come_to_nothing_are_tried_again_with_longer_pauses() {
+    let mut fleet = nodes("1..4");
+    let mut now = 0;
+    for pause in [60, 120, 300, 600, 1800, 1800] {
+        let buying = Case { now, ..case(fleet.clone(), vec![pending(0)]) }.with_offers();
+        check(&buying, "active, buys 1 at 1");
+        fleet = buying.decide().fleet;
+        // It came to nothing: the instance is gone.
+        check(&Case { now: now + pause - 1, ..case(fleet.clone(), vec![]) }, "active");
+        check(&Case { now: now + pause - 1, ..case(fleet.clone(), vec![pending(0)]) }, "active");
+        now += pause;
+        check(&Case { now, ..case(fleet.clone(), vec![]) }, "active, adds 1");
+    }
+}
+
+#[test]
+fn machines_that_joined_end_the_pauses() {
+    let mut fleet = nodes("1..4");
+    fleet.state.failures = 3;
+    fleet.state.not_before = Some(at(1_000));
+    let decision = case(fleet.clone(), vec![idle(0)]).decide();
+    assert_eq!((decision.fleet.state.failures, decision.fleet.state.not_before), (0, None));
+    let decision = case(fleet, vec![in_status(0, InstanceStatus::Provisioning, 0)]).decide();
+    assert_eq!(decision.fleet.state.failures, 3);
+}
+
+#[test]
+fn a_job_that_waits_is_bought_for_without_a_pause() {
+    let mut fleet = nodes("0..4");
+    fleet.state.not_before = Some(at(1_000));
+    let for_a_job = in_status(0, InstanceStatus::Pending, 1);
+    check(&case(fleet.clone(), vec![for_a_job]).with_offers(), "active, buys 1 at 1");
+    check(&case(fleet, vec![pending(0)]).with_offers(), "active");
+}
+
+#[test]
+fn too_many_instances_are_ended_but_none_with_jobs() {
+    check(&case(nodes("0..2"), vec![idle(0), idle(1), idle(2)]), "active, ends 2 max_instances_limit");
+    check(&case(nodes("0..2"), vec![idle(0), busy(1), busy(2)]), "active, ends 0 max_instances_limit");
+    check(&case(nodes("0..2"), vec![busy(0), busy(1), busy(2)]), "active");
+    // A job waits for the machine already.
+    let reserved = in_status(2, InstanceStatus::Provisioning, 1);
+    check(&case(nodes("0..2"), vec![busy(0), busy(1), reserved]), "active");
+}
+
+#[test]
+fn nothing_is_bought_for_an_instance_that_is_too_many() {
+    let shrunk = || case(nodes("0..2"), vec![idle(0), idle(1), pending(2)]);
+    check(&shrunk(), "active, ends 2 max_instances_limit");
+    check(&shrunk().with_offers(), "active, ends 2 max_instances_limit");
+    let partly = case(nodes("0..3"), vec![idle(0), idle(1), pending(2), pending(3)]).with_offers();
+    check(&partly, "active, ends 3 max_instances_limit, buys 1 at 1");
+}
+
+#[test]
+fn idle_instances_end_after_their_time_but_never_below_the_least_size() {
+    let idle_for = |number, secs| {
+        let (mut instance, busy) = idle(number);
+        instance.state.idle_duration_secs = Some(secs);
+        (instance, busy)
+    };
+    let at_time = |now, nodes_text, instances| Case { now, ..case(nodes(nodes_text), instances) };
+    check(&at_time(300, "0..4", vec![idle_for(0, 300)]), "active");
+    assert_eq!(at_time(300, "0..4", vec![idle_for(0, 300)]).decide().look_again_at, Some(at(301)));
+    check(&at_time(301, "0..4", vec![idle_for(0, 300)]), "active, ends 0 idle_timeout");
+    check(&at_time(301, "1..4", vec![idle_for(0, 300)]), "active");
+    let three = vec![idle_for(0, 300), idle_for(1, 300), idle_for(2, 300)];
+    check(&at_time(301, "1..4", three.clone()), "active, ends 0 idle_timeout, ends 1 idle_timeout");
+    check(&at_time(301, "3..4", three), "active");
+    // Negative is for ever, unset is three days.
+    check(&at_time(1_000_000, "0..4", vec![idle_for(0, -1)]), "active");
+    check(&at_time(72 * 3600, "0..4", vec![idle(0)]), "active");
+    check(&at_time(72 * 3600 + 1, "0..4", vec![idle(0)]), "active, ends 0 idle_timeout");
+    check(&at_time(1_000, "0..4", vec![busy(0)]), "active");
+}
+
+#[test]
+fn a_cluster_stays_where_its_first_machine_is() {
+    let home = |keys, instances| case(fleet(keys), instances).decide().fleet.state.home;
+    let cluster = || json!({"nodes": "0..4", "placement": "cluster"});
+    let expected = Home { backend: "fake".to_owned(), region: "fake-1".to_owned(), zone: None };
+    assert_eq!(home(cluster(), vec![idle(0)]), Some(expected.clone()));
+    assert_eq!(home(cluster(), vec![]), None);
+    assert_eq!(home(json!({"nodes": "0..4"}), vec![idle(0)]), None);
+    // The first machine is leaving, so the next one says where.
+    let leaving = in_status(0, InstanceStatus::Terminating, 0);
+    let mut second = idle(1);
+    second.0.state.region = Some("fake-2".to_owned());
+    let moved = Home { region: "fake-2".to_owned(), ..expected };
+    assert_eq!(home(cluster(), vec![leaving, second]), Some(moved));
+}
+
+#[test]
+fn a_launch_that_no_instance_claims_is_cancelled() {
+    let open = || launch(LaunchStatus::Requested);
+    let claimed = in_status(0, InstanceStatus::Provisioning, 1);
+    check(&Case { launches: vec![open()], ..case(nodes("0..4"), vec![claimed.clone()]) }, "active");
+    check(&Case { launches: vec![open()], ..case(nodes("0..4"), vec![]) }, "active, cancels");
+    let mut unwanted = claimed;
+    unwanted.0.end = Some(EndOrder { reason: InstanceTerminationReason::TerminatedByUser, message: None });
+    check(&Case { launches: vec![open()], ..case(nodes("0..4"), vec![unwanted]) }, "active, cancels");
+    let cancelled = Launch { cancelled: true, ..open() };
+    check(&Case { launches: vec![cancelled], ..case(nodes("0..4"), vec![]) }, "active");
+}
+
+#[test]
+fn an_unwanted_fleet_ends_when_all_it_had_is_gone() {
+    let unwanted = |status| Fleet { wanted: false, status, ..nodes("1..4") };
+    let instances = || vec![idle(0), busy(1)];
+    let ends = "terminating, ends 0 terminated_by_user, ends 1 terminated_by_user";
+    for status in [FleetStatus::Submitted, FleetStatus::Active, FleetStatus::Terminating] {
+        check(&case(unwanted(status), instances()), ends);
+        check(&case(unwanted(status), vec![]), "terminated");
+        let launches = vec![launch(LaunchStatus::Requested)];
+        check(&Case { launches, ..case(unwanted(status), vec![]) }, "terminating, cancels");
+    }
+    let ordered = || {
+        let (mut instance, busy) = idle(0);
+        instance.end = Some(EndOrder { reason: InstanceTerminationReason::TerminatedByUser, message: None });
+        (instance, busy)
+    };
+    check(&case(unwanted(FleetStatus::Terminating), vec![ordered()]), "terminating");
+}
+
+#[test]
+fn final_is_final() {
+    for status in [FleetStatus::Terminated, FleetStatus::Failed] {
+        for wanted in [true, false] {
+            let over = Fleet { status, wanted, ..nodes("1..4") };
+            let decision = case(over.clone(), vec![idle(0), pending(1)]).with_offers().decide();
+            assert_eq!((told(&decision), decision.fleet), (status.as_str().to_owned(), over));
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! What happens next to an instance: every status by what its backend and its agent say.
+
+use api::agent::HostInfo;
+use api::instances::{InstanceStatus, InstanceTerminationReason};
+use lifecycle::instance::{
+    AgentSeen, EndOrder, Instance, InstanceDecision, Machine, MachineSeen, Surroundings, decide,
+};
+use lifecycle::launch::{Launch, LaunchStatus};
+
+use crate::fixtures::{at, instance, launch};
+
+/// An instance whose machine runs and whose agent answers; a case changes what it is about.
+struct Case {
+    now: i64,
+    instance: Instance,
+    machine: MachineSeen,
+    agent: AgentSeen,
+    busy_blocks: u32,
+    launch: Option<Launch>,
+    consistent_list: bool,
+    blocks: Option<u32>,
+}
+
+fn case(instance: Instance, machine: MachineSeen, agent: AgentSeen) -> Case {
+    let launch = instance.launch_id.map(|_| launch(LaunchStatus::Done));
+    Case { now: 10, instance, machine, agent, busy_blocks: 0, launch, consistent_list: false, blocks: Some(1) }
+}
+
+impl Case {
+    fn decide(&self) -> InstanceDecision {
+        let around = Surroundings {
+            machine: self.machine.clone(),
+            agent: self.agent.clone(),
+            busy_blocks: self.busy_blocks,
+            launch: self.launch.as_ref(),
+            consistent_list: self.consistent_list,
+            provisioning_timeout_secs: 600,
+            admins_only: false,
+            runs_processes: false,
+            blocks: self.blocks,
+        };
+        decide(at(self.now), &self.instance, &around)
+    }
+}
+
+#[track_caller]
+fn check(case: &Case, expected: &str) {
+    let decision = case.decide();
+    let mut words = vec![decision.instance.status.as_str().to_owned()];
+    words.extend(decision.instance.state.termination_reason.map(|reason| reason.as_str().to_owned()));
+    words.extend(decision.effect.map(|effect| format!("{effect:?}").to_lowercase()));
+    assert_eq!(words.join(", "), expected);
+}
+
+fn machine(running: bool, gone: bool) -> MachineSeen {
+    MachineSeen::Present(Box::new(Machine {
+        running,
+        gone,
+        provider_id: "fake-0".to_owned(),
+        hostname: running.then(|| "10.0.0.1".to_owned()),
+        internal_ip: running.then(|| "10.0.0.1".to_owned()),
+        container_network: None,
+        region: "fake-1".to_owned(),
+        zone: Some("fake-1a".to_owned()),
+        ended_because: gone.then(|| "taken back".to_owned()),
+    }))
+}
+
+fn starting() -> MachineSeen {
+    machine(false, false)
+}
+
+fn running() -> MachineSeen {
+    machine(true, false)
+}
+
+fn gone() -> MachineSeen {
+    machine(false, true)
+}
+
+fn silent(since: Option<i64>) -> AgentSeen {
+    AgentSeen::Unknown { since: since.map(at), error: None }
+}
+
+fn connected() -> AgentSeen {
+    AgentSeen::Connected(Box::new(HostInfo { internal_ip: Some("10.9.9.9".to_owned()), ..HostInfo::default() }))
+}
+
+fn unwanted(instance: Instance) -> Instance {
+    let reason = InstanceTerminationReason::TerminatedByUser;
+    Instance { end: Some(EndOrder { reason, message: None }), ..instance }
+}
+
+fn in_status(status: InstanceStatus) -> Instance {
+    instance(0, status)
+}
+
+#[test]
+fn a_pending_instance_waits_for_its_launch() {
+    let pending = || in_status(InstanceStatus::Pending);
+    check(&case(pending(), MachineSeen::Unknown, silent(None)), "pending");
+    let bought =
+        Case { launch: Some(launch(LaunchStatus::Wanted)), ..case(pending(), MachineSeen::Unknown, silent(None)) };
+    check(&bought, "provisioning");
+    let state = bought.decide().instance.state;
+    assert_eq!((state.price, state.region.as_deref(), state.total_blocks), (Some(1.0), Some("fake-1"), 1));
+    let by_cpu = Case { blocks: None, ..bought };
+    assert_eq!(by_cpu.decide().instance.state.total_blocks, 4);
+}
+
+#[test]
+fn a_pending_instance_that_nobody_wants_is_gone_at_once_unless_something_was_bought() {
+    let pending = || unwanted(in_status(InstanceStatus::Pending));
+    check(&case(pending(), MachineSeen::Unknown, silent(None)), "terminated, terminated_by_user, disconnect");
+    let mut bought = pending();
+    bought.launch_id = Some(launch(LaunchStatus::Requested).id);
+    let bought = case(bought, MachineSeen::Absent, silent(None));
+    let asked = Case { launch: Some(launch(LaunchStatus::Requested)), ..bought };
+    check(&asked, "terminating, terminated_by_user, terminate");
+}
+
+#[test]
+fn a_provisioning_instance_joins_when_its_agent_answers() {
+    let provisioning = || in_status(InstanceStatus::Provisioning);
+    check(&case(provisioning(), MachineSeen::Unknown, silent(None)), "provisioning");
+    check(&case(provisioning(), starting(), silent(None)), "provisioning");
+    check(&case(provisioning(), running(), silent(None)), "provisioning, connect");
+    check(&case(provisioning(), running(), connected()), "idle, connect");
+    let held = Case { busy_blocks: 1, ..case(provisioning(), running(), connected()) };
+    check(&held, "busy, connect");
+    let state = case(provisioning(), running(), connected()).decide().instance.state;
+    assert_eq!(state.internal_ip.as_deref(), Some("10.0.0.1"));
+    assert_eq!((state.joined_at, state.idle_since), (Some(at(10)), Some(at(10))));
+}
+
+#[test]
+fn a_provisioning_instance_ends_with_its_launch_its_machine_or_its_time() {
+    let provisioning = || in_status(InstanceStatus::Provisioning);
+    let refused = Case {
+        launch: Some(launch(LaunchStatus::Failed)),
+        ..case(provisioning(), MachineSeen::Absent, silent(None))
+    };
+    check(&refused, "terminated, no_offers, disconnect");
+    check(&case(provisioning(), gone(), silent(None)), "terminated, error, disconnect");
+    let late = |now| Case { now, ..case(provisioning(), running(), silent(None)) };
+    check(&late(600), "provisioning, connect");
+    check(&late(601), "terminating, provisioning_timeout, connect");
+}
+
+#[test]
+fn an_absence_is_believed_only_after_a_grace() {
+    for (status, reason) in [(InstanceStatus::Provisioning, "error"), (InstanceStatus::Idle, "unreachable")] {
+        let mut current = in_status(status);
+        let mut look = |now, machine: MachineSeen, expected: &str| {
+            let case = Case { now, ..case(current.clone(), machine, silent(None)) };
+            check(&case, expected);
+            current = case.decide().instance;
+        };
+        let stays = status.as_str();
+        look(10, MachineSeen::Absent, stays);
+        look(129, MachineSeen::Absent, stays);
+        look(129, MachineSeen::Unknown, stays);
+        // It was only left out.
+        look(130, running(), &format!("{stays}, connect"));
+        look(131, MachineSeen::Absent, stays);
+        look(250, MachineSeen::Absent, stays);
+        look(251, MachineSeen::Absent, &format!("terminated, {reason}, disconnect"));
+    }
+}
+
+#[test]
+fn an_absence_is_believed_at_once_where_lists_are_the_truth_and_nobody_is_buying() {
+    let provisioning = || case(in_status(InstanceStatus::Provisioning), MachineSeen::Absent, silent(None));
+    let settled = Case { consistent_list: true, ..provisioning() };
+    check(&settled, "terminated, error, disconnect");
+    for status in [LaunchStatus::Wanted, LaunchStatus::Requested] {
+        let buying = Case { consistent_list: true, launch: Some(launch(status)), ..provisioning() };
+        check(&buying, "provisioning");
+    }
+}
+
+#[test]
+fn a_backend_that_cannot_be_asked_is_no_reason_to_act() {
+    for status in [InstanceStatus::Idle, InstanceStatus::Busy] {
+        for now in [10, 10_000, 10_000_000] {
+            let busy_blocks = u32::from(status == InstanceStatus::Busy);
+            let case = Case { now, busy_blocks, ..case(in_status(status), MachineSeen::Unknown, connected()) };
+            check(&case, status.as_str());
+        }
+    }
+    let ending = Case {
+        now: 10_000_000,
+        ..case(in_status(InstanceStatus::Terminating), MachineSeen::Unknown, silent(None))
+    };
+    check(&ending, "terminating, terminate");
+}
+
+#[test]
+fn a_joined_instance_is_busy_while_jobs_hold_blocks() {
+    let joined = |status, busy_blocks| Case { busy_blocks, ..case(in_status(status), running(), connected()) };
+    check(&joined(InstanceStatus::Idle, 0), "idle, connect");
+    check(&joined(InstanceStatus::Idle, 1), "busy, connect");
+    check(&joined(InstanceStatus::Busy, 1), "busy, connect");
+    check(&joined(InstanceStatus::Busy, 0), "idle, connect");
+    assert_eq!(joined(InstanceStatus::Idle, 1).decide().instance.state.idle_since, None);
+    assert_eq!(joined(InstanceStatus::Busy, 0).decide().instance.state.idle_since, Some(at(10)));
+    // Idle since it became so, not since it was last looked at.
+    assert_eq!(joined(InstanceStatus::Idle, 0).decide().instance.state.idle_since, Some(at(1)));
+}
+
+#[test]
+fn a_joined_instance_ends_when_its_machine_is_gone() {
+    for status in [InstanceStatus::Idle, InstanceStatus::Busy] {
+        check(&case(in_status(status), gone(), connected()), "terminated, unreachable, disconnect");
+    }
+    let why =
+        case(in_status(InstanceStatus::Idle), gone(), connected()).decide().instance.state.termination_message;
+    assert_eq!(why.as_deref(), Some("taken back"));
+}
+
+#[test]
+fn a_silent_agent_costs_the_machine_only_after_a_long_time() {
+    let silent_for = |now| Case { now, ..case(in_status(InstanceStatus::Idle), running(), silent(Some(100))) };
+    check(&silent_for(100), "idle, connect");
+    check(&silent_for(100 + 1199), "idle, connect");
+    assert_eq!(silent_for(200).decide().instance.state.unreachable_since, Some(at(100)));
+    check(&silent_for(100 + 1200), "terminating, unreachable, connect");
+    let mut answered_again = in_status(InstanceStatus::Idle);
+    answered_again.state.unreachable_since = Some(at(5));
+    let case = case(answered_again, running(), connected());
+    assert_eq!(case.decide().instance.state.unreachable_since, None);
+}
+
+#[test]
+fn silence_does_not_count_while_the_server_itself_was_away() {
+    let mut instance = in_status(InstanceStatus::Busy);
+    instance.state.unreachable_since = Some(at(100));
+    let restarted = Case { now: 5_000, busy_blocks: 1, ..case(instance, running(), silent(Some(4_990))) };
+    check(&restarted, "busy, connect");
+    assert_eq!(restarted.decide().instance.state.unreachable_since, Some(at(4_990)));
+}
+
+#[test]
+fn an_unwanted_instance_ends_from_every_status() {
+    use InstanceStatus::{Busy, Idle, Provisioning};
+    for status in [Provisioning, Idle, Busy] {
+        for machine in [starting(), running(), MachineSeen::Absent, MachineSeen::Unknown] {
+            let case = case(unwanted(in_status(status)), machine, connected());
+            check(&case, "terminating, terminated_by_user, terminate");
+        }
+        check(
+            &case(unwanted(in_status(status)), gone(), connected()),
+            "terminated, terminated_by_user, disconnect",
+        );
+    }
+}
+
+#[test]
+fn the_order_to_end_is_repeated_until_the_machine_is_gone() {
+    let mut current = in_status(InstanceStatus::Terminating);
+    current.state.termination_reason = Some(InstanceTerminationReason::IdleTimeout);
+    let mut look = |now, machine: MachineSeen, expected: &str| {
+        let case = Case { now, ..case(current.clone(), machine, connected()) };
+        check(&case, expected);
+        current = case.decide().instance;
+    };
+    look(10, running(), "terminating, idle_timeout, terminate");
+    look(19, running(), "terminating, idle_timeout");
+    look(20, running(), "terminating, idle_timeout, terminate");
+    look(30, MachineSeen::Unknown, "terminating, idle_timeout, terminate");
+    look(40, MachineSeen::Absent, "terminating, idle_timeout, terminate");
+    look(41, gone(), "terminated, idle_timeout, disconnect");
+}
+
+#[test]
+fn terminated_is_what_the_backend_says_and_never_what_we_asked_for() {
+    let ending = |machine, consistent_list| Case {
+        consistent_list,
+        ..case(in_status(InstanceStatus::Terminating), machine, silent(None))
+    };
+    check(&ending(running(), true), "terminating, terminate");
+    check(&ending(MachineSeen::Absent, false), "terminating, terminate");
+    check(&ending(MachineSeen::Absent, true), "terminated, error, disconnect");
+    // A launch that is still being asked for may yet make the machine.
+    let buying = Case { launch: Some(launch(LaunchStatus::Requested)), ..ending(MachineSeen::Absent, true) };
+    check(&buying, "terminating, terminate");
+    let refused = Case { launch: Some(launch(LaunchStatus::Failed)), ..ending(MachineSeen::Unknown, true) };
+    check(&refused, "terminated, error, disconnect");
+}
+
+#[test]
+fn final_is_final() {
+    for machine in [MachineSeen::Absent, MachineSeen::Unknown, running(), gone()] {
+        let over = unwanted(in_status(InstanceStatus::Terminated));
+        let decision = case(over.clone(), machine, connected()).decide();
+        assert_eq!((decision.instance, decision.effect, decision.look_again_at), (over, None, None));
+    }
+}
+
+#[test]
+fn events_tell_the_official_story() {
+    let told = |case: Case| case.decide().events;
+    let joined = told(case(in_status(InstanceStatus::Provisioning), running(), connected()));
+    assert_eq!(joined, ["Instance status changed PROVISIONING -> IDLE"]);
+    let mut idle = in_status(InstanceStatus::Idle);
+    let message = Some("Instance idle for 300s".to_owned());
+    idle.end = Some(EndOrder { reason: InstanceTerminationReason::IdleTimeout, message });
+    assert_eq!(
+        told(case(idle, running(), connected())),
+        ["Instance status changed IDLE -> TERMINATING. Termination reason: IDLE_TIMEOUT (Instance idle for 300s)"]
+    );
+}

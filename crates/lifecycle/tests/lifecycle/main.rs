@@ -1,0 +1,11 @@
+//! Decision tables and properties of every resource: no database, no clock, no cloud.
+#![cfg(test)]
+
+mod fixtures;
+mod fleets;
+mod instances;
+mod jobs;
+mod launches;
+mod placement;
+mod properties;
+mod runs;
