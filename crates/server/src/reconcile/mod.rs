@@ -17,11 +17,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use jiff::{SignedDuration, Timestamp};
 use store::leases::{self, NEVER, Table};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -67,18 +65,23 @@ pub async fn touch_all(deps: &Deps) -> store::Result<()> {
 async fn run_loop(deps: Deps, table: Table, shutdown: CancellationToken) {
     let owner = deps.ids.id::<Uuid>().to_string();
     let failures = Failures::default();
-    let mut working = FuturesUnordered::new();
+    // Tasks of their own: a future that is not polled while the next rows are claimed could hold, or be next in
+    // line for, the only connection that the claim waits for.
+    let mut working = JoinSet::new();
     loop {
         let room = CONCURRENCY - working.len();
         let claimed = if room > 0 { claim(&deps, table, &owner, room).await } else { vec![] };
         let idle = claimed.is_empty();
-        working.extend(claimed.into_iter().map(|id| one(&deps, table, id, &owner, &failures)));
+        for id in claimed {
+            let (deps, owner, failures) = (deps.clone(), owner.clone(), failures.clone());
+            working.spawn(async move { one(&deps, table, id, &owner, &failures).await });
+        }
         if !idle && working.len() < CONCURRENCY {
             // There may be more that is due.
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                Some(()) = working.next() => {}
+                Some(ended) = working.join_next() => log_panic(table, &ended),
                 () = tokio::task::yield_now() => {}
             }
             continue;
@@ -86,10 +89,16 @@ async fn run_loop(deps: Deps, table: Table, shutdown: CancellationToken) {
         let sleep = sleep_until_due(&deps, table);
         tokio::select! {
             () = shutdown.cancelled() => return,
-            Some(()) = working.next() => {}
+            Some(ended) = working.join_next() => log_panic(table, &ended),
             () = deps.wake.bell(table).notified() => {}
             () = sleep, if working.len() < CONCURRENCY => {}
         }
+    }
+}
+
+fn log_panic(table: Table, ended: &Result<(), JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!("reconciling a row of {table:?} panicked, it falls due when its lease ends: {error}");
     }
 }
 
