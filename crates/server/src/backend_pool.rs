@@ -25,7 +25,15 @@ pub struct BackendPool {
     sealer: Arc<Sealer>,
     clock: Clock,
     opened: Mutex<HashMap<BackendId, (String, Arc<dyn Backend>)>>,
-    listings: Mutex<HashMap<BackendId, (Timestamp, Arc<Vec<Machine>>)>>,
+    listings: Mutex<HashMap<BackendId, Listing>>,
+}
+
+/// What a backend listed last.
+#[derive(Default)]
+struct Listing {
+    /// How often something was changed: a listing that was asked for before a change must not be kept after it.
+    changes: u64,
+    kept: Option<(Timestamp, Arc<Vec<Machine>>)>,
 }
 
 impl std::fmt::Debug for BackendPool {
@@ -95,12 +103,16 @@ impl BackendPool {
     /// What a backend lists, not older than half a second; none if it does not answer.
     pub async fn machines(&self, open: &OpenBackend) -> Option<Arc<Vec<Machine>>> {
         let now = self.clock.now();
-        let kept = self.listings.lock().expect("nobody panics while listing").get(&open.id).cloned();
-        if let Some((at, machines)) = kept
-            && now.duration_since(at) < LISTING_MAX_AGE
-        {
-            return Some(machines);
-        }
+        let changes = {
+            let mut listings = self.listings.lock().expect("nobody panics while listing");
+            let listing = listings.entry(open.id).or_default();
+            if let Some((at, machines)) = &listing.kept
+                && now.duration_since(*at) < LISTING_MAX_AGE
+            {
+                return Some(machines.clone());
+            }
+            listing.changes
+        };
         let machines = match answer(open.backend.list()).await {
             Ok(machines) => Arc::new(machines),
             Err(error) => {
@@ -109,13 +121,19 @@ impl BackendPool {
             }
         };
         let mut listings = self.listings.lock().expect("nobody panics while listing");
-        listings.insert(open.id, (now, machines.clone()));
+        let listing = listings.entry(open.id).or_default();
+        if listing.changes == changes {
+            listing.kept = Some((now, machines.clone()));
+        }
         Some(machines)
     }
 
     /// Forgets a listing, because something was just changed.
     pub fn changed(&self, id: BackendId) {
-        self.listings.lock().expect("nobody panics while listing").remove(&id);
+        let mut listings = self.listings.lock().expect("nobody panics while listing");
+        let listing = listings.entry(id).or_default();
+        listing.changes += 1;
+        listing.kept = None;
     }
 }
 

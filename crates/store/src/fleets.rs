@@ -143,6 +143,17 @@ pub async fn save(mut db: impl Executor, fleet: &Versioned<Fleet>) -> Result<()>
     if changed == 0 { Err(Error::Stale) } else { Ok(()) }
 }
 
+/// Changes nothing but the version: what was decided from the fleet and its instances as they were is stale.
+pub async fn move_on(mut db: impl Executor, fleet: &Versioned<Fleet>) -> Result<()> {
+    let changed = db
+        .execute(
+            "UPDATE fleets SET version = version + 1 WHERE id = $1 AND version = $2",
+            values![fleet.value.id, fleet.version],
+        )
+        .await?;
+    if changed == 0 { Err(Error::Stale) } else { Ok(()) }
+}
+
 /// Says that nobody wants the fleet any more, and makes it due.
 pub async fn set_unwanted(mut db: impl Executor, id: FleetId, now: Timestamp) -> Result<()> {
     db.execute(

@@ -185,6 +185,17 @@ pub async fn set_end(mut db: impl Executor, id: JobId, end: &EndOrder, now: Time
     Ok(())
 }
 
+/// Orders the end of a job that got no place, unless it has one by now, and makes it due.
+pub async fn refuse(mut db: impl Executor, id: JobId, end: &EndOrder, now: Timestamp) -> Result<()> {
+    db.execute(
+        "UPDATE jobs SET version = version + 1, end_order = $1, due_at = $2 WHERE id = $3 \
+         AND status = 'submitted' AND instance_id IS NULL AND end_order IS NULL",
+        values![serde_json::to_string(end)?, now, id],
+    )
+    .await?;
+    Ok(())
+}
+
 /// Makes every unfinished job of a run due now.
 pub async fn touch_by_run(mut db: impl Executor, run: RunId, now: Timestamp) -> Result<()> {
     db.execute(

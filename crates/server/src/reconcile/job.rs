@@ -2,7 +2,7 @@
 
 use api::agent::ClusterInfo;
 use api::ids::JobId;
-use api::jobs::JobStatus;
+use api::jobs::{JobStatus, JobTerminationReason};
 use lifecycle::events::Target;
 use lifecycle::instance::Instance;
 use lifecycle::job::{Effect, Job, JobDecision, Seen, Surroundings, decide};
@@ -24,11 +24,12 @@ pub async fn reconcile(deps: &Deps, id: JobId) -> store::Result<Next> {
         Some(instance_id) => instances::get(&deps.db, instance_id).await?.map(|instance| instance.value),
         None => None,
     };
+    let is_ending = job.status == JobStatus::Terminating || job.end.is_some();
     let seen = observe(deps, job, instance.as_ref());
     let around = Surroundings {
         cluster: cluster_of(deps, job, &seen, instance.as_ref()).await?,
         logs_received: deps.logs.received(id),
-        unreachable_since: instance.as_ref().and_then(|instance| silent_since(deps, instance)),
+        unreachable_since: instance.as_ref().and_then(|instance| silent_since(deps, instance, is_ending)),
         unreachable_after_secs: deps.settings.unreachable_after_secs,
         instance: instance.as_ref(),
     };
@@ -49,10 +50,12 @@ fn observe(deps: &Deps, job: &Job, instance: Option<&Instance>) -> Seen {
     }
 }
 
-fn silent_since(deps: &Deps, instance: &Instance) -> Option<jiff::Timestamp> {
+fn silent_since(deps: &Deps, instance: &Instance, is_ending: bool) -> Option<jiff::Timestamp> {
     match deps.agents.host(instance.id) {
         HostSeen::Connected(_) => None,
-        HostSeen::Unknown { since, .. } => since.or(instance.state.unreachable_since),
+        // Before the first try to reach it since the server started, nobody knows whether it is silent. Only for an
+        // end, which does no harm to a task that still runs, what was known before counts as well.
+        HostSeen::Unknown { since, .. } => since.or(instance.state.unreachable_since.filter(|_| is_ending)),
     }
 }
 
@@ -79,7 +82,9 @@ async fn cluster_of(
         let Some(instance_id) = peer.instance_id else { return Ok(None) };
         let Some(machine) = instances::get(&deps.db, instance_id).await? else { return Ok(None) };
         let joined = machine.value.state.joined_at.is_some();
-        let Some(address) = task_spec::address_of(peer, &machine.value).filter(|_| joined) else { return Ok(None) };
+        let Some(address) = task_spec::address_of(peer, &machine.value).filter(|_| joined) else {
+            return Ok(None);
+        };
         cluster.node_ips.push(address);
         cluster.gpus_per_node.push(task_spec::gpus_of(peer, &machine.value));
     }
@@ -100,14 +105,14 @@ async fn save(
     jobs::save(&mut tx, &Versioned { version: loaded.version, value: job.clone() }).await?;
     let target = Target::job(job.project_id, job.run_id, job.id, &job.spec.job_name);
     record::events(deps, &mut tx, &decision.events, &[target.clone()]).await?;
-    if decision.releases_slot && instances::unassign(&mut tx, job.id).await? > 0
+    if decision.releases_slot
+        && instances::unassign(&mut tx, job.id).await? > 0
         && let Some(instance) = instance
     {
         let busy = instances::list_assignments(&mut tx, instance.id).await?.len();
         let total = instance.state.total_blocks;
         let message = format!("Job unassigned from instance. Instance blocks: {busy}/{total} busy");
-        let machine =
-            Target::instance(instance.project_id, instance.fleet_id, instance.id, &instance.state.name);
+        let machine = Target::instance(instance.project_id, instance.fleet_id, instance.id, &instance.state.name);
         record::events(deps, &mut tx, &[message], &[target, machine]).await?;
         record::touch_instance(deps, &mut tx, instance.id).await?;
     }
@@ -154,21 +159,29 @@ async fn act(deps: &Deps, job: &Job, instance: &Instance, effect: Effect) -> sto
     Ok(())
 }
 
-/// The task cannot be made, now or later: ends the job with the reason.
+/// The task cannot be made, now or later: the job ends with a reason of its own, so that its run takes it for the
+/// cause.
 async fn refuse(deps: &Deps, job: &Job, message: String) -> store::Result<()> {
     let Some(mut loaded) = jobs::get(&deps.db, job.id).await? else { return Ok(()) };
-    if loaded.value.status.is_finished() || loaded.value.status == JobStatus::Terminating {
+    let before = loaded.value.status;
+    if before.is_finished() || before == JobStatus::Terminating {
         return Ok(());
     }
-    let reason = api::jobs::JobTerminationReason::TerminatedByServer;
-    let end = lifecycle::job::EndOrder { reason, message: Some(message.clone()), grace_secs: 0 };
-    // The reason is the job's own, so that its run takes it for the cause.
+    let reason = JobTerminationReason::TerminatedByServer;
+    let from = before.as_str().to_uppercase();
+    let event =
+        format!("Job status changed {from} -> TERMINATING. Termination reason: TERMINATED_BY_SERVER ({message})");
+    loaded.value.status = JobStatus::Terminating;
     loaded.value.state.termination_reason = Some(reason);
     loaded.value.state.termination_message = Some(message);
     let mut tx = deps.db.begin().await?;
     jobs::save(&mut tx, &loaded).await?;
-    jobs::set_end(&mut tx, job.id, &end, deps.clock.now()).await?;
+    let target = Target::job(job.project_id, job.run_id, job.id, &job.spec.job_name);
+    record::events(deps, &mut tx, &[event], &[target]).await?;
+    store::leases::touch(&mut tx, Table::Jobs, job.id.0, deps.clock.now()).await?;
+    record::touch_run(deps, &mut tx, job.run_id).await?;
     tx.commit().await?;
     deps.wake.ring(Table::Jobs);
+    deps.wake.ring(Table::Runs);
     Ok(())
 }

@@ -30,9 +30,9 @@ const SAFETY: Duration = Duration::from_secs(30);
 /// The shortest time between two passes, so that a burst of submissions is placed together.
 const BREATH: Duration = Duration::from_millis(2);
 
-/// Gangs by run and version: reading a thousand waiting runs anew for each free slot would be most of the work.
+/// Gangs by project and run: reading a thousand waiting runs anew for each free slot would be most of the work.
 #[derive(Debug, Default)]
-pub struct GangCache(Mutex<HashMap<RunId, CachedGang>>);
+pub struct GangCache(Mutex<HashMap<ProjectId, HashMap<RunId, CachedGang>>>);
 
 #[derive(Debug)]
 struct CachedGang {
@@ -60,7 +60,9 @@ pub(super) async fn run_loop(deps: Deps, shutdown: CancellationToken) {
 
 /// Places what can be placed in every project with waiting runs.
 pub async fn pass(deps: &Deps, cache: &GangCache) -> store::Result<()> {
-    for project in runs::list_waiting_projects(&deps.db).await? {
+    let projects = runs::list_waiting_projects(&deps.db).await?;
+    cache.0.lock().expect("nobody panics while placing").retain(|project, _| projects.contains(project));
+    for project in projects {
         place_project(deps, cache, project).await?;
     }
     Ok(())
@@ -68,7 +70,7 @@ pub async fn pass(deps: &Deps, cache: &GangCache) -> store::Result<()> {
 
 async fn place_project(deps: &Deps, cache: &GangCache, project: ProjectId) -> store::Result<()> {
     let waiting = runs::list_waiting_versions(&deps.db, project, WAITING_LIMIT).await?;
-    let gangs = gangs_of(deps, cache, &waiting).await?;
+    let gangs = gangs_of(deps, cache, project, &waiting).await?;
     if gangs.is_empty() {
         return Ok(());
     }
@@ -90,10 +92,17 @@ async fn place_project(deps: &Deps, cache: &GangCache, project: ProjectId) -> st
 }
 
 /// The gangs of waiting runs, in the order of `waiting`; those that wait for a time or have a place are left out.
-async fn gangs_of(deps: &Deps, cache: &GangCache, waiting: &[(RunId, i64)]) -> store::Result<Vec<Gang>> {
+async fn gangs_of(
+    deps: &Deps,
+    cache: &GangCache,
+    project: ProjectId,
+    waiting: &[(RunId, i64)],
+) -> store::Result<Vec<Gang>> {
+    let versions: HashMap<RunId, i64> = waiting.iter().copied().collect();
     let unknown: Vec<RunId> = {
         let mut cache = cache.0.lock().expect("nobody panics while placing");
-        cache.retain(|id, cached| waiting.iter().any(|(run, version)| run == id && *version == cached.version));
+        let cache = cache.entry(project).or_default();
+        cache.retain(|id, cached| versions.get(id) == Some(&cached.version));
         waiting.iter().map(|(id, _)| *id).filter(|id| !cache.contains_key(id)).collect()
     };
     for part in unknown.chunks(200) {
@@ -103,13 +112,14 @@ async fn gangs_of(deps: &Deps, cache: &GangCache, waiting: &[(RunId, i64)]) -> s
             let Some(gang) = waiting_gang(&row.value, &latest) else { continue };
             let buys_from = row.value.state.retry.map(|retry| retry.not_before);
             let cached = CachedGang { version: row.version, gang, buys_from };
-            cache.0.lock().expect("nobody panics while placing").insert(row.value.id, cached);
+            let mut cache = cache.0.lock().expect("nobody panics while placing");
+            cache.entry(project).or_default().insert(row.value.id, cached);
         }
     }
     let now = deps.clock.now();
     let cache = cache.0.lock().expect("nobody panics while placing");
     let gangs = waiting.iter().filter_map(|(id, _)| {
-        let cached = cache.get(id)?;
+        let cached = cache.get(&project)?.get(id)?;
         Some(Gang { may_buy: cached.buys_from.is_none_or(|from| from <= now), ..cached.gang.clone() })
     });
     Ok(gangs.collect())
@@ -118,14 +128,16 @@ async fn gangs_of(deps: &Deps, cache: &GangCache, waiting: &[(RunId, i64)]) -> s
 /// The gang of a run that wants a place now.
 fn waiting_gang(run: &Run, latest: &[Job]) -> Option<Gang> {
     let wants_place = match run.status {
-        RunStatus::Submitted => {
-            latest.iter().all(|job| job.status == JobStatus::Submitted && job.instance_id.is_none() && job.end.is_none())
-        }
+        RunStatus::Submitted => latest.iter().all(has_no_place_yet),
         RunStatus::Pending => run.state.retry.is_some_and(|retry| retry.for_capacity),
         _ => false,
     };
     let specs: Vec<_> = latest.iter().map(|job| job.spec.clone()).collect();
     (wants_place && run.stop.is_none() && !specs.is_empty()).then(|| pool::gang_of(run, &specs))
+}
+
+fn has_no_place_yet(job: &Job) -> bool {
+    job.status == JobStatus::Submitted && job.instance_id.is_none() && job.end.is_none()
 }
 
 /// Records that a run got nothing. A run that was told so before goes on waiting.
@@ -135,16 +147,15 @@ async fn record_refused(deps: &Deps, gang: &Gang, message: String) -> store::Res
         return Ok(());
     }
     let latest = jobs::list_latest(&deps.db, gang.run_id).await?;
-    let Some(first) = latest.iter().find(|job| job.value.status == JobStatus::Submitted) else { return Ok(()) };
+    let Some(first) = latest.first().filter(|_| latest.iter().all(|job| has_no_place_yet(&job.value))) else {
+        return Ok(());
+    };
     let end = EndOrder {
         reason: JobTerminationReason::FailedToStartDueToNoCapacity,
         message: Some(message),
         grace_secs: 0,
     };
-    if first.value.end.is_some() {
-        return Ok(());
-    }
-    jobs::set_end(&deps.db, first.value.id, &end, deps.clock.now()).await?;
+    jobs::refuse(&deps.db, first.value.id, &end, deps.clock.now()).await?;
     deps.wake.ring(Table::Jobs);
     Ok(())
 }
@@ -163,7 +174,12 @@ async fn record_placed(
     let Some(fleet) = fleets::get(&mut tx, fleet_id).await?.filter(|fleet| fleet.value.wanted && may_be_placed) else {
         return Ok(());
     };
+    // Whoever decides about the fleet at the same time sees that it has moved: nobody ends what was just given away.
+    fleets::move_on(&mut tx, &fleet).await?;
     let latest = submissions(deps, &mut tx, &row.value).await?;
+    if !latest.iter().all(|job| has_no_place_yet(&job.value)) {
+        return Ok(());
+    }
     let mut rows = instances::list_by_fleet(&mut tx, fleet_id).await?;
     for slot in slots {
         let Some(job) = latest.iter().find(|job| job.value.job_num == slot.job_num) else { return Ok(()) };

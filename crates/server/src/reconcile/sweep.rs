@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use api::agent::TaskPhase;
-use api::ids::{InstanceId, JobId};
+use api::agent::{TaskPhase, TaskState};
+use api::ids::InstanceId;
 use backends::{MachineKey, MachineState};
 use jiff::{SignedDuration, Timestamp};
 use store::{instances, jobs, launches};
@@ -104,19 +104,22 @@ pub async fn sweep_tasks(deps: &Deps, instance: InstanceId) -> store::Result<()>
             .await?
             .is_some_and(|job| !job.value.status.is_finished() && job.value.instance_id == Some(instance));
         if !claimed {
-            end_task(deps, instance, task.id, task.phase).await;
+            end_task(deps, instance, &task).await;
         }
     }
     Ok(())
 }
 
-async fn end_task(deps: &Deps, instance: InstanceId, task: JobId, phase: TaskPhase) {
-    let result = if phase == TaskPhase::Sealed {
-        deps.agents.forget(instance, task, GENERATION).await
+async fn end_task(deps: &Deps, instance: InstanceId, task: &TaskState) {
+    let result = if task.phase != TaskPhase::Sealed {
+        deps.agents.stop(instance, task.id, GENERATION, 0).await
+    } else if task.log_end <= deps.logs.received(task.id) {
+        deps.agents.forget(instance, task.id, GENERATION).await
     } else {
-        deps.agents.stop(instance, task, GENERATION, 0).await
+        // Its job ended unseen; the rest of its log is on the way.
+        Ok(())
     };
     if let Err(error) = result {
-        tracing::debug!(instance.id = %instance, job.id = %task, "cannot end an unclaimed task yet: {error}");
+        tracing::debug!(instance.id = %instance, job.id = %task.id, "cannot end an unclaimed task yet: {error}");
     }
 }
