@@ -10,7 +10,9 @@ use api::fleets::{
     ApplyFleetPlanRequest, DeleteFleetInstancesRequest, DeleteFleetsRequest, Fleet, FleetPlan, GetFleetPlanRequest,
     GetFleetRequest, ListFleetsRequest, ListProjectFleetsRequest,
 };
+use api::gpus::{GpuList, ListGpusRequest};
 use api::instances::{GetInstanceRequest, Instance, ListInstancesRequest};
+use api::logs::{JobSubmissionLogs, PollLogsRequest};
 use api::projects::{
     CreateProjectRequest, DeleteProjectsRequest, ListProjectsRequest, Project, ProjectList, RemoveMembersRequest,
     SetMembersRequest, UpdateProjectRequest,
@@ -18,7 +20,7 @@ use api::projects::{
 use api::repos::{DeleteReposRequest, GetRepoRequest, InitRepoRequest, RepoHead, RepoHeadWithCreds};
 use api::runs::{
     ApplyRunPlanRequest, DeleteRunsRequest, GetRunPlanRequest, GetRunRequest, ListRunsRequest, Run, RunPlan,
-    StopRunsRequest,
+    RunStreamMessage, StopRunsRequest,
 };
 use api::secrets::{DeleteSecretsRequest, GetSecretRequest, Secret, SetSecretRequest};
 use api::users::{
@@ -39,8 +41,8 @@ use super::error::Error;
 use super::extract::json_response;
 use super::openapi::{Nothing, Routes};
 use super::{
-    absent, backends, docs, events, files, fleet_apply, fleets, info, instances, members, projects, repos, runs,
-    secrets, users, version,
+    absent, backends, docs, events, files, fleet_apply, fleets, gpus, info, instances, logs, members, projects,
+    repos, runs, secrets, users, version,
 };
 use crate::deps::Deps;
 
@@ -187,6 +189,9 @@ fn run_routes(routes: Routes) -> Routes {
         .post::<ApplyRunPlanRequest, Run, _, _>("/api/project/{project_name}/runs/apply", runs::apply)
         .post::<StopRunsRequest, Nothing, _, _>("/api/project/{project_name}/runs/stop", runs::stop)
         .post::<DeleteRunsRequest, Nothing, _, _>("/api/project/{project_name}/runs/delete", runs::delete)
+        .get::<RunStreamMessage, _, _>("/api/project/{project_name}/runs/{run_name}/stream", runs::stream)
+        .post::<ListGpusRequest, GpuList, _, _>("/api/project/{project_name}/gpus/list", gpus::list)
+        .post::<PollLogsRequest, JobSubmissionLogs, _, _>("/api/project/{project_name}/logs/poll", logs::poll)
 }
 
 fn absent_routes(routes: Routes) -> Routes {

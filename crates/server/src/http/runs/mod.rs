@@ -8,14 +8,17 @@ mod offers;
 mod plan;
 mod rows;
 mod stop;
+mod stream;
 mod warnings;
 
 pub use apply::apply;
 pub use delete::delete;
 pub use list::{get, list};
 pub use plan::get_plan;
+pub(super) use plan::{all_offers, wants_no_accelerator};
 pub use rows::RunRows;
 pub use stop::stop;
+pub use stream::{StreamQuery, stream};
 
 
 /// The answer to somebody who was overtaken.

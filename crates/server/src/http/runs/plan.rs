@@ -1,5 +1,6 @@
 //! What would become of a run.
 
+use api::instances::Offer;
 use api::runs::{ApplyAction, GetRunPlanRequest, JobPlan, RunPlan, RunSpec};
 use axum::extract::State;
 use lifecycle::placement::Gang;
@@ -101,4 +102,21 @@ async fn current(
     let in_place = !row.value.status.is_finished() && update_refusal(&spec, effective)?.is_none();
     let view = load_view(deps, &access.project, &row.value).await?;
     Ok((Some(view), if in_place { ApplyAction::Update } else { ApplyAction::Create }))
+}
+
+/// Whatever the run's first job could run on, for lists of accelerators.
+pub(crate) async fn all_offers(deps: &Deps, access: &Access, spec: &RunSpec, unallocated_only: bool) -> Result<Vec<Offer>> {
+    let checked = Checked::new(deps, access, spec).await?;
+    let gang = gang_of(deps, access, &checked);
+    let pool = pool::load(deps, access.project.id).await?;
+    let wanted = Wanted { beyond_fleets: true, unallocated_only, reverse: false };
+    let first = checked.jobs.get(..1).unwrap_or_default();
+    let mut offers = offers_of_jobs(deps, access.project.id, &gang, first, &pool, wanted).await?;
+    Ok(offers.pop().unwrap_or_default())
+}
+
+/// Whether a run asks for no accelerator at all.
+pub(crate) fn wants_no_accelerator(spec: &RunSpec) -> bool {
+    let gpu = spec.configuration.common().resources.gpu.as_ref();
+    gpu.is_some_and(|gpu| gpu.count.max == Some(0))
 }
