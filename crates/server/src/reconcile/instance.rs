@@ -10,7 +10,7 @@ use lifecycle::launch::Launch;
 use store::leases::Table;
 use store::{Versioned, fleets, instances, jobs, launches};
 
-use super::{Next, record, sweep};
+use super::{Next, placement, record, sweep};
 use crate::agents::HostSeen;
 use crate::backend_pool::{OpenBackend, answer};
 use crate::deps::Deps;
@@ -124,6 +124,9 @@ async fn save(
     let now = deps.clock.now();
     let mut tx = deps.db.begin().await?;
     instances::save(&mut tx, &Versioned { version: loaded.version, value: instance.clone() }).await?;
+    if instance.state.instance_type != loaded.value.state.instance_type {
+        placement::widen(deps, &mut tx, instance).await?;
+    }
     let target = Target::instance(instance.project_id, instance.fleet_id, instance.id, &instance.state.name);
     record::events(deps, &mut tx, &decision.events, &[target]).await?;
     if decision.concerns_jobs {

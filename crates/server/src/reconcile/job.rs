@@ -7,7 +7,7 @@ use lifecycle::events::Target;
 use lifecycle::instance::Instance;
 use lifecycle::job::{Effect, Job, JobDecision, Seen, Surroundings, decide};
 use store::leases::Table;
-use store::{Versioned, instances, jobs};
+use store::{Versioned, instances, jobs, runs};
 
 use super::{Next, record, task_spec};
 use crate::agents::{HostSeen, OrderError, TaskSeen};
@@ -19,21 +19,24 @@ pub const GENERATION: u64 = 1;
 /// Moves one job on.
 pub async fn reconcile(deps: &Deps, id: JobId) -> store::Result<Next> {
     let Some(loaded) = jobs::get(&deps.db, id).await? else { return Ok(None) };
-    let job = &loaded.value;
+    let mut job = loaded.value.clone();
+    if job.status.is_finished() {
+        return Ok(None);
+    }
     let instance = match job.instance_id {
         Some(instance_id) => instances::get(&deps.db, instance_id).await?.map(|instance| instance.value),
         None => None,
     };
     let is_ending = job.status == JobStatus::Terminating || job.end.is_some();
-    let seen = observe(deps, job, instance.as_ref());
+    let seen = observe(deps, &job, instance.as_ref());
     let around = Surroundings {
-        cluster: cluster_of(deps, job, &seen, instance.as_ref()).await?,
+        cluster: cluster_of(deps, &mut job, &seen, instance.as_ref()).await?,
         logs_received: deps.logs.received(id),
         unreachable_since: instance.as_ref().and_then(|instance| silent_since(deps, instance, is_ending)),
         unreachable_after_secs: deps.settings.unreachable_after_secs,
         instance: instance.as_ref(),
     };
-    let decision = decide(deps.clock.now(), job, &seen, &around);
+    let decision = decide(deps.clock.now(), &job, &seen, &around);
     save(deps, &loaded, &decision, instance.as_ref()).await?;
     if let (Some(effect), Some(instance)) = (decision.effect, &instance) {
         act(deps, &decision.job, instance, effect).await?;
@@ -59,10 +62,11 @@ fn silent_since(deps: &Deps, instance: &Instance, is_ending: bool) -> Option<jif
     }
 }
 
-/// The ranks and addresses of the job's gang, once every node has an address.
+/// The ranks and addresses of the job's gang, once every node has an address. On the way the job learns what its
+/// machine turned out to be: where it was placed, the machine had perhaps not been bought.
 async fn cluster_of(
     deps: &Deps,
-    job: &Job,
+    job: &mut Job,
     seen: &Seen,
     instance: Option<&Instance>,
 ) -> store::Result<Option<ClusterInfo>> {
@@ -70,9 +74,11 @@ async fn cluster_of(
         return Ok(job.state.cluster.clone());
     }
     let Some(instance) = instance else { return Ok(None) };
+    let Some(run) = runs::get(&deps.db, job.run_id).await? else { return Ok(None) };
+    task_spec::describe(job, &run.value, instance);
     let mut cluster = ClusterInfo { node_rank: job.job_num, ..ClusterInfo::default() };
     if job.spec.jobs_per_replica <= 1 {
-        let Some(address) = task_spec::address_of(job, instance) else { return Ok(None) };
+        let Some(address) = task_spec::address_of(&run.value, instance) else { return Ok(None) };
         cluster.node_ips.push(address);
         cluster.gpus_per_node.push(task_spec::gpus_of(job, instance));
         return Ok(Some(cluster));
@@ -82,9 +88,8 @@ async fn cluster_of(
         let Some(instance_id) = peer.instance_id else { return Ok(None) };
         let Some(machine) = instances::get(&deps.db, instance_id).await? else { return Ok(None) };
         let joined = machine.value.state.joined_at.is_some();
-        let Some(address) = task_spec::address_of(peer, &machine.value).filter(|_| joined) else {
-            return Ok(None);
-        };
+        let address = task_spec::address_of(&run.value, &machine.value).filter(|_| joined);
+        let Some(address) = address else { return Ok(None) };
         cluster.node_ips.push(address);
         cluster.gpus_per_node.push(task_spec::gpus_of(peer, &machine.value));
     }

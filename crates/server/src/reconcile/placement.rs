@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use lifecycle::events::Target;
 use lifecycle::instance::Instance;
 use lifecycle::job::{EndOrder, Job};
-use lifecycle::placement::{Gang, Outcome, Slot, place};
+use lifecycle::placement::{Gang, Outcome, Slot, blocks_for, place};
 use lifecycle::run::Run;
 use store::leases::Table;
 use store::{Tx, Versioned, fleets, instances, jobs, runs};
@@ -280,4 +280,30 @@ async fn place_job(
     let instance_target = Target::instance(instance.project_id, instance.fleet_id, machine, &instance.state.name);
     record::events(deps, tx, &messages[..1], &[job_target.clone(), instance_target]).await?;
     record::events(deps, tx, &messages[1..], &[job_target]).await
+}
+
+/// Gives the jobs of a machine as many blocks as they need, now that it is known what is bought for them. Until then
+/// each holds the first one, and nobody else is placed on a machine that is not known.
+pub(super) async fn widen(deps: &Deps, tx: &mut Tx, instance: &Instance) -> store::Result<()> {
+    let total = instance.state.total_blocks;
+    let Some(kind) = instance.state.instance_type.as_ref().filter(|_| total > 1) else { return Ok(()) };
+    for mut row in jobs::list_active_by_instance(&mut *tx, instance.id).await? {
+        let spec = &row.value.spec;
+        // The offer was chosen for the fleet; what it lacks shows in the job, which then has the whole machine.
+        let needed = blocks_for(&spec.requirements, spec.jobs_per_replica > 1, &kind.resources, total);
+        let needed = needed.unwrap_or(total) as usize;
+        let held = row.value.state.blocks.clone();
+        let more: Vec<u32> =
+            (0..total).filter(|block| !held.contains(block)).take(needed.saturating_sub(held.len())).collect();
+        if more.is_empty() {
+            continue;
+        }
+        for block in &more {
+            instances::assign(&mut *tx, instance.id, *block, row.value.id).await?;
+        }
+        row.value.state.blocks.extend(more);
+        jobs::save(&mut *tx, &row).await?;
+        store::leases::touch(&mut *tx, Table::Jobs, row.value.id.0, deps.clock.now()).await?;
+    }
+    Ok(())
 }

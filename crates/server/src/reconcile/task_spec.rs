@@ -47,11 +47,10 @@ fn runs_in_container(run: &Run, instance: &Instance) -> bool {
     }
 }
 
-/// The address that peers use for a job on an instance.
-pub(super) fn address_of(job: &Job, instance: &Instance) -> Option<String> {
-    let in_container = job.state.runtime.as_ref().is_some_and(|runtime| runtime.network_mode == "bridge");
+/// The address that peers use for a run's job on an instance.
+pub(super) fn address_of(run: &Run, instance: &Instance) -> Option<String> {
     match &instance.state.container_network {
-        Some(network) if in_container => Some(network.address.clone()),
+        Some(network) if runs_in_container(run, instance) => Some(network.address.clone()),
         _ => instance.state.internal_ip.clone(),
     }
 }
