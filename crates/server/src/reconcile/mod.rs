@@ -63,42 +63,28 @@ pub async fn touch_all(deps: &Deps) -> store::Result<()> {
 }
 
 async fn run_loop(deps: Deps, table: Table, shutdown: CancellationToken) {
-    let owner = deps.ids.id::<Uuid>().to_string();
+    let owner: Arc<str> = deps.ids.id::<Uuid>().to_string().into();
     let failures = Failures::default();
-    // Tasks of their own: a future that is not polled while the next rows are claimed could hold, or be next in
-    // line for, the only connection that the claim waits for.
+    // Tasks of their own, because a claim waits for the database's only writer and one of these may hold it.
     let mut working = JoinSet::new();
     loop {
         let room = CONCURRENCY - working.len();
         let claimed = if room > 0 { claim(&deps, table, &owner, room).await } else { vec![] };
-        let idle = claimed.is_empty();
+        let may_be_more = claimed.len() == room && room > 0;
         for id in claimed {
             let (deps, owner, failures) = (deps.clone(), owner.clone(), failures.clone());
             working.spawn(async move { one(&deps, table, id, &owner, &failures).await });
         }
-        if !idle && working.len() < CONCURRENCY {
-            // There may be more that is due.
-            tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return,
-                Some(ended) = working.join_next() => log_panic(table, &ended),
-                () = tokio::task::yield_now() => {}
-            }
+        while working.try_join_next().is_some() {}
+        if may_be_more && working.len() < CONCURRENCY {
             continue;
         }
-        let sleep = sleep_until_due(&deps, table);
         tokio::select! {
             () = shutdown.cancelled() => return,
-            Some(ended) = working.join_next() => log_panic(table, &ended),
-            () = deps.wake.bell(table).notified() => {}
-            () = sleep, if working.len() < CONCURRENCY => {}
+            Some(_) = working.join_next() => {}
+            () = deps.wake.bell(table).notified(), if working.len() < CONCURRENCY => {}
+            () = sleep_until_due(&deps, table), if working.len() < CONCURRENCY => {}
         }
-    }
-}
-
-fn log_panic(table: Table, ended: &Result<(), JoinError>) {
-    if let Err(error) = ended {
-        tracing::error!("reconciling a row of {table:?} panicked, it falls due when its lease ends: {error}");
     }
 }
 
