@@ -2,7 +2,9 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -13,6 +15,9 @@ use crate::workspace::{self, Profile};
 
 const FLEET: &str = "examples/distributed/fleet.dstack.yml";
 const TASK: &str = "examples/distributed/task.dstack.yml";
+
+/// How long one command may take. All of them together take seconds.
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// What each node says when its part of the all-reduce came out right.
 const PROOF: [&str; 2] = ["[0] rank 0 of 2: all-reduce is right", "[1] rank 1 of 2: all-reduce is right"];
@@ -70,6 +75,15 @@ fn type_and_show(place: &Place<'_>, args: &[&str]) -> Result<Shown> {
     let mut command = place.cli(args);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("start `dstack`")?;
     let stdout = child.stdout.take().expect("standard output is piped");
+    let pid = child.id();
+    let (done, is_done) = mpsc::channel::<()>();
+    // A demo that hangs would show nothing at all.
+    let watch = thread::spawn(move || {
+        if is_done.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("(ended after {} s without an end of its own)", PATIENCE.as_secs());
+            shell::signal(pid, "KILL");
+        }
+    });
     let mut lines = Vec::new();
     for line in BufReader::new(stdout).lines() {
         let line = line.context("read what `dstack` prints")?;
@@ -77,6 +91,8 @@ fn type_and_show(place: &Place<'_>, args: &[&str]) -> Result<Shown> {
         lines.push(line);
     }
     let success = child.wait().context("wait for `dstack`")?.success();
+    drop(done);
+    watch.join().expect("the watch does not panic");
     Ok(Shown { lines, success })
 }
 
