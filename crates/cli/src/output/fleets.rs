@@ -89,7 +89,6 @@ fn fleet_row(fleet: &Fleet, verbose: bool, times: &Times) -> Row {
         price: merged.max_price.map(|price| format!("$0..{}", format::number(price, 4))).unwrap_or_default(),
         status: Cell::styled(fleet.status.as_str(), fleet_style(fleet.status)),
         created: times.show(fleet.created_at),
-        error: fleet.status_message.clone().unwrap_or_default(),
         ..Row::default()
     }
 }

@@ -24,7 +24,7 @@ pub(crate) fn table(gateways: &[Gateway], verbose: bool, times: &Times) -> Table
             gateway.hostname.clone().unwrap_or_default().into(),
             gateway.wildcard_domain.clone().unwrap_or_default().into(),
             if gateway.default { "✓" } else { "" }.into(),
-            Cell::styled(gateway.status.as_str(), style(gateway.status)),
+            Cell::styled(status(gateway), style(gateway.status)),
         ];
         if verbose {
             cells.push(times.show(gateway.created_at).into());
@@ -33,6 +33,15 @@ pub(crate) fn table(gateways: &[Gateway], verbose: bool, times: &Times) -> Table
         table.row(cells);
     }
     table
+}
+
+// The only machine of a gateway is the gateway.
+fn status(gateway: &Gateway) -> &str {
+    match gateway.replicas.as_slice() {
+        [only] => only.get("status").and_then(serde_json::Value::as_str),
+        _ => None,
+    }
+    .unwrap_or(gateway.status.as_str())
 }
 
 fn style(status: GatewayStatus) -> Style {

@@ -34,8 +34,7 @@ impl Times {
 
 /// The table of runs, in the order given.
 pub(crate) fn table(runs: &[Run], verbose: bool, times: &Times) -> Table {
-    let has_probes = runs.iter().flat_map(|run| &run.jobs).any(|job| !job.job_spec.probes.is_empty());
-    let layout = Layout { verbose, probes: verbose || has_probes };
+    let layout = Layout { verbose, probes: verbose || runs.iter().any(is_replaced_by_probes) };
     let mut table = Table::new(&layout.titles());
     for run in runs {
         add_run(run, &layout, times, &mut table);
@@ -140,15 +139,16 @@ fn job_row(job: &Job, submission: &JobSubmission, times: &Times) -> Row {
         ..unplaced()
     };
     let Some(placed) = &submission.job_provisioning_data else { return row };
+    // A job that has a share of a machine pays for, and shows, only its share.
     let offer = submission.job_runtime_data.as_ref().and_then(|runtime| runtime.offer.as_ref());
+    let offer = offer.filter(|offer| 1 < offer.total_blocks);
     let resources = offer.map_or(&placed.instance_type.resources, |offer| &offer.instance.resources);
-    let spot = placed.instance_type.resources.spot;
     let price = format::price(offer.map_or(placed.price, |offer| offer.price));
     row.backend = format::place(placed.backend, &placed.region, None);
     row.resources = format::resources(resources, false);
     row.gpu = format::gpus(resources).unwrap_or_else(|| "-".to_owned());
     row.instance_type = format!("{}{}", placed.instance_type.name, offer.map(share).unwrap_or_default());
-    row.price = if spot { format!("{price} (spot)") } else { price };
+    row.price = if resources.spot { format!("{price} (spot)") } else { price };
     row
 }
 
@@ -172,6 +172,12 @@ fn is_service(run: &Run) -> bool {
 fn shows_deployments(run: &Run, verbose: bool) -> bool {
     let differs = |job: &Job| job.job_submissions.last().is_some_and(|last| last.deployment_num != run.deployment_num);
     (verbose && is_service(run)) || run.jobs.iter().any(differs)
+}
+
+/// Whether a new deployment of the run takes over as its probes succeed, so that they are worth a column.
+fn is_replaced_by_probes(run: &Run) -> bool {
+    let has_probes = |job: &Job| job.job_submissions.last().is_some_and(|last| !last.probes.is_empty());
+    shows_deployments(run, false) && run.jobs.iter().any(has_probes)
 }
 
 /// What tells the jobs of a run apart, one name per job.
@@ -224,9 +230,13 @@ fn probes(job: &Job, submission: &JobSubmission) -> String {
     marks.collect()
 }
 
-/// A run's status for people.
+/// A run's status for people. That of its first job says more once it has ended.
 pub(crate) fn run_status(run: &Run) -> String {
-    let message = Some(run.status_message.as_str()).filter(|message| !message.is_empty());
+    let message = match &run.latest_job_submission {
+        Some(last) if run.status.is_finished() => &last.status_message,
+        _ => &run.status_message,
+    };
+    let message = Some(message.as_str()).filter(|message| !message.is_empty());
     message.unwrap_or(run.status.as_str()).to_owned()
 }
 

@@ -1,0 +1,279 @@
+//! Runs that are followed: logs as they come, reconnection, and how they end.
+
+use api::agent::{LogFrame, LogFrameKind};
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::server::{Server, Socket};
+use crate::terminal::User;
+
+const FIRST: &str = "80b0f384-8ca7-4baa-bf48-2e3cf3f42b7b";
+const SECOND: &str = "152fa45c-b906-41b0-b502-d8982f9cd98b";
+const STREAM: &str = "/api/project/main/runs/long/stream";
+
+/// A run with this many nodes, all in one state.
+fn run(nodes: usize, status: &str, job_status: &str) -> Value {
+    let path = format!("{}/tests/golden/ps-verbose-running.json", env!("CARGO_MANIFEST_DIR"));
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let mut run = golden["calls"][0]["body"][0].clone();
+    run["status"] = json!(status);
+    run["status_message"] = json!(status);
+    let jobs = run["jobs"].as_array_mut().unwrap();
+    jobs.truncate(nodes);
+    for job in jobs {
+        let last = &mut job["job_submissions"][0];
+        last["status"] = json!(job_status);
+        last["status_message"] = json!(job_status);
+    }
+    run
+}
+
+fn failed(run: &mut Value, job: usize, finished_at: &str, reason: &str, exit_status: i32) {
+    let last = &mut run["jobs"][job]["job_submissions"][0];
+    last["status"] = json!("failed");
+    last["status_message"] = json!(format!("exited ({exit_status})"));
+    last["exit_status"] = json!(exit_status);
+    last["termination_reason"] = json!(reason);
+    last["finished_at"] = json!(finished_at);
+}
+
+fn is(run: &Value) -> Message {
+    Message::text(json!({ "run": run }).to_string())
+}
+
+fn begins(job_num: u32, id: &str) -> Message {
+    Message::text(json!({"submission": {"job_num": job_num, "id": id}}).to_string())
+}
+
+fn end() -> Message {
+    Message::text("\"end\"")
+}
+
+fn log(job_num: u32, offset: u64, text: &str) -> Message {
+    let mut bytes = job_num.to_be_bytes().to_vec();
+    // In two frames, as a server may cut them.
+    let (head, tail) = text.split_at(text.len() / 2);
+    for (offset, part) in [(offset, head), (offset + head.len() as u64, tail)] {
+        let frame = LogFrame { kind: LogFrameKind::Data, offset, time_micros: 0, length: part.len() as u32 };
+        bytes.extend(frame.encode());
+        bytes.extend(part.as_bytes());
+    }
+    Message::binary(bytes)
+}
+
+fn says_goodbye(messages: Vec<Message>) -> Socket {
+    Socket { messages, hangs: false }
+}
+
+/// A server where a plan of the run is made and applied.
+fn server(nodes: usize) -> Server {
+    let server = Server::start();
+    let path = format!("{}/tests/golden/apply-task-two-nodes-detach.json", env!("CARGO_MANIFEST_DIR"));
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    for call in golden["calls"].as_array().unwrap() {
+        let path = call["path"].as_str().unwrap();
+        if !path.ends_with("runs/apply") {
+            server.answer(path, 200, &call["body"]);
+        }
+    }
+    server.answer("/api/project/main/runs/apply", 200, &run(nodes, "submitted", "submitted"));
+    server.answer("/api/project/main/runs/get", 200, &run(nodes, "running", "running"));
+    server.answer("/api/project/main/runs/stop", 200, &Value::Null);
+    server
+}
+
+fn user(server: &Server) -> User {
+    User::of(server).file("t.yml", "type: task\nname: long\ncommands: [x]\n")
+}
+
+#[test]
+fn one_node_is_shown_as_it_writes_and_its_success_is_the_commands() {
+    let server = server(1);
+    server.stream(says_goodbye(vec![
+        is(&run(1, "provisioning", "pulling")),
+        is(&run(1, "running", "running")),
+        begins(0, FIRST),
+        log(0, 0, "hello\r\n50%\rno newline"),
+        is(&run(1, "done", "done")),
+        end(),
+    ]));
+    let ran = user(&server).runs("apply -f t.yml -y");
+    let expected = " NAME  BACKEND          GPU              PRICE   STATUS   SUBMITTED \n \
+                    long  aws (us-east-1)  gpu=H100:80GB:8  $55.04  running  02:11     \n\n\
+                    long provisioning completed (running)\n\
+                    hello\r\n50%\rno newline\nDone\n";
+    assert!(ran.out.ends_with(expected), "{}", ran.out);
+    assert_eq!(ran.err, "submitted\npulling\n");
+    assert_eq!(ran.code, 0);
+    let request = server.requests().into_iter().find(|request| request.path == STREAM).unwrap();
+    assert_eq!(request.query, "logs=true&replica=0&follow=true");
+    assert_eq!(request.headers["authorization"], "Bearer secret");
+}
+
+#[test]
+fn several_nodes_have_their_rank_before_each_line() {
+    let server = server(2);
+    server.stream(says_goodbye(vec![
+        is(&run(2, "running", "running")),
+        begins(0, FIRST),
+        begins(1, SECOND),
+        log(0, 0, "from 0, "),
+        log(1, 0, "from 1\n"),
+        log(0, 8, "still 0\nno newline"),
+        is(&run(2, "done", "done")),
+        end(),
+    ]));
+    let ran = user(&server).runs("apply -f t.yml -y");
+    assert!(
+        ran.out.ends_with("(running)\n[1] from 1\n[0] from 0, still 0\n[0] no newline\nDone\n"),
+        "{}",
+        ran.out
+    );
+    assert_eq!(ran.err, "[0] submitted\n[1] submitted\n");
+}
+
+#[test]
+fn a_failure_names_the_node_that_was_its_cause() {
+    let server = server(2);
+    let mut last = run(2, "failed", "terminated");
+    failed(&mut last, 0, "2026-11-23T02:20:05Z", "terminated_by_server", 143);
+    failed(&mut last, 1, "2026-11-23T02:20:04Z", "container_exited_with_error", 3);
+    last["jobs"][1]["job_submissions"][0]["termination_reason_message"] = json!("rank 1 gave up");
+    server.stream(says_goodbye(vec![is(&run(2, "running", "running")), is(&last), end()]));
+    let ran = user(&server).runs("apply -f t.yml -y");
+    let expected = "Exited (3), node 1\nrank 1 gave up\nCheck dstack logs -d long for more details.\n";
+    assert!(ran.out.ends_with(expected), "{}", ran.out);
+    assert_eq!(ran.code, 1);
+}
+
+#[test]
+fn no_capacity_is_told_as_the_official_client_does() {
+    let server = server(1);
+    let mut last = run(1, "failed", "failed");
+    let job = &mut last["jobs"][0]["job_submissions"][0];
+    job["job_provisioning_data"] = Value::Null;
+    job["job_runtime_data"] = Value::Null;
+    job["status_message"] = json!("no capacity");
+    job["termination_reason"] = json!("failed_to_start_due_to_no_capacity");
+    job["termination_reason_message"] = json!("Could not reuse any instance for this job");
+    server.stream(says_goodbye(vec![is(&last), end()]));
+    let ran = user(&server).runs("apply -f t.yml -y");
+    let expected = " NAME  BACKEND  RESOURCES  INSTANCE TYPE  PRICE  STATUS       PROBES  SUBMITTED  ERROR \n \
+                    long           -                         -      no capacity          02:11            \n\n\
+                    long provisioning completed (failed)\nNo capacity\nCould not reuse any instance for this job\n";
+    assert!(ran.out.ends_with(expected), "{}", ran.out);
+    assert_eq!(ran.code, 1);
+}
+
+#[test]
+fn what_a_node_waits_for_is_told_once() {
+    let server = server(2);
+    let mut waiting = run(2, "provisioning", "provisioning");
+    waiting["jobs"][0]["job_submissions"][0]["waiting_for"] = json!("node 1 to be ready");
+    server.stream(says_goodbye(vec![is(&waiting), is(&waiting), is(&run(2, "done", "done")), end()]));
+    let ran = user(&server).runs("apply -f t.yml -y");
+    assert_eq!(ran.err.matches("[0] provisioning: node 1 to be ready").count(), 1, "{}", ran.err);
+    assert_eq!(ran.err.matches("[1] provisioning p5.48xlarge on aws").count(), 1, "{}", ran.err);
+}
+
+#[test]
+fn a_cut_connection_goes_on_where_it_was() {
+    let server = server(1);
+    let beginning = vec![is(&run(1, "running", "running")), begins(0, FIRST), log(0, 0, "one two ")];
+    server.stream(says_goodbye(beginning));
+    // The server may say again what it has said; nobody sees it twice.
+    server.stream(says_goodbye(vec![
+        is(&run(1, "running", "running")),
+        begins(0, FIRST),
+        log(0, 4, "two three\n"),
+        is(&run(1, "done", "done")),
+        end(),
+    ]));
+    let ran = user(&server).runs("logs -f long");
+    assert_eq!(ran.out, "one two three\n");
+    assert_eq!(ran.err, "The connection to the server is lost; trying again\nThe server is there again\n");
+    assert_eq!(ran.code, 0);
+    let streams: Vec<String> =
+        server.requests().into_iter().filter(|request| request.path == STREAM).map(|request| request.query).collect();
+    assert_eq!(streams[1], format!("logs=true&replica=0&follow=true&from={FIRST}%3A8"));
+}
+
+#[test]
+fn the_log_of_a_new_submission_follows_that_of_the_old_one() {
+    let server = server(1);
+    server.stream(says_goodbye(vec![
+        is(&run(1, "running", "running")),
+        begins(0, FIRST),
+        log(0, 0, "first\n"),
+        begins(0, SECOND),
+        log(0, 0, "second\n"),
+        end(),
+    ]));
+    let ran = user(&server).runs("logs -f long --job 0 --since 2026-11-23T00:00:00Z");
+    assert_eq!(ran.out, "first\nsecond\n");
+    let query = &server.requests().into_iter().find(|request| request.path == STREAM).unwrap().query;
+    assert_eq!(query, "logs=true&replica=0&follow=true&job=0&since=2026-11-23T00%3A00%3A00Z");
+}
+
+#[test]
+fn lost_bytes_are_announced() {
+    let server = server(1);
+    server.stream(says_goodbye(vec![
+        is(&run(1, "running", "running")),
+        begins(0, FIRST),
+        log(0, 0, "one\n"),
+        log(0, 100, "two\n"),
+        end(),
+    ]));
+    let ran = user(&server).runs("logs -f long");
+    assert_eq!(ran.out, "one\ntwo\n");
+    assert!(ran.err.contains("96 bytes of the log are lost"), "{}", ran.err);
+}
+
+#[test]
+fn a_server_without_streams_is_told_apart() {
+    let server = server(1);
+    let ran = user(&server).runs("logs -f long");
+    assert!(ran.out.contains("does not stream runs"), "{}", ran.out);
+    assert_eq!(ran.code, 1);
+}
+
+#[test]
+fn warnings_of_a_plan_are_shown() {
+    let server = Server::start();
+    let path = format!("{}/tests/golden/apply-task-two-nodes-detach.json", env!("CARGO_MANIFEST_DIR"));
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    for call in golden["calls"].as_array().unwrap() {
+        let mut body = call["body"].clone();
+        if call["path"].as_str().unwrap().ends_with("get_plan") {
+            body["warnings"] = json!(["`LD_LIBRARY_PATH` is not expanded"]);
+        }
+        server.answer(call["path"].as_str().unwrap(), 200, &body);
+    }
+    let ran = user(&server).runs("apply -f t.yml -y -d");
+    assert!(ran.out.contains("\nWarning: `LD_LIBRARY_PATH` is not expanded\n"), "{}", ran.out);
+}
+
+#[test]
+fn an_active_run_that_cannot_be_changed_is_stopped_first() {
+    let server = Server::start();
+    let path = format!("{}/tests/golden/apply-task-no-changes.json", env!("CARGO_MANIFEST_DIR"));
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    for call in golden["calls"].as_array().unwrap() {
+        let mut body = call["body"].clone();
+        if call["path"].as_str().unwrap().ends_with("get_plan") {
+            body["action"] = json!("create");
+            body["current_resource"]["run_spec"]["configuration"]["priority"] = json!(20);
+        }
+        server.answer(call["path"].as_str().unwrap(), 200, &body);
+    }
+    server.answer("/api/project/main/runs/stop", 200, &Value::Null);
+    server.answer("/api/project/main/runs/get", 200, &run(2, "terminating", "terminating"));
+    server.answer("/api/project/main/runs/get", 200, &run(2, "terminated", "terminated"));
+    server.answer("/api/project/main/runs/apply", 200, &run(2, "submitted", "submitted"));
+    let ran = user(&server).runs("apply -f t.yml -y -d");
+    let expected = "Active run long already exists. Detected changes that cannot be updated in-place:\n\
+                    - Configuration properties:\n  - priority\n\nRun long submitted, detaching...\n";
+    assert!(ran.out.ends_with(expected), "{}", ran.out);
+    assert_eq!(server.bodies("/api/project/main/runs/stop"), [json!({"runs_names": ["long"], "abort": false})]);
+}

@@ -1,0 +1,295 @@
+//! What needs no server, or only a glance at one: configuration, profiles, projects, help, completion.
+
+use serde_json::{Value, json};
+
+use crate::server::Server;
+use crate::terminal::User;
+
+const PROJECT: &str = "/api/projects/main/get";
+const PLAN: &str = "/api/project/main/runs/get_plan";
+
+/// A server that refuses every plan, after it has seen what was asked.
+fn curious() -> Server {
+    let server = Server::start();
+    server.answer("/api/project/main/repos/init", 200, &Value::Null);
+    let archive = json!({"id": "80b0f384-8ca7-4baa-bf48-2e3cf3f42b7b", "hash": "x"});
+    server.answer("/api/files/upload_archive", 200, &archive);
+    server.answer(PLAN, 400, &json!({"detail": [{"msg": "seen", "code": "error"}]}));
+    server
+}
+
+fn planned(user: &User, server: &Server, line: &str) -> Value {
+    let ran = user.runs(line);
+    assert_eq!(ran.out, "seen\n", "`{line}`: {}", ran.err);
+    server.bodies(PLAN).pop().unwrap()
+}
+
+#[test]
+fn options_win_over_the_configuration() {
+    let server = curious();
+    let user = User::of(&server).with("FOO", "from here").file(
+        "t.yml",
+        "type: task\nimage: x\ncommands: ['echo ${{ run.args }} ${{ secrets.S }}', b]\nenv: [FOO, BAR=1]\n\
+         registry_auth: {username: '${{ env.BAR }}', password: '${{ secrets.Q }}'}\n\
+         ports: [8080, '80:8000']\nspot_policy: spot\nbackends: [gcp]\n",
+    );
+    let line = "apply -f t.yml -y -e BAZ=2 -e BAR=3 --gpu H100:2 --cpu 4.. --memory 1GB.. --disk 50GB -n nm -b aws \
+                -b local -r us-east-1 --instance-type p5 --fleet f -R --spot-auto --retry --max-price 3 \
+                --max-duration 1h -p 9000:8000 -p 77 --max-offers 7 --full-offers --unallocated x y";
+    let plan = planned(&user, &server, line);
+    let configuration = &plan["run_spec"]["configuration"];
+    assert_eq!(configuration["commands"], json!(["echo x y ${{ secrets.S }}", "b"]));
+    assert_eq!(configuration["env"], json!({"FOO": "from here", "BAR": "3", "BAZ": "2"}));
+    assert_eq!(configuration["registry_auth"], json!({"username": "3", "password": "${{ secrets.Q }}"}));
+    assert_eq!(
+        configuration["ports"],
+        json!([
+            {"local_port": 8080, "container_port": 8080},
+            {"local_port": 9000, "container_port": 8000},
+            {"local_port": 77, "container_port": 77},
+        ])
+    );
+    let resources = &configuration["resources"];
+    assert_eq!(resources["gpu"]["name"], json!(["H100"]));
+    assert_eq!(resources["gpu"]["count"], json!({"min": 2, "max": 2}));
+    assert_eq!(resources["cpu"]["count"], json!({"min": 4, "max": null}));
+    assert_eq!(resources["memory"], json!({"min": 1.0, "max": null}));
+    assert_eq!(resources["disk"]["size"], json!({"min": 50.0, "max": 50.0}));
+    assert_eq!(configuration["backends"], json!(["aws", "remote"]));
+    assert_eq!(configuration["regions"], json!(["us-east-1"]));
+    assert_eq!(configuration["instance_types"], json!(["p5"]));
+    assert_eq!(configuration["spot_policy"], "auto");
+    assert_eq!(configuration["retry"], true);
+    assert_eq!(configuration["max_duration"], 3600);
+    assert_eq!(configuration["max_price"], 3.0);
+    assert_eq!(configuration["creation_policy"], "reuse");
+    assert_eq!(configuration["fleets"], json!([{"project": null, "name": "f"}]));
+    assert_eq!(plan["run_spec"]["run_name"], "nm");
+    assert_eq!((&plan["max_offers"], &plan["full_offers"]), (&json!(7), &json!(true)));
+    assert_eq!(plan["unallocated_resources"], true);
+}
+
+#[test]
+fn profiles_are_sent_beside_the_configuration() {
+    let server = curious();
+    let task = "type: task\ncommands: [x]\nbackends: [gcp]\n";
+    let profiles = "profiles:\n- {name: big, max_price: 9}\n- {name: usual, default: true, regions: [r1]}\n";
+    let user = User::of(&server)
+        .file("t.yml", task)
+        .file(".dstack/profiles.yml", profiles)
+        .file("~/.dstack/profiles.yml", "profiles:\n- {name: mine, spot_policy: spot}\n");
+    let profile = |user: &User, line: &str| planned(user, &server, line)["run_spec"]["profile"].clone();
+    let usual = profile(&user, "apply -f t.yml -y");
+    assert_eq!((&usual["name"], &usual["regions"]), (&json!("usual"), &json!(["r1"])));
+    assert_eq!(profile(&user, "apply -f t.yml -y --profile big")["max_price"], 9.0);
+    assert_eq!(profile(&user, "apply -f t.yml -y --profile mine")["spot_policy"], "spot");
+    assert_eq!(profile(&user, "apply -f t.yml -y --no-profile")["name"], "no-profile");
+    let ran = user.runs("apply -f t.yml -y --profile nope");
+    assert_eq!(ran.out, "No such profile: nope\n");
+
+    let named = User::of(&server)
+        .with("DSTACK_PROFILE", "big")
+        .file("t.yml", task)
+        .file(".dstack/profiles.yml", profiles);
+    assert_eq!(profile(&named, "apply -f t.yml -y")["name"], "big");
+    assert_eq!(profile(&named, "apply -f t.yml -y --profile usual")["name"], "usual");
+    let none = User::of(&server).with("DSTACK_NO_PROFILE", "1").file("t.yml", task);
+    assert_eq!(profile(&none, "apply -f t.yml -y")["name"], "no-profile");
+    let plain = User::of(&server).file("t.yml", task);
+    assert_eq!(profile(&plain, "apply -f t.yml -y")["name"], "default");
+}
+
+#[test]
+fn files_are_packed_uploaded_and_mapped() {
+    let server = curious();
+    let user = User::of(&server)
+        .file("configs/t.yml", "type: task\ncommands: [x]\nfiles: ['src:/app', main.py]\n")
+        .file("configs/src/a.py", "a")
+        .file("configs/main.py", "b");
+    let plan = planned(&user, &server, "apply -f configs/t.yml -y");
+    let folder = user.directory().join("configs");
+    assert_eq!(
+        plan["run_spec"]["configuration"]["files"],
+        json!([
+            {"local_path": folder.join("src"), "path": "/app"},
+            {"local_path": folder.join("main.py"), "path": "main.py"},
+        ])
+    );
+    assert_eq!(plan["run_spec"]["file_archives"][0]["path"], "/app");
+    let uploads: Vec<_> =
+        server.requests().into_iter().filter(|request| request.path == "/api/files/upload_archive").collect();
+    assert_eq!(uploads.len(), 2);
+    let text = String::from_utf8_lossy(&uploads[0].body).into_owned();
+    assert!(text.contains("name=\"file\"; filename=\""), "{text}");
+}
+
+#[test]
+fn a_configuration_can_come_from_stdin() {
+    let server = curious();
+    let user = User::of(&server).typing("type: task\ncommands: [x]\n");
+    assert_eq!(planned(&user, &server, "apply -f - -y")["run_spec"]["configuration_path"], "-");
+}
+
+#[test]
+fn projects_are_added_listed_and_deleted() {
+    let server = Server::start();
+    let golden: Value = serde_json::from_str(
+        &std::fs::read_to_string(format!("{}/tests/golden/project-add.json", env!("CARGO_MANIFEST_DIR"))).unwrap(),
+    )
+    .unwrap();
+    server.answer(PROJECT, 200, &golden["calls"][0]["body"]);
+    server.answer("/api/projects/other/get", 200, &golden["calls"][0]["body"]);
+    let user = User::new();
+    let add = |name: &str| user.runs(&format!("project add --name {name} --url {}/ --token tok -n", server.url));
+    let ran = add("main");
+    let config = user.home.path().join(".dstack/config.yml");
+    assert_eq!(ran.out, format!("Configuration updated at {}\n", config.display()));
+    assert_eq!(add("other").code, 0);
+    let url = &server.url;
+    let ran = user.runs("project");
+    let expected = format!(
+        " PROJECT  URL{:width$}  DEFAULT \n main     {url}     ✓    \n other    {url}          \n",
+        "",
+        width = url.len() - 3
+    );
+    assert_eq!(ran.out, expected);
+    assert_eq!(user.runs("project set-default other").out, "OK\n");
+    assert!(user.runs("project list").out.contains(&format!("other    {url}     ✓")));
+    assert_eq!(user.runs("project delete --name main -y").out, "OK\n");
+    assert!(!user.read(".dstack/config.yml").contains("main"));
+    assert_eq!(user.runs("project set-default zz").out, "Project 'zz' not found\n");
+    let list = server.requests().len();
+    assert_eq!(user.runs("ps").code, 1);
+    assert_eq!(server.requests()[list].headers["authorization"], "Bearer tok");
+}
+
+#[test]
+fn a_project_that_cannot_be_reached_is_not_added() {
+    for (name, status) in [("project-add-badtoken", 403), ("project-add-badproject", 404)] {
+        let path = format!("{}/tests/golden/{name}.json", env!("CARGO_MANIFEST_DIR"));
+        let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let server = Server::start();
+        server.answer(golden["calls"][0]["path"].as_str().unwrap(), status, &golden["calls"][0]["body"]);
+        let user = User::new();
+        let command = &golden["commands"][0];
+        let line = command["command"].as_str().unwrap().replace("http://127.0.0.1:3990", &server.url);
+        let ran = user.runs(line.strip_prefix("dstack ").unwrap());
+        let expected = command["stdout"].as_str().unwrap().replace("http://127.0.0.1:3990", &server.url);
+        assert_eq!(ran.out, expected);
+        assert_eq!(ran.code, 1);
+        assert!(!user.home.path().join(".dstack/config.yml").exists());
+    }
+}
+
+#[test]
+fn users_of_projects_are_shown_when_asked_for() {
+    let path = format!("{}/tests/golden/project-list-verbose.json", env!("CARGO_MANIFEST_DIR"));
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let server = Server::start();
+    server.answer("/api/users/get_my_user", 200, &golden["calls"][0]["body"]);
+    let config = format!("projects:\n- default: true\n  name: main\n  token: t\n  url: {}\n", server.url);
+    let user = User::new().file("~/.dstack/config.yml", &config);
+    let ran = user.runs("project list -v");
+    // The ports differ, and so may the width of the address.
+    let words = |text: &str| text.replace("http://127.0.0.1:3990", &server.url).split_whitespace().count();
+    assert_eq!(words(&ran.out), words(golden["commands"][0]["stdout"].as_str().unwrap()));
+    assert!(ran.out.contains("admin     ✓"), "{}", ran.out);
+}
+
+#[test]
+fn a_valid_file_is_printed_in_its_canonical_form() {
+    let user = User::new().file("t.yml", "type: task\nname: train\nnodes: 2\ncommands: [x]\nresources: {gpu: H100:8}\n");
+    let ran = user.runs("validate t.yml");
+    assert_eq!(ran.code, 0);
+    assert!(ran.out.contains("nodes: 2\n") && !ran.out.contains("null"), "{}", ran.out);
+    let ran = user.runs("validate t.yml --json");
+    let value: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(value["resources"]["gpu"]["name"], json!(["H100"]));
+    assert_eq!(value["python"], Value::Null);
+    assert_eq!(ran.out.lines().count(), 1);
+}
+
+#[test]
+fn an_invalid_file_is_shown_where_it_is_wrong() {
+    let user = User::new().file("t.yml", "type: task\ncommands: [x]\nresources:\n  gpus: 1\n");
+    let ran = user.runs("validate t.yml");
+    assert_eq!(ran.code, 1);
+    for part in ["t.yml", "gpus: 1", "^", "gpu"] {
+        assert!(ran.out.contains(part), "no `{part}` in: {}", ran.out);
+    }
+}
+
+#[test]
+fn help_names_every_command_and_every_official_option() {
+    let help = User::new().runs("--help");
+    assert_eq!(help.code, 0);
+    let commands = "apply attach delete event export fleet import gateway init offer login logs metrics project ps run \
+                    secret server stop volume completion validate";
+    for command in commands.split(' ') {
+        assert!(help.out.contains(&format!("\n  {command} ")), "no {command} in: {}", help.out);
+    }
+    let options = [
+        (
+            "apply -h task",
+            "--project --file --yes --force --detach --verbose --ssh-identity --port --host --name --max-offers \
+             --full-offers --unallocated --env --cpu --gpu --memory --disk --profile --no-profile --max-price \
+             --max-duration --backend --region --instance-type --fleet --reuse --dont-destroy --idle-duration --spot \
+             --on-demand --spot-auto --spot-policy --retry --no-retry --retry-duration --repo --repo-branch \
+             --repo-hash --no-repo --token --git-identity [RUN_ARGS]",
+        ),
+        ("ps -h", "--project --all --verbose --watch --last --format --json"),
+        ("logs -h", "--project --diagnose --replica --job --since --follow"),
+        ("stop -h", "--project --abort --yes"),
+        ("fleet -h", "--project --watch --verbose"),
+        ("fleet get -h", "--id --json"),
+        ("fleet delete -h", "--instance --yes"),
+        ("offer -h", "--project --format --json --group-by --max-offers --full-offers --unallocated --gpu --fleet"),
+        (
+            "event -h",
+            "--watch --since --target-fleet --target-run --target-volume --target-gateway --target-secret \
+             --within-fleet --within-run --within-gateway --include-target-type",
+        ),
+        ("project add -h", "--name --url --token --yes --no"),
+        ("metrics -h", "--watch --replica --job"),
+        ("login -h", "--url --provider --yes --no"),
+    ];
+    for (line, expected) in options {
+        let ran = User::new().runs(line);
+        assert_eq!(ran.code, 0, "`{line}`: {}", ran.err);
+        for option in expected.split_whitespace() {
+            assert!(ran.out.contains(option), "no {option} in `{line}`: {}", ran.out);
+        }
+    }
+}
+
+#[test]
+fn the_version_is_that_of_the_official_client() {
+    for line in ["--version", "-v"] {
+        assert_eq!(User::new().runs(line).out, "0.22.5\n");
+    }
+    assert!(User::new().runs_words(&[]).out.contains("Usage: dstack"));
+}
+
+#[test]
+fn completion_scripts_know_the_commands() {
+    for (shell, word) in [("bash", "complete -F"), ("zsh", "#compdef dstack"), ("fish", "complete -c dstack")] {
+        let ran = User::new().runs(&format!("completion {shell}"));
+        assert_eq!(ran.code, 0);
+        assert!(ran.out.contains(word) && ran.out.contains("validate"), "{shell}");
+    }
+}
+
+#[test]
+fn fleets_take_a_name_and_the_default_profile() {
+    let server = Server::start();
+    let path = "/api/project/main/fleets/get_plan";
+    server.answer(path, 400, &json!({"detail": [{"msg": "seen", "code": "error"}]}));
+    let user = User::of(&server)
+        .file("f.yml", "type: fleet\nnodes: 0..2\n")
+        .file(".dstack/profiles.yml", "profiles:\n- {name: usual, default: true, regions: [r1]}\n");
+    assert_eq!(user.runs("apply -f f.yml -y -n mine").out, "seen\n");
+    let spec = &server.bodies(path)[0]["spec"];
+    assert_eq!(spec["configuration"]["name"], "mine");
+    assert_eq!(spec["profile"]["regions"], json!(["r1"]));
+    assert_eq!(spec["configuration"]["nodes"], json!({"min": 0, "max": 2}));
+}
