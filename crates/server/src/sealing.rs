@@ -146,7 +146,11 @@ impl Sealer {
         let keys = || std::iter::once(&self.first).chain(&self.others);
         if let Some(text) = sealed.strip_prefix(PLAIN) {
             let allowed = keys().any(|key| matches!(key, Key::Identity));
-            return if allowed { Ok(text.to_owned()) } else { Err(SealingError::UnknownKey("identity".to_owned())) };
+            return if allowed {
+                Ok(text.to_owned())
+            } else {
+                Err(SealingError::UnknownKey("identity".to_owned()))
+            };
         }
         let (wanted, text) =
             sealed.strip_prefix(SEALED).and_then(|rest| rest.split_once(':')).ok_or(SealingError::NotSealed)?;

@@ -75,7 +75,8 @@ pub async fn get(mut db: impl Executor, id: BackendId) -> Result<Option<BackendR
 
 /// The backend of a kind that a project may buy from.
 pub async fn find(mut db: impl Executor, project: ProjectId, kind: &str) -> Result<Option<BackendRow>> {
-    let row = db.row(select!("WHERE project_id = $1 AND kind = $2 AND draining = 0"), values![project, kind]).await?;
+    let row =
+        db.row(select!("WHERE project_id = $1 AND kind = $2 AND draining = 0"), values![project, kind]).await?;
     row.as_ref().map(BackendRow::from_row).transpose()
 }
 
@@ -92,7 +93,8 @@ pub async fn find_draining(mut db: impl Executor, project: ProjectId, kind: &str
 
 /// The backends that a project may buy from, by kind.
 pub async fn list(mut db: impl Executor, project: ProjectId) -> Result<Vec<BackendRow>> {
-    let rows = db.rows(select!("WHERE project_id = $1 AND draining = 0 ORDER BY kind, id"), values![project]).await?;
+    let rows =
+        db.rows(select!("WHERE project_id = $1 AND draining = 0 ORDER BY kind, id"), values![project]).await?;
     rows.iter().map(BackendRow::from_row).collect()
 }
 

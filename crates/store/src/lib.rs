@@ -8,6 +8,7 @@ pub mod db;
 mod error;
 mod migrations;
 mod page;
+pub mod points;
 
 pub mod backends;
 pub mod blobs;
@@ -22,6 +23,7 @@ pub mod projects;
 pub mod repos;
 pub mod runs;
 pub mod secrets;
+pub mod server_lock;
 pub mod server_state;
 pub mod users;
 

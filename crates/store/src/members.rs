@@ -17,9 +17,8 @@ fn role_word(role: ProjectRole) -> &'static str {
 
 /// A user's role in a project, if they are a member.
 pub async fn role(mut db: impl Executor, project: ProjectId, user: UserId) -> Result<Option<ProjectRole>> {
-    let row = db
-        .row("SELECT role FROM members WHERE project_id = $1 AND user_id = $2", values![project, user])
-        .await?;
+    let row =
+        db.row("SELECT role FROM members WHERE project_id = $1 AND user_id = $2", values![project, user]).await?;
     row.map(|row| row.word(0)).transpose()
 }
 

@@ -21,23 +21,22 @@ pub struct Page {
 impl Page {
     /// The conditions of this page on columns that a prefix names (`u.`), each one beginning with ` AND `.
     pub(crate) fn conditions(&self, prefix: &str, values: &mut Vec<Value>) -> String {
-        let mut sql = self.name_condition(prefix, values);
-        let Some((time, id)) = self.after else { return sql };
+        let name = self.name_condition(prefix, values);
+        let Some((time, id)) = self.after else { return name };
         let beyond = if self.ascending { ">" } else { "<" };
         values.push(Value::from(time));
         let time = values.len();
         let Some(id) = id else {
-            sql += &format!(" AND {prefix}created_at {beyond} ${time}");
-            return sql;
+            return format!("{name} AND {prefix}created_at {beyond} ${time}");
         };
         // Within one moment identifiers run against time: the official paging.
         let id_beyond = if self.ascending { "<" } else { ">" };
         values.push(Value::from(id));
         let id = values.len();
-        sql += &format!(
-            " AND ({prefix}created_at {beyond} ${time} OR ({prefix}created_at = ${time} AND {prefix}id {id_beyond} ${id}))"
-        );
-        sql
+        format!(
+            "{name} AND ({prefix}created_at {beyond} ${time} \
+             OR ({prefix}created_at = ${time} AND {prefix}id {id_beyond} ${id}))"
+        )
     }
 
     /// The name condition alone, for counting.

@@ -73,8 +73,11 @@ pub async fn find_many(mut db: impl Executor, project: ProjectId, names: &[Strin
     if names.is_empty() {
         return Ok(vec![]);
     }
-    let sql =
-        format!("{}WHERE project_id = $1 AND name IN ({}) ORDER BY name", select!(""), placeholders(2, names.len()));
+    let sql = format!(
+        "{}WHERE project_id = $1 AND name IN ({}) ORDER BY name",
+        select!(""),
+        placeholders(2, names.len())
+    );
     let mut values = values![project];
     values.extend(names.iter().map(|name| Value::from(name.as_str())));
     db.rows_of(sql, values).await?.iter().map(SecretRow::from_row).collect()

@@ -119,7 +119,9 @@ pub async fn find_by_name(mut db: impl Executor, name: &str) -> Result<Option<Us
 
 /// A user who is not deleted, by an address.
 pub async fn find_by_email(mut db: impl Executor, email: &str) -> Result<Option<UserRow>> {
-    let row = db.row(select!("WHERE email = $1 AND deleted = 0 ORDER BY created_at, id LIMIT 1"), values![email]).await?;
+    let row = db
+        .row(select!("WHERE email = $1 AND deleted = 0 ORDER BY created_at, id LIMIT 1"), values![email])
+        .await?;
     row.as_ref().map(UserRow::from_row).transpose()
 }
 
@@ -164,7 +166,8 @@ pub async fn set_details(
 
 /// Gives a user another token.
 pub async fn set_token(mut db: impl Executor, id: UserId, hash: &str, sealed: &str) -> Result<()> {
-    db.execute("UPDATE users SET token_hash = $1, sealed_token = $2 WHERE id = $3", values![hash, sealed, id]).await?;
+    db.execute("UPDATE users SET token_hash = $1, sealed_token = $2 WHERE id = $3", values![hash, sealed, id])
+        .await?;
     Ok(())
 }
 
@@ -180,7 +183,8 @@ pub async fn set_ssh_key(mut db: impl Executor, id: UserId, public: &str, sealed
 
 /// Marks a user deleted: they cannot log in and their name is free again. [`Error::Stale`] if they were before.
 pub async fn delete(mut db: impl Executor, id: UserId) -> Result<()> {
-    match db.execute("UPDATE users SET deleted = 1, active = 0 WHERE id = $1 AND deleted = 0", values![id]).await? {
+    match db.execute("UPDATE users SET deleted = 1, active = 0 WHERE id = $1 AND deleted = 0", values![id]).await?
+    {
         0 => Err(Error::Stale),
         _ => Ok(()),
     }

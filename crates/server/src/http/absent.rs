@@ -2,7 +2,7 @@
 //! of that kind exists, or says in one sentence that it is not there.
 
 use axum::extract::{OriginalUri, Path, State};
-use axum::response::{IntoResponse, Redirect, Response};
+use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -141,9 +141,4 @@ pub async fn no_model(
     Json(request): Json<ChatRequest>,
 ) -> Error {
     Error::not_found(format!("Model {} not found in project {project_name}", request.model))
-}
-
-/// Without pages of its own, the server's root leads to the documentation.
-pub async fn to_docs() -> Redirect {
-    Redirect::temporary("/api/docs")
 }

@@ -77,7 +77,9 @@ impl<S: Send + Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalJ
 
 async fn body_bytes(request: Request) -> Result<Bytes> {
     // The size is known to be too large only while it is read, whatever the headers said.
-    axum::body::to_bytes(request.into_body(), BODY_LIMIT_BYTES).await.map_err(|_| Error::too_large(BODY_LIMIT_BYTES))
+    axum::body::to_bytes(request.into_body(), BODY_LIMIT_BYTES)
+        .await
+        .map_err(|_| Error::too_large(BODY_LIMIT_BYTES))
 }
 
 /// Reads a body; the error tells where it does not fit.
@@ -122,7 +124,13 @@ fn without_position(message: &str) -> String {
 }
 
 fn missing(path: &[&str], input: Value) -> Problem {
-    Problem { kind: "missing", loc: Problem::body(path), message: "Field required".to_owned(), input, context: None }
+    Problem {
+        kind: "missing",
+        loc: Problem::body(path),
+        message: "Field required".to_owned(),
+        input,
+        context: None,
+    }
 }
 
 fn misfit(mut loc: Vec<Value>, input: Value, message: &str) -> Problem {
@@ -136,10 +144,14 @@ fn misfit(mut loc: Vec<Value>, input: Value, message: &str) -> Problem {
         "a boolean" => Some(("bool_type", "Input should be a valid boolean")),
         "a sequence" => Some(("list_type", "Input should be a valid list")),
         "a UUID" | "a formatted UUID string" => Some(("uuid_parsing", "Input should be a valid UUID")),
-        "u8" | "u16" | "u32" | "u64" | "usize" | "i32" | "i64" => Some(("int_type", "Input should be a valid integer")),
+        "u8" | "u16" | "u32" | "u64" | "usize" | "i32" | "i64" => {
+            Some(("int_type", "Input should be a valid integer"))
+        }
         "f64" => Some(("float_type", "Input should be a valid number")),
         _ if message.starts_with("UUID parsing failed") => Some(("uuid_parsing", "Input should be a valid UUID")),
-        _ if expected.starts_with("struct ") => Some(("model_attributes_type", "Input should be a valid dictionary")),
+        _ if expected.starts_with("struct ") => {
+            Some(("model_attributes_type", "Input should be a valid dictionary"))
+        }
         _ => None,
     };
     let by_type = by_type.filter(|_| message.starts_with("invalid type") || message.starts_with("UUID"));
@@ -216,7 +228,10 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_answered_with_its_place() {
-        check("{\"a\": 1}", &json!({"type": "missing", "loc": ["body", "name"], "msg": "Field required", "input": {"a": 1}}));
+        check(
+            "{\"a\": 1}",
+            &json!({"type": "missing", "loc": ["body", "name"], "msg": "Field required", "input": {"a": 1}}),
+        );
         check(
             "{\"name\": 1}",
             &json!({"type": "string_type", "loc": ["body", "name"], "msg": "Input should be a valid string", "input": 1}),

@@ -68,7 +68,8 @@ pub async fn remove(
     Json(request): Json<RemoveMembersRequest>,
 ) -> Result<Json<Project>> {
     let access = &viewer.0;
-    let themselves = !request.usernames.is_empty() && request.usernames.iter().all(|name| names(&access.user, name));
+    let themselves =
+        !request.usernames.is_empty() && request.usernames.iter().all(|name| names(&access.user, name));
     let leaves = access.role.is_some() && themselves;
     if !leaves && !access.is_manager() {
         return Err(Error::access_denied());
@@ -150,8 +151,7 @@ async fn finish(
         return Err(Error::bad_request("Cannot remove the last project admin"));
     }
     let leaves_alone = before.iter().all(|id| after.contains(id) || *id == access.user.id);
-    let is_allowed = access.is_project_admin()
-        || after.iter().all(|id| before.contains(id)) && leaves_alone;
+    let is_allowed = access.is_project_admin() || after.iter().all(|id| before.contains(id)) && leaves_alone;
     if !is_allowed {
         return Err(Error::access_denied());
     }

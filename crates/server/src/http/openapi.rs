@@ -14,7 +14,6 @@ use crate::deps::Deps;
 /// A request without a body, or an answer `null`.
 pub type Nothing = ();
 
-
 /// Routes, and what they are.
 #[derive(Debug)]
 pub struct Routes {

@@ -7,8 +7,8 @@ use api::backends::{BackendType, BackendYaml, BackendYamlRequest, DeleteBackends
 use api::events::{Event, ListEventsRequest};
 use api::files::{FileArchive, GetArchiveByHashRequest};
 use api::fleets::{
-    ApplyFleetPlanRequest, DeleteFleetInstancesRequest, DeleteFleetsRequest, Fleet, FleetPlan, GetFleetPlanRequest,
-    GetFleetRequest, ListFleetsRequest, ListProjectFleetsRequest,
+    ApplyFleetPlanRequest, DeleteFleetInstancesRequest, DeleteFleetsRequest, Fleet, FleetPlan,
+    GetFleetPlanRequest, GetFleetRequest, ListFleetsRequest, ListProjectFleetsRequest,
 };
 use api::gpus::{GpuList, ListGpusRequest};
 use api::instances::{GetInstanceRequest, Instance, ListInstancesRequest};
@@ -27,12 +27,12 @@ use api::users::{
     AddPublicKeyRequest, CreateUserRequest, DeletePublicKeysRequest, DeleteUsersRequest, ListUsersRequest,
     PublicKeyInfo, User, UserList, UserWithCreds, UsernameRequest,
 };
-use axum::{Extension, Router};
 use axum::body::Bytes;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
+use axum::{Extension, Router};
 use http::Method;
 use serde_json::Value;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -54,7 +54,8 @@ pub fn router(deps: Deps) -> Router {
     let description = Bytes::from(description);
     router
         .route("/openapi.json", get(move || async move { json_response(description) }))
-        .route("/", get(absent::to_docs))
+        // Not a redirect: clients that look for the server here would take the place that it leads to for the server's.
+        .route("/", get(docs::page))
         .route("/api/docs", get(docs::page))
         .route("/redoc", get(docs::page))
         .fallback(no_route)
@@ -69,7 +70,11 @@ pub fn router(deps: Deps) -> Router {
 
 /// The official answers where no route fits: GET finds nothing, and nothing else is allowed.
 async fn no_route(method: Method) -> Error {
-    if method == Method::GET || method == Method::HEAD { Error::route_not_found() } else { Error::method_not_allowed() }
+    if method == Method::GET || method == Method::HEAD {
+        Error::route_not_found()
+    } else {
+        Error::method_not_allowed()
+    }
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the layer hands over what was thrown")]
@@ -110,12 +115,18 @@ fn project_routes(routes: Routes) -> Routes {
         .post::<Nothing, Project, _, _>("/api/projects/{project_name}/get", projects::get)
         .post::<SetMembersRequest, Project, _, _>("/api/projects/{project_name}/set_members", members::set)
         .post::<SetMembersRequest, Project, _, _>("/api/projects/{project_name}/add_members", members::add)
-        .post::<RemoveMembersRequest, Project, _, _>("/api/projects/{project_name}/remove_members", members::remove)
+        .post::<RemoveMembersRequest, Project, _, _>(
+            "/api/projects/{project_name}/remove_members",
+            members::remove,
+        )
         .post::<UpdateProjectRequest, Project, _, _>("/api/projects/{project_name}/update", projects::update)
         .post::<Nothing, Vec<BackendType>, _, _>("/api/backends/list_types", backends::list_types)
         .post::<Value, Value, _, _>("/api/project/{project_name}/backends/create", backends::create)
         .post::<Value, Value, _, _>("/api/project/{project_name}/backends/update", backends::update)
-        .post::<DeleteBackendsRequest, Nothing, _, _>("/api/project/{project_name}/backends/delete", backends::delete)
+        .post::<DeleteBackendsRequest, Nothing, _, _>(
+            "/api/project/{project_name}/backends/delete",
+            backends::delete,
+        )
         .post::<Nothing, Value, _, _>(
             "/api/project/{project_name}/backends/{backend_name}/config_info",
             backends::config_info,

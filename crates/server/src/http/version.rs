@@ -34,9 +34,8 @@ fn check_version(text: &str) -> Result<(), Error> {
     let server = parse(SERVER_VERSION).unwrap_or_default();
     // A newer patch is fine, and so is every older version.
     if (server.0, server.1) < (client.0, client.1) {
-        let message = format!(
-            "The client/CLI version ({text}) is incompatible with the server version ({SERVER_VERSION})."
-        );
+        let message =
+            format!("The client/CLI version ({text}) is incompatible with the server version ({SERVER_VERSION}).");
         return Err(Error::coded(ErrorCode::Error, message));
     }
     Ok(())

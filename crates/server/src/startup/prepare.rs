@@ -11,6 +11,7 @@ use api::users::GlobalRole;
 use backends::OpenContext;
 use backends::fake::FakeCloud;
 use store::projects::ProjectRow;
+use store::server_lock::{self, ServerLock};
 use store::users::UserRow;
 use store::{Db, projects, server_state, users};
 use tokio_util::sync::CancellationToken;
@@ -55,8 +56,8 @@ impl Places {
 }
 
 /// Opens the database and brings its schema up to this release.
-pub(super) async fn open_database(args: &ServerArgs, data: &Path) -> anyhow::Result<(Db, Option<DataLock>)> {
-    let (db, lock) = match args.database_url.as_deref().filter(|url| !url.is_empty()) {
+pub(super) async fn open_database(args: &ServerArgs, data: &Path) -> anyhow::Result<(Db, Locks)> {
+    let (db, folder) = match args.database_url.as_deref().filter(|url| !url.is_empty()) {
         Some(url) if url.starts_with("postgres") => {
             // The URL may hold a password, so that it is not told.
             (Db::open_postgres(url).await.context("open the database at DSTACK_DATABASE_URL")?, None)
@@ -69,8 +70,18 @@ pub(super) async fn open_database(args: &ServerArgs, data: &Path) -> anyhow::Res
         }
         None => open_sqlite(&data.join("sqlite.db"), data).await?,
     };
+    let Some(database) = server_lock::take(&db).await.context("take the lock of the database")? else {
+        bail!("another dstack server uses the database at DSTACK_DATABASE_URL. Stop it first");
+    };
     store::migrate(&db).await.context("bring the database up to this release")?;
-    Ok((db, lock))
+    Ok((db, Locks { _folder: folder, _database: database }))
+}
+
+/// What keeps other servers away.
+#[derive(Debug)]
+pub(super) struct Locks {
+    _folder: Option<DataLock>,
+    _database: ServerLock,
 }
 
 async fn open_sqlite(path: &Path, data: &Path) -> anyhow::Result<(Db, Option<DataLock>)> {
@@ -126,8 +137,15 @@ pub(super) async fn build_deps(
     ingredients: Ingredients<'_>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Deps> {
-    let Ingredients { args, surroundings: Surroundings { clock, ids, .. }, places, config, db, sealer, server_url } =
-        ingredients;
+    let Ingredients {
+        args,
+        surroundings: Surroundings { clock, ids, .. },
+        places,
+        config,
+        db,
+        sealer,
+        server_url,
+    } = ingredients;
     let server_id: ServerId = server_state::server_id(&db, ids.id()).await?;
     let epoch = server_state::next_epoch(&db).await?;
     tracing::debug!("start {epoch} of server {server_id}");

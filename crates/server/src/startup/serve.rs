@@ -10,12 +10,11 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::lock::DataLock;
-use super::prepare::{self, Ingredients, Places};
+use super::prepare::{self, Ingredients, Locks, Places};
 use super::{ServerArgs, Surroundings, output};
+use crate::config::{self, ServerConfig};
 use crate::deps::Deps;
 use crate::http::{SERVER_VERSION, router};
-use crate::config::{self, ServerConfig};
 use crate::reconcile;
 
 /// How long requests that are being answered may take once the server is told to end.
@@ -37,7 +36,7 @@ pub struct Server {
     http_ended: CancellationToken,
     http: JoinHandle<()>,
     reconcilers: Vec<JoinHandle<()>>,
-    _lock: Option<DataLock>,
+    locks: Locks,
 }
 
 impl Server {
@@ -52,10 +51,17 @@ impl Server {
         let listener = listen(args).await?;
         let address = listener.local_addr()?;
         let server_url = args.url(address.port());
-        let (db, lock) = prepare::open_database(args, &places.data).await?;
+        let (db, locks) = prepare::open_database(args, &places.data).await?;
         let sealer = prepare::open_sealer(&db, config, &places.data, &surroundings.ids).await?;
-        let ingredients =
-            Ingredients { args, surroundings, places: &places, config, db, sealer, server_url: server_url.clone() };
+        let ingredients = Ingredients {
+            args,
+            surroundings,
+            places: &places,
+            config,
+            db,
+            sealer,
+            server_url: server_url.clone(),
+        };
         let shutdown = CancellationToken::new();
         let deps = prepare::build_deps(ingredients, &shutdown).await?;
         let admin = prepare::admin_user(&deps, args.token.as_deref()).await?;
@@ -71,7 +77,7 @@ impl Server {
         let http = tokio::spawn(serve(listener, deps.clone(), shutdown.clone(), http_ended.clone()));
         output::say(&format!("The admin token is {admin_token}"));
         output::say(&format!("The dstack server {SERVER_VERSION} is running at {server_url}"));
-        Ok(Server { deps, address, admin_token, shutdown, http_ended, http, reconcilers, _lock: lock })
+        Ok(Server { deps, address, admin_token, shutdown, http_ended, http, reconcilers, locks })
     }
 
     /// The token of the user `admin`, as it is when the server starts.
@@ -100,6 +106,7 @@ impl Server {
         if tokio::time::timeout(LAST_STEPS, rest).await.is_err() {
             tracing::warn!("some reconcilers were cut off; the next start takes up where they were");
         }
+        drop(self.locks);
     }
 }
 

@@ -72,7 +72,10 @@ async fn lists_come_in_pages_with_a_total_where_asked() {
     assert_eq!(names(&all, "username"), ["cat", "bob", "ann", "admin"]);
     let counted = json!({"return_total_count": true, "name_pattern": "B", "limit": 1});
     let counted = server.post("/api/users/list", counted).await.ok();
-    assert_eq!((&counted["total_count"], names(&counted["users"], "username")), (&json!(1), vec!["bob".to_owned()]));
+    assert_eq!(
+        (&counted["total_count"], names(&counted["users"], "username")),
+        (&json!(1), vec!["bob".to_owned()])
+    );
     let last = &all[1];
     let next = json!({"prev_created_at": last["created_at"], "prev_id": last["id"], "limit": 1});
     assert_eq!(names(&server.post("/api/users/list", next).await.ok(), "username"), ["ann"]);

@@ -100,11 +100,11 @@ async fn unknown_paths_and_methods_get_the_official_answers() {
 }
 
 #[tokio::test]
-async fn the_root_leads_to_the_documentation() {
+async fn the_root_and_the_documentation_are_pages_without_redirects() {
     let server = TestServer::new().await;
     for path in ["/", "/api/docs", "/redoc"] {
         let response = server.request(Method::GET, path).send().await.unwrap();
-        assert_eq!(response.status(), 200, "{path}");
+        assert_eq!((response.status().as_u16(), response.url().path()), (200, path));
         assert!(response.text().await.unwrap().contains("dstack API"));
     }
     let head = server.request(Method::HEAD, "/healthcheck").send().await.unwrap();

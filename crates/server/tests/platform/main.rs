@@ -4,8 +4,10 @@
 mod accounts;
 mod errors;
 mod harness;
+mod load;
 mod members;
 mod paths;
+mod postgres;
 mod roles;
 mod secrecy;
 mod starts;

@@ -76,10 +76,10 @@ async fn managers_change_members_but_not_admins() {
     server.post_as(&meg, &at("add"), cat("user")).await.ok();
     server.post_as(&meg, &at("add"), cat("manager")).await.ok();
     server.post_as(&meg, &at("add"), cat("admin")).await.expect_denied();
-    server.post_as(&meg, &at("remove"), json!({"usernames": ["admin"]})).await.expect_bad_request(
-        "Cannot remove the last project admin",
-        "error",
-    );
+    server
+        .post_as(&meg, &at("remove"), json!({"usernames": ["admin"]}))
+        .await
+        .expect_bad_request("Cannot remove the last project admin", "error");
     server.post(&at("add"), cat("admin")).await.ok();
     server.post_as(&meg, &at("remove"), json!({"usernames": ["cat"]})).await.expect_denied();
     server.post_as(&meg, &at("add"), cat("user")).await.expect_denied();

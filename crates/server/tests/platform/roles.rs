@@ -107,8 +107,12 @@ async fn every_role_may_do_what_the_table_says() {
 
 #[tokio::test]
 async fn without_a_token_only_the_public_endpoints_answer() {
-    const PUBLIC: [&str; 4] =
-        ["/api/sshproxy/get_upstream", "/api/server/get_info", "/api/auth/list_providers", "/api/backends/list_types"];
+    const PUBLIC: [&str; 4] = [
+        "/api/sshproxy/get_upstream",
+        "/api/server/get_info",
+        "/api/auth/list_providers",
+        "/api/backends/list_types",
+    ];
     let server = TestServer::new().await;
     people(&server).await;
     for (path, _) in TABLE {
@@ -133,9 +137,8 @@ async fn default_permissions_take_and_give() {
     let main = server.post("/api/projects/main/add_members", add).await.ok();
     let permissions: Vec<&Value> =
         main["members"].as_array().unwrap().iter().map(|member| &member["permissions"]).collect();
-    let rights = |fleets: bool, secrets: bool| {
-        json!({"can_manage_ssh_fleets": fleets, "can_manage_secrets": secrets})
-    };
+    let rights =
+        |fleets: bool, secrets: bool| json!({"can_manage_ssh_fleets": fleets, "can_manage_secrets": secrets});
     assert_eq!(permissions, [&rights(true, true), &rights(false, false), &rights(false, true)]);
     assert_eq!(main["members"][1]["user"]["permissions"]["can_create_projects"], false);
     server.post_as(&meg, "/api/project/main/secrets/list", Value::Null).await.ok();

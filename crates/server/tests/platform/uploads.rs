@@ -69,7 +69,10 @@ async fn uploads_have_a_limit() {
     let large = upload(&server, "/api/files/upload_archive", "h", vec![0; 2 * 1024 * 1024]).await;
     assert_eq!(large.status, 400);
     let message = large.body["detail"][0]["msg"].as_str().unwrap();
-    assert!(message.starts_with("Archive size is ") && message.contains("exceeds the limit of 2097152B."), "{message}");
+    assert!(
+        message.starts_with("Archive size is ") && message.contains("exceeds the limit of 2097152B."),
+        "{message}"
+    );
     upload(&server, "/api/files/upload_archive", "h", vec![0; 2 * 1024 * 1024 - 1000]).await.ok();
     let repo = json!({"repo_id": "none", "repo_info": {"repo_type": "virtual"}});
     server.post("/api/project/main/repos/init", repo).await.ok();
@@ -87,7 +90,8 @@ async fn an_upload_that_does_not_say_its_size_is_counted() {
     let server = TestServer::new().await;
     let head = "--B\r\nContent-Disposition: form-data; name=\"file\"; filename=\"h\"\r\n\r\n";
     let chunks = (0..64).map(|_| Ok::<_, std::io::Error>(vec![0_u8; 64 * 1024]));
-    let chunks = std::iter::once(Ok(head.as_bytes().to_vec())).chain(chunks).chain([Ok(b"\r\n--B--\r\n".to_vec())]);
+    let chunks =
+        std::iter::once(Ok(head.as_bytes().to_vec())).chain(chunks).chain([Ok(b"\r\n--B--\r\n".to_vec())]);
     let body = reqwest::Body::wrap_stream(futures_util::stream::iter(chunks.collect::<Vec<_>>()));
     let request = server.request(Method::POST, "/api/files/upload_archive").bearer_auth(ADMIN);
     let got = answer(request.header("Content-Type", "multipart/form-data; boundary=B").body(body)).await;

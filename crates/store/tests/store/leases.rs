@@ -127,7 +127,8 @@ async fn the_longest_due_rows_come_first(db: Db) {
 }
 
 async fn a_start_makes_everything_due_that_is_not_finished(db: Db) {
-    let (held, waiting, finished) = (add_fleet(&db, 0).await, add_fleet(&db, NEVER - 1).await, add_fleet(&db, NEVER).await);
+    let (held, waiting, finished) =
+        (add_fleet(&db, 0).await, add_fleet(&db, NEVER - 1).await, add_fleet(&db, NEVER).await);
     assert_eq!(claim(&db, "a crashed server", 0).await, [held]);
     assert_eq!(leases::touch_all(&db, Table::Fleets, at(3)).await.unwrap(), 2);
     let mut expected = [held, waiting];

@@ -6,7 +6,7 @@ use store::backends::BackendRow;
 use store::blobs::ArchiveRow;
 use store::repos::RepoRow;
 use store::secrets::SecretRow;
-use store::{Db, Error, backends, blobs, repos, secrets, server_state};
+use store::{Db, Error, backends, blobs, repos, secrets, server_lock, server_state};
 
 use crate::harness::{at, id, on_every_engine};
 
@@ -20,6 +20,7 @@ on_every_engine! {
     bytes_are_kept_once
     the_identity_stays_and_the_epoch_grows
     a_transaction_is_whole_or_nothing
+    a_second_server_is_noticed
 }
 
 fn backend(project_id: ProjectId, kind: &str, created: i64) -> BackendRow {
@@ -186,4 +187,20 @@ async fn a_transaction_is_whole_or_nothing(db: Db) {
     backends::insert(&mut tx, &backend(project, "one", 0)).await.unwrap();
     tx.commit().await.unwrap();
     assert_eq!(backends::list(&db, project).await.unwrap().len(), 1);
+}
+
+async fn a_second_server_is_noticed(db: Db) {
+    let first = server_lock::take(&db).await.unwrap();
+    assert!(first.is_some());
+    // SQLite files are locked elsewhere.
+    assert_eq!(server_lock::take(&db).await.unwrap().is_none(), db.is_shared());
+    drop(first);
+    // The database notices the end of a connection a moment later.
+    for _ in 0..100 {
+        if server_lock::take(&db).await.unwrap().is_some() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("the lock of a server that ended is held");
 }

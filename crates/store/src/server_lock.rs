@@ -1,0 +1,29 @@
+//! Keeps a second server off the same Postgres database, as long as servers do not share their logs.
+
+use sqlx::pool::PoolConnection;
+use sqlx::{Connection as _, PgConnection, Postgres, Row as _};
+
+use crate::db::Db;
+use crate::error::Result;
+
+/// Held while the server runs. The database lets go of it when the connection ends, however that happens.
+#[derive(Debug)]
+pub struct ServerLock {
+    // Nothing but its being open counts.
+    _connection: Option<PgConnection>,
+}
+
+/// Takes the lock of a database; none if another server holds it. An SQLite file is locked by its folder.
+pub async fn take(db: &Db) -> Result<Option<ServerLock>> {
+    let Db::Postgres(pool) = db else { return Ok(Some(ServerLock { _connection: None })) };
+    let connection: PoolConnection<Postgres> = pool.acquire().await?;
+    // Out of the pool, which would hand it to others and close it one day.
+    let mut connection = connection.detach();
+    // The number only has to differ from those of other programs on the same database.
+    let sql = "SELECT pg_try_advisory_lock(1685288803, hashtext(current_schema()))";
+    if sqlx::query(sql).fetch_one(&mut connection).await?.try_get::<bool, _>(0)? {
+        return Ok(Some(ServerLock { _connection: Some(connection) }));
+    }
+    connection.close().await?;
+    Ok(None)
+}
