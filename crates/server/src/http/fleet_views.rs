@@ -122,3 +122,118 @@ pub fn instance(
 fn termination_reason(row: &Instance) -> Option<InstanceTerminationReason> {
     row.state.termination_reason.or_else(|| row.end.as_ref().map(|end| end.reason))
 }
+
+#[cfg(test)]
+mod tests {
+    use api::ids::{ProjectId, UserId};
+    use lifecycle::fleet::FleetState;
+    use lifecycle::instance::InstanceState;
+    use serde_json::Value;
+    use uuid::Uuid;
+
+    use super::*;
+
+    const PROJECT: ProjectId = ProjectId(Uuid::from_u128(1));
+
+    /// The rows that an official answer would have been made from.
+    fn rows_of(wire: &WireFleet) -> (Fleet, Vec<(Instance, u32)>) {
+        let fleet = Fleet {
+            id: wire.id,
+            project_id: PROJECT,
+            user_id: UserId(Uuid::from_u128(2)),
+            name: wire.name.clone(),
+            created_at: wire.created_at,
+            status: wire.status,
+            wanted: true,
+            spec: wire.spec.clone(),
+            state: FleetState::default(),
+        };
+        let instances = wire.instances.iter().map(|instance| {
+            let row = Instance {
+                id: instance.id,
+                project_id: PROJECT,
+                fleet_id: wire.id,
+                instance_num: instance.instance_num,
+                created_at: instance.created,
+                status: instance.status,
+                end: None,
+                launch_id: None,
+                launch_index: None,
+                state: InstanceState {
+                    name: instance.name.clone(),
+                    backend: instance.backend.map(|_| "fake".to_owned()),
+                    region: instance.region.clone(),
+                    zone: instance.availability_zone.clone(),
+                    price: instance.price,
+                    instance_type: instance.instance_type.clone(),
+                    hostname: instance.hostname.clone(),
+                    total_blocks: instance.total_blocks.unwrap_or_default(),
+                    gpu_driver: instance.gpu_driver.clone(),
+                    ..InstanceState::default()
+                },
+            };
+            (row, instance.busy_blocks)
+        });
+        (fleet, instances.collect())
+    }
+
+    fn comparable(mut value: Value) -> Value {
+        match &mut value {
+            Value::Object(map) => {
+                for (key, item) in map.iter_mut() {
+                    let is_backend = key == "backend" && item.is_string();
+                    *item = if is_backend { "some".into() } else { comparable(item.take()) };
+                }
+            }
+            Value::Array(items) => items.iter_mut().for_each(|item| *item = comparable(item.take())),
+            Value::String(text) => {
+                if let Ok(time) = text.parse::<Timestamp>() {
+                    *text = time.to_string();
+                }
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+        value
+    }
+
+    fn moment() -> Moment {
+        let now: Timestamp = "2026-11-24T00:00:00Z".parse().unwrap();
+        Moment { now, silent_before: now - SignedDuration::from_secs(15) }
+    }
+
+    #[test]
+    fn fleets_are_shown_as_the_original_shows_them() {
+        let recorded: Vec<Value> =
+            serde_json::from_str(include_str!("../../tests/golden/fleet_views.json")).unwrap();
+        assert!(recorded.len() > 5);
+        for answer in recorded {
+            let wire: WireFleet = serde_json::from_value(answer.clone()).unwrap();
+            let (row, instances) = rows_of(&wire);
+            let instances: Vec<(&Instance, u32)> = instances.iter().map(|(row, busy)| (row, *busy)).collect();
+            let view = fleet(moment(), &row, &instances, &wire.project_name);
+            assert_eq!(comparable(serde_json::to_value(&view).unwrap()), comparable(answer));
+        }
+    }
+
+    #[track_caller]
+    fn check_shown(reason: InstanceTerminationReason, minutes_ago: i64, is_replaced: bool, expected: bool) {
+        let recorded: Vec<WireFleet> =
+            serde_json::from_str(include_str!("../../tests/golden/fleet_views.json")).unwrap();
+        let (_, instances) = recorded.iter().map(rows_of).find(|(_, instances)| !instances.is_empty()).unwrap();
+        let mut row = instances[0].0.clone();
+        assert!(is_shown(moment().now, &row, false));
+        row.status = InstanceStatus::Terminated;
+        row.state.termination_reason = Some(reason);
+        row.state.finished_at = Some(moment().now - SignedDuration::from_mins(minutes_ago));
+        assert_eq!(is_shown(moment().now, &row, is_replaced), expected);
+    }
+
+    #[test]
+    fn an_instance_that_never_came_to_be_is_shown_for_a_while() {
+        check_shown(InstanceTerminationReason::NoOffers, 1, false, true);
+        check_shown(InstanceTerminationReason::NoOffers, 11, false, false);
+        check_shown(InstanceTerminationReason::NoOffers, 1, true, false);
+        check_shown(InstanceTerminationReason::IdleTimeout, 1, false, false);
+        check_shown(InstanceTerminationReason::TerminatedByUser, 1, false, false);
+    }
+}

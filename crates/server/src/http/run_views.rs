@@ -202,3 +202,138 @@ pub fn grows_with_time(jobs: &[Job]) -> bool {
         !job.status.is_finished() && job.state.provisioning.as_ref().is_some_and(|data| data.price > 0.0)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use api::agent::PullProgress;
+    use api::ids::{ProjectId, UserId};
+    use lifecycle::job::JobState;
+    use lifecycle::run::RunState;
+    use serde_json::Value;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::ids::Ids;
+
+    /// The rows that an official answer would have been made from.
+    fn rows_of(wire: &WireRun) -> (Run, Vec<Job>) {
+        let project_id = ProjectId(Uuid::from_u128(1));
+        let word = |text: &Option<String>| text.clone().map(|text| serde_json::from_value(text.into()).unwrap());
+        let run = Run {
+            id: wire.id,
+            project_id,
+            user_id: UserId(Uuid::from_u128(2)),
+            name: wire.run_spec.run_name.clone().unwrap(),
+            submitted_at: wire.submitted_at,
+            priority: 0,
+            status: wire.status,
+            deleted: wire.deleted.unwrap(),
+            stop: None,
+            fleet_id: wire.fleet.as_ref().map(|fleet| fleet.id),
+            spec: wire.run_spec.clone(),
+            state: RunState {
+                last_processed_at: Some(wire.last_processed_at),
+                termination_reason: word(&wire.termination_reason),
+                ..RunState::default()
+            },
+        };
+        let jobs = wire.jobs.iter().flat_map(|job| {
+            job.job_submissions.iter().map(|submission| Job {
+                id: submission.id,
+                run_id: wire.id,
+                project_id,
+                replica_num: job.job_spec.replica_num,
+                job_num: job.job_spec.job_num,
+                submission_num: submission.submission_num,
+                submitted_at: submission.submitted_at,
+                status: submission.status,
+                instance_id: None,
+                end: None,
+                released_at: None,
+                spec: job.job_spec.clone(),
+                state: JobState {
+                    last_processed_at: Some(submission.last_processed_at),
+                    termination_reason: submission
+                        .termination_reason
+                        .clone()
+                        .map(|text| serde_json::from_value(text.into()).unwrap()),
+                    termination_message: submission.termination_reason_message.clone(),
+                    exit_status: submission.exit_status,
+                    provisioning: submission.job_provisioning_data.clone(),
+                    runtime: submission.job_runtime_data.clone(),
+                    pull: submission.image_pull_progress.as_ref().map(|pull| PullProgress {
+                        downloaded_bytes: pull.downloaded_bytes,
+                        extracted_bytes: pull.extracted_bytes,
+                        total_bytes: pull.total_bytes,
+                        is_total_bytes_final: pull.is_total_bytes_final,
+                    }),
+                    ..JobState::default()
+                },
+            })
+        });
+        let jobs = jobs.collect();
+        (run, jobs)
+    }
+
+    /// Times as this build prints them, and without what is known to differ: attaching comes with SSH, and the cost
+    /// of what runs depends on the moment.
+    fn comparable(mut run: Value, is_finished: bool) -> Value {
+        fn settle(value: &mut Value) {
+            match value {
+                Value::Object(map) => {
+                    if let Some(info) = map.get_mut("job_connection_info") {
+                        *info = Value::Null;
+                    }
+                    map.values_mut().for_each(settle);
+                }
+                Value::Array(items) => items.iter_mut().for_each(settle),
+                Value::String(text) => {
+                    if let Ok(time) = text.parse::<Timestamp>() {
+                        *text = time.to_string();
+                    }
+                }
+                Value::Null | Value::Bool(_) | Value::Number(_) => {}
+            }
+        }
+        settle(&mut run);
+        if !is_finished {
+            run["cost"] = Value::Null;
+        }
+        run
+    }
+
+    #[test]
+    fn runs_are_shown_as_the_original_shows_them() {
+        let sealer = Sealer::ephemeral(&Ids::seeded(1));
+        let recorded: Vec<Value> =
+            serde_json::from_str(include_str!("../../tests/golden/run_views.json")).unwrap();
+        assert!(recorded.len() > 10);
+        for answer in recorded {
+            let wire: WireRun = serde_json::from_value(answer.clone()).unwrap();
+            let (row, jobs) = rows_of(&wire);
+            let names = RunNames {
+                project: wire.project_name.clone(),
+                user: wire.user.clone(),
+                fleet: wire.fleet.clone().map(|fleet| fleet.name),
+            };
+            let now = "2026-11-24T00:00:00Z".parse().unwrap();
+            let view = run(now, &sealer, &row, &jobs, names, Detail::ALL).unwrap();
+            let is_finished = row.status.is_finished();
+            let shown = comparable(serde_json::to_value(&view).unwrap(), is_finished);
+            assert_eq!(shown, comparable(answer, is_finished), "{} {:?}", row.name, row.status);
+        }
+    }
+
+    #[test]
+    fn a_run_ends_from_the_moment_that_somebody_said_so() {
+        let recorded: Vec<WireRun> =
+            serde_json::from_str(include_str!("../../tests/golden/run_views.json")).unwrap();
+        let running = recorded.iter().find(|run| run.status == RunStatus::Running).unwrap();
+        let (mut row, _) = rows_of(running);
+        row.stop = Some(StopRequest::Stop);
+        assert_eq!(shown_status(&row), (RunStatus::Terminating, Some(RunTerminationReason::StoppedByUser)));
+        row.status = RunStatus::Done;
+        row.state.termination_reason = Some(RunTerminationReason::AllJobsDone);
+        assert_eq!(shown_status(&row), (RunStatus::Done, Some(RunTerminationReason::AllJobsDone)));
+    }
+}

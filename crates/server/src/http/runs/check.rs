@@ -134,7 +134,12 @@ mod tests {
     #[track_caller]
     fn check(keys: Value, expected: Option<&str>) {
         let mut configuration = json!({ "type": "task", "commands": ["x"] });
-        configuration.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        let is_task = keys.get("type").is_none();
+        if is_task {
+            configuration.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        } else {
+            configuration = keys;
+        }
         let spec: RunSpec = serde_json::from_value(json!({ "configuration": configuration })).unwrap();
         let refused = check_supported(&spec).err().map(|error| error.to_string());
         match expected {
@@ -152,8 +157,8 @@ mod tests {
             json!({ "utilization_policy": { "min_gpu_utilization": 10, "time_window": "10m" } }),
             Some("`utilization_policy`"),
         );
-        check(json!({ "type": "dev-environment", "commands": null }), Some("SSH access"));
-        check(json!({ "type": "service", "port": 80 }), Some("`type: service`"));
+        check(json!({ "type": "dev-environment" }), Some("SSH access"));
+        check(json!({ "type": "service", "port": 80, "commands": ["x"] }), Some("`type: service`"));
         check(json!({ "docker": true }), Some("`docker: true`"));
         check(json!({ "dstack": true }), Some("`dstack: true`"));
         check(json!({ "setup": ["a"] }), Some("`setup`"));

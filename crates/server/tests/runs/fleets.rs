@@ -1,0 +1,129 @@
+//! Fleets: names, changes in place, instances, deletion, lists.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::TestServer;
+use crate::support::{events, main, server_with_cloud};
+
+#[tokio::test]
+async fn a_fleet_without_a_name_gets_one() {
+    let server = TestServer::new().await;
+    let fleet = server.apply_fleet(json!({})).await;
+    let name = fleet["name"].as_str().unwrap();
+    assert_eq!(name.split('-').count(), 2, "{name}");
+    assert_eq!(fleet["spec"]["configuration"]["name"], name);
+}
+
+#[tokio::test]
+async fn a_fleet_is_changed_in_place_as_planned() {
+    let server = TestServer::new().await;
+    let made = server.apply_fleet(json!({"name": "tpl"})).await;
+    let spec = |keys: Value| {
+        let mut configuration = json!({"type": "fleet", "name": "tpl", "nodes": "0..3"});
+        configuration.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        json!({"configuration": configuration, "profile": {}})
+    };
+    let plan = server.post(&main("fleets/get_plan"), json!({"spec": spec(json!({}))})).await.ok();
+    assert_eq!((&plan["action"], &plan["current_resource"]["id"]), (&json!("update"), &made["id"]));
+    let recreate = server.post(&main("fleets/get_plan"), json!({"spec": spec(json!({"blocks": 2}))})).await.ok();
+    assert_eq!(recreate["action"], "create");
+    let apply = |current: Value, force: bool| json!({"plan": {"spec": plan["spec"], "current_resource": current}, "force": force});
+    let message = "Failed to apply plan. Resource has been changed. Try again or use force apply.";
+    server.post(&main("fleets/apply"), apply(Value::Null, false)).await.expect_bad_request(message, "error");
+    let mut seen = plan["current_resource"].clone();
+    seen["spec"].as_object_mut().unwrap().remove("autocreated");
+    let changed = server.post(&main("fleets/apply"), apply(seen, false)).await.ok();
+    assert_eq!(changed["id"], made["id"]);
+    assert_eq!(changed["spec"]["configuration"]["nodes"], json!({"min": 0, "max": 3}));
+    let told = events(&server, json!({"target_fleets": [made["id"]]})).await;
+    let message = "Fleet updated. Changed fields: nodes".to_owned();
+    assert_eq!(told[0], (message, Some("admin".to_owned())));
+    let blocks = json!({"plan": {"spec": spec(json!({"blocks": 2}))}, "force": true});
+    let refused = server.post(&main("fleets/apply"), blocks).await;
+    assert_eq!(refused.status, 400, "{}", refused.body);
+}
+
+#[tokio::test]
+async fn what_this_server_lacks_is_refused() {
+    let server = TestServer::new().await;
+    let spec = json!({"configuration": {"type": "fleet", "ssh_config": {"user": "u", "hosts": ["1.2.3.4"]}}, "profile": {}});
+    let message = "SSH fleets are not supported yet by this server";
+    server.post(&main("fleets/get_plan"), json!({ "spec": spec })).await.expect_bad_request(message, "error");
+    let apply = json!({"plan": {"spec": spec}, "force": false});
+    server.post(&main("fleets/apply"), apply).await.expect_bad_request(message, "error");
+}
+
+#[tokio::test]
+async fn a_deleted_fleet_ends_at_once_and_is_gone_when_its_instances_are() {
+    let server = server_with_cloud().await;
+    let fleet = server.apply_fleet(json!({"name": "fix", "nodes": 1})).await;
+    assert_eq!(fleet["instances"][0]["name"], "fix-0");
+    server.post(&main("fleets/delete"), json!({"names": ["fix", "nosuch"]})).await.ok();
+    let mut statuses = vec![];
+    for _ in 0..500 {
+        let got = server.post(&main("fleets/get"), json!({"name": "fix"})).await;
+        if got.status == 400 {
+            got.expect_bad_request("Resource not found", "resource_not_exists");
+            break;
+        }
+        statuses.push(got.ok()["status"].as_str().unwrap().to_owned());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(statuses.iter().all(|status| status == "terminating"), "{statuses:?}");
+    assert!(statuses.len() < 500);
+    let by_id = server.post(&main("fleets/get"), json!({"id": fleet["id"]})).await.ok();
+    assert_eq!(by_id["status"], "terminated");
+    let told = events(&server, json!({"target_fleets": [fleet["id"]]})).await;
+    let ends: Vec<_> = told.iter().filter(|(message, _)| message.contains("-> TERMINATING")).collect();
+    assert_eq!(ends, [&("Fleet status changed ACTIVE -> TERMINATING".to_owned(), Some("admin".to_owned()))]);
+    assert_eq!(server.post(&main("fleets/list"), Value::Null).await.ok(), json!([]));
+    let all = server.post("/api/fleets/list", json!({})).await.ok();
+    assert_eq!(all.as_array().unwrap().len(), 1);
+    assert_eq!(server.post("/api/fleets/list", json!({"only_active": true})).await.ok(), json!([]));
+    let instances = server.post("/api/instances/list", json!({})).await.ok();
+    assert_eq!(instances[0]["status"], "terminated");
+    let one = server.post(&main("instances/get"), json!({"id": instances[0]["id"]})).await.ok();
+    assert_eq!(one, instances[0]);
+}
+
+#[tokio::test]
+async fn lists_of_all_projects_come_in_pages() {
+    let server = TestServer::new().await;
+    for name in ["aa", "bb", "cc"] {
+        server.apply_fleet(json!({ "name": name })).await;
+    }
+    let mut page = json!({"limit": 1});
+    let mut names = vec![];
+    loop {
+        let fleets = server.post("/api/fleets/list", page.clone()).await.ok();
+        let Some(last) = fleets.as_array().unwrap().last() else { break };
+        page["prev_created_at"] = last["created_at"].clone();
+        page["prev_id"] = last["id"].clone();
+        names.push(last["name"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(names, ["cc", "bb", "aa"]);
+    let bob = server.user("bob").await;
+    assert_eq!(server.post_as(&bob, "/api/fleets/list", json!({})).await.ok(), json!([]));
+}
+
+#[tokio::test]
+async fn accelerators_are_grouped() {
+    let server = server_with_cloud().await;
+    let spec = json!({"configuration": {"type": "task", "image": "scratch", "commands": [":"],
+        "resources": {"cpu": "1..", "memory": "0..", "gpu": "H100", "disk": null}}});
+    let list = |group_by: Value| json!({"run_spec": spec, "group_by": group_by});
+    let grouped = server.post(&main("gpus/list"), list(json!(["backend", "region"]))).await.ok();
+    let expected = json!({"gpus": [{
+        "name": "H100", "memory_mib": 81920, "vendor": "nvidia", "availability": ["available"], "spot": ["on-demand"],
+        "count": {"min": 8, "max": 8}, "price": {"min": 2.5, "max": 2.5}, "offer_price": {"min": 20.0, "max": 20.0},
+        "backend": "cudo", "region": "fake-1",
+    }]});
+    assert_eq!(grouped, expected);
+    let plain = server.post(&main("gpus/list"), list(Value::Null)).await.ok();
+    assert_eq!(plain["gpus"][0]["backends"], json!(["cudo"]));
+    assert!(plain["gpus"][0].get("regions").is_none() && plain.get("cpus").is_none());
+    let wrong = server.post(&main("gpus/list"), list(json!(["region"]))).await;
+    wrong.expect_bad_request("Cannot group by 'region' without also grouping by 'backend'", "error");
+}
