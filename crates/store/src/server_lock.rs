@@ -10,19 +10,29 @@ use crate::error::Result;
 #[derive(Debug)]
 pub struct ServerLock {
     // Nothing but its being open counts.
-    _connection: Option<PgConnection>,
+    connection: Option<PgConnection>,
+}
+
+impl ServerLock {
+    /// Lets go of the lock at once; without it, the database takes a moment to notice.
+    pub async fn release(self) -> Result<()> {
+        match self.connection {
+            Some(connection) => Ok(connection.close().await?),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Takes the lock of a database; none if another server holds it. An SQLite file is locked by its folder.
 pub async fn take(db: &Db) -> Result<Option<ServerLock>> {
-    let Db::Postgres(pool) = db else { return Ok(Some(ServerLock { _connection: None })) };
+    let Db::Postgres(pool) = db else { return Ok(Some(ServerLock { connection: None })) };
     let connection: PoolConnection<Postgres> = pool.acquire().await?;
     // Out of the pool, which would hand it to others and close it one day.
     let mut connection = connection.detach();
     // The number only has to differ from those of other programs on the same database.
     let sql = "SELECT pg_try_advisory_lock(1685288803, hashtext(current_schema()))";
     if sqlx::query(sql).fetch_one(&mut connection).await?.try_get::<bool, _>(0)? {
-        return Ok(Some(ServerLock { _connection: Some(connection) }));
+        return Ok(Some(ServerLock { connection: Some(connection) }));
     }
     connection.close().await?;
     Ok(None)

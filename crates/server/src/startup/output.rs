@@ -35,7 +35,8 @@ pub(crate) fn start_log(level: &str, debug: bool) {
         _ => "info",
     };
     // What libraries log is for those who debug the server.
-    let directives = if debug { "debug".to_owned() } else { format!("warn,server={level},backends={level}") };
+    let directives =
+        if debug { "debug,h2=info,sqlx=info".to_owned() } else { format!("warn,server={level},backends={level}") };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(directives));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use api::ids::ServerId;
@@ -14,6 +15,7 @@ use store::projects::ProjectRow;
 use store::server_lock::{self, ServerLock};
 use store::users::UserRow;
 use store::{Db, projects, server_state, users};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::lock::DataLock;
@@ -28,6 +30,12 @@ use crate::private_files;
 use crate::sealing::Sealer;
 use crate::settings::Settings;
 use crate::wake::Wake;
+
+/// How long a server that has just ended may hold the lock of the database: its connection must be noticed gone.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often the lock is tried.
+const LOCK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What the database keeps to know whether the keys fit.
 const SEALING_CHECK: &str = "sealing_check";
@@ -70,18 +78,40 @@ pub(super) async fn open_database(args: &ServerArgs, data: &Path) -> anyhow::Res
         }
         None => open_sqlite(&data.join("sqlite.db"), data).await?,
     };
-    let Some(database) = server_lock::take(&db).await.context("take the lock of the database")? else {
-        bail!("another dstack server uses the database at DSTACK_DATABASE_URL. Stop it first");
-    };
+    let database = lock_database(&db).await?;
     store::migrate(&db).await.context("bring the database up to this release")?;
-    Ok((db, Locks { _folder: folder, _database: database }))
+    Ok((db, Locks { folder, database }))
+}
+
+async fn lock_database(db: &Db) -> anyhow::Result<ServerLock> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        let taken = server_lock::take(db).await.context("take the lock of the database")?;
+        if let Some(lock) = taken {
+            return Ok(lock);
+        }
+        if deadline <= Instant::now() {
+            bail!("another dstack server uses the database at DSTACK_DATABASE_URL. Stop it first");
+        }
+        tokio::time::sleep(LOCK_INTERVAL).await;
+    }
 }
 
 /// What keeps other servers away.
 #[derive(Debug)]
 pub(super) struct Locks {
-    _folder: Option<DataLock>,
-    _database: ServerLock,
+    folder: Option<DataLock>,
+    database: ServerLock,
+}
+
+impl Locks {
+    /// Lets the next server start at once.
+    pub(super) async fn release(self) {
+        if let Err(error) = self.database.release().await {
+            tracing::debug!("the lock of the database ends with its connection: {error}");
+        }
+        drop(self.folder);
+    }
 }
 
 async fn open_sqlite(path: &Path, data: &Path) -> anyhow::Result<(Db, Option<DataLock>)> {

@@ -102,11 +102,11 @@ impl Server {
                 _ = reconciler.await;
             }
             self.deps.db.close().await;
+            self.locks.release().await;
         };
         if tokio::time::timeout(LAST_STEPS, rest).await.is_err() {
             tracing::warn!("some reconcilers were cut off; the next start takes up where they were");
         }
-        drop(self.locks);
     }
 }
 
