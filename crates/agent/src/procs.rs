@@ -40,6 +40,23 @@ pub(crate) fn find(job: JobId, ancestor: Option<Pid>) -> Vec<Pid> {
     found
 }
 
+/// Whether the last process of a job that is to end is its interactive shell.
+///
+/// An interrupted `sh -i -c …` gives up its commands, goes to its prompt and ignores SIGTERM there, so the job would
+/// only end with its grace. A program that took the shell's place by `exec` has another command line.
+pub(crate) fn is_shell_at_its_prompt(process: Pid, argv: &[String]) -> bool {
+    let is_interactive = argv.get(1).is_some_and(|flag| flag == "-i");
+    let command_line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+    let args: Vec<&[u8]> = command_line.strip_suffix(b"\0").unwrap_or_default().split(|byte| *byte == 0).collect();
+    is_interactive && args.len() == argv.len() && args.iter().zip(argv).all(|(left, right)| *left == right.as_bytes())
+}
+
+/// Tells a shell that its terminal is gone.
+pub(crate) fn hang_up(shell: Pid) {
+    // It may have ended meanwhile.
+    let _ = kill(shell, Signal::SIGHUP);
+}
+
 /// Sends a signal to every process of a job and answers how many there were.
 pub(crate) fn signal_all(job: JobId, ancestor: Option<Pid>, signal: Signal) -> usize {
     let processes = find(job, ancestor);

@@ -333,7 +333,15 @@ impl Supervisor {
         let signal = ending.due(now);
         let left = match signal {
             Some(signal) => procs::signal_all(job, this, signal),
-            None => procs::find(job, this).len(),
+            None => {
+                let left = procs::find(job, this);
+                if let [last] = left[..]
+                    && procs::is_shell_at_its_prompt(last, &self.job.spec.argv)
+                {
+                    procs::hang_up(last);
+                }
+                left.len()
+            }
         };
         let hopeless = ending.is_hopeless(now);
         let prepared = self.preparing.is_none();

@@ -12,6 +12,9 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 /// How long the engine may take to answer, in seconds. Pulls are watched apart.
 const TIMEOUT_SECS: u64 = 120;
+/// How long a network that somebody else makes may stay out of sight, and how often it is looked for.
+const NETWORK_APPEARS: std::time::Duration = std::time::Duration::from_secs(5);
+const NETWORK_LOOK: std::time::Duration = std::time::Duration::from_millis(50);
 /// How long it may take to say who it is.
 const PING_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
@@ -90,10 +93,15 @@ pub(crate) async fn ensure_network(docker: &Docker, name: &str, subnet: &str) ->
         ..NetworkCreateRequest::default()
     };
     let created = docker.create_network(request).await;
-    match (created, docker.inspect_network(name, None).await) {
-        // Whoever made it, it is there. Two networks of one name would have overlapping subnets.
-        (_, Ok(_)) => Ok(()),
-        (created, Err(error)) => created.map(|_| ()).and(Err(error)),
+    // The agents of one host's machines make the same network at the same time. The engine refuses the second one's
+    // subnet before the first one's network can be seen.
+    let deadline = tokio::time::Instant::now() + NETWORK_APPEARS;
+    loop {
+        match docker.inspect_network(name, None).await {
+            Ok(_) => return Ok(()),
+            Err(error) if tokio::time::Instant::now() >= deadline => return created.map(|_| ()).and(Err(error)),
+            Err(_) => tokio::time::sleep(NETWORK_LOOK).await,
+        }
     }
 }
 
