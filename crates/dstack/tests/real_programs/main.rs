@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod containers;
 mod local;
 mod official_client;
 mod rig;

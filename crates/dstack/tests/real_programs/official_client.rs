@@ -23,23 +23,27 @@ impl Official<'_> {
     }
 }
 
-/// Text without what differs from day to day: spaces of tables, times, and ends of lines.
+/// Text without what differs from day to day and from machine to machine: the spaces of tables, times, and how
+/// much this machine has.
 fn normal(text: &str) -> String {
     let lines = text.lines().map(|line| {
-        let words: Vec<String> = line.split_whitespace().map(normal_word).collect();
-        words.join(" ").replace("N sec ago", "NOW").replace("N secs ago", "NOW").replace("now", "NOW")
+        let words: Vec<&str> = line.split_whitespace().map(normal_word).collect();
+        words.join(" ").replace("N sec ago", "now").replace("N secs ago", "now")
     });
     lines.collect::<Vec<_>>().join("\n").trim().to_owned()
 }
 
-fn normal_word(word: &str) -> String {
-    let is_time =
-        word.contains(':') && word.chars().all(|c| c.is_ascii_digit() || c == ':' || c == '[' || c == ']');
-    let is_number = word.chars().all(|c| c.is_ascii_digit());
-    match (is_time, is_number) {
-        (true, _) => "TIME".to_owned(),
-        (_, true) => "N".to_owned(),
-        _ => word.to_owned(),
+fn normal_word(word: &str) -> &str {
+    let is_of = |chars: &str| word.chars().all(|c| c.is_ascii_digit() || chars.contains(c));
+    let is_open = word.contains("..");
+    match word {
+        _ if word.contains(':') && is_of(":[]") => "TIME",
+        _ if word.starts_with("[20") && is_of("[-") => "[DATE",
+        _ if is_of("") => "N",
+        _ if word.starts_with("cpu=x86:") && !is_open => "CPU",
+        _ if word.starts_with("mem=") && !is_open => "MEM",
+        _ if word.starts_with("disk=") && !is_open => "DISK",
+        _ => word,
     }
 }
 
@@ -64,28 +68,49 @@ fn the_official_client_works_with_our_server() {
 
 fn fleets_come(official: &Official<'_>) {
     official.rig.write("fleet.dstack.yml", FLEET);
-    let applied = official.says(&["apply", "-f", "fleet.dstack.yml", "-y"]);
-    println!("{applied}");
-    for row in ["Project main", "User admin", "Type fleet", "Fleet type cloud", "Placement cluster"] {
-        assert!(applied.lines().any(|line| line == row), "`{row}` is missing:\n{applied}");
-    }
-    assert!(applied.contains("Fleet pair does not exist yet."), "{applied}");
-    let listed = official.says(&["fleet"]);
-    println!("{listed}");
-    assert!(listed.starts_with("NAME NODES GPU SPOT BACKEND PRICE STATUS CREATED"), "{listed}");
-    let again = official.says(&["apply", "-f", "fleet.dstack.yml", "-y"]);
-    assert!(again.contains("No configuration changes detected. Use --force to apply anyway."), "{again}");
-    let verbose = official.says(&["fleet", "-v"]);
-    assert!(
-        verbose.starts_with("NAME NODES RESOURCES DRIVER SPOT BACKEND PRICE STATUS CREATED ERROR"),
-        "{verbose}"
+    assert_eq!(
+        official.says(&["apply", "-f", "fleet.dstack.yml", "-y"]),
+        "Project main
+User admin
+Configuration fleet.dstack.yml
+Type fleet
+Fleet type cloud
+Nodes min=2 target=2 max=2
+Placement cluster
+Resources cpu=1.. mem=0.25GB.. disk=1GB.. gpu=0..
+Spot policy on-demand
+
+# BACKEND REGION INSTANCE RESOURCES SPOT PRICE
+N ssh local local CPU MEM DISK no $0
+
+Fleet pair does not exist yet.
+NAME NODES GPU SPOT BACKEND PRICE STATUS CREATED
+pair N on-demand * active TIME
+instance=0 - ssh (local) idle TIME
+instance=1 - ssh (local) idle TIME"
     );
+    assert_eq!(
+        official.says(&["fleet"]),
+        "NAME NODES GPU SPOT BACKEND PRICE STATUS CREATED
+pair N on-demand * active now
+instance=0 - ssh (local) idle now
+instance=1 - ssh (local) idle now"
+    );
+    assert_eq!(
+        official.says(&["fleet", "-v"]),
+        "NAME NODES RESOURCES DRIVER SPOT BACKEND PRICE STATUS CREATED ERROR
+pair N (cluster) cpu=1.. mem=0.25GB.. disk=1GB.. gpu=0.. on-demand * active now
+instance=0 CPU MEM DISK ssh (local) idle now
+instance=1 CPU MEM DISK ssh (local) idle now"
+    );
+    let again = official.says(&["apply", "-f", "fleet.dstack.yml", "-y"]);
+    assert!(again.ends_with("No configuration changes detected. Use --force to apply anyway."), "{again}");
 
     let offers = official.says(&["offer"]);
-    assert!(offers.contains("# BACKEND RESOURCES INSTANCE TYPE PRICE"), "{offers}");
+    assert!(offers.contains("# BACKEND RESOURCES INSTANCE TYPE PRICE\n"), "{offers}");
     let offers = official.run(&["offer", "--json"]).expect_status(0);
     let offers: serde_json::Value = serde_json::from_slice(&offers.stdout).expect("`--json` prints JSON");
-    assert_eq!(offers["project"], "main");
+    assert_eq!((&offers["project"], &offers["user"]), (&"main".into(), &"admin".into()));
     assert!(offers["offers"].is_array(), "{offers}");
 }
 
@@ -93,14 +118,30 @@ fn runs_come_and_go(official: &Official<'_>) {
     let task = "type: task\nname: hello\ncommands:\n  - echo hello from $DSTACK_RUN_NAME\n  - echo second line\n\
                 resources: {cpu: 1.., memory: 256MB.., disk: 1GB..}\n";
     official.rig.write("hello.dstack.yml", task);
-    let applied = official.says(&["apply", "-f", "hello.dstack.yml", "-R", "-y", "-d"]);
-    println!("{applied}");
-    assert!(applied.contains("# BACKEND RESOURCES INSTANCE TYPE PRICE"), "{applied}");
-    assert!(applied.ends_with("Run hello submitted, detaching..."), "{applied}");
+    assert_eq!(
+        official.says(&["apply", "-f", "hello.dstack.yml", "-R", "-y", "-d"]),
+        "Project main
+User admin
+Type task (nodes=1)
+Resources cpu=x86:1.. mem=0.25GB.. disk=1GB.. gpu=nvidia:0..
+Spot policy on-demand
+Max price off
+Retry policy off
+Creation policy reuse
+Idle duration 5m
+Max duration off
+
+# BACKEND RESOURCES INSTANCE TYPE PRICE
+N ssh (local) CPU MEM DISK local $0 idle
+N ssh (local) CPU MEM DISK local $0 idle
+
+Run hello submitted, detaching..."
+    );
     official.rig.wait_for_status("hello", "done");
-    let listed = official.says(&["ps"]);
-    println!("{listed}");
-    assert!(listed.contains("hello") && listed.contains("exited (0)"), "{listed}");
+    assert_eq!(
+        official.says(&["ps"]),
+        "NAME BACKEND GPU PRICE STATUS SUBMITTED\nhello ssh (local) - $0 exited (0) now"
+    );
     let logs = official.run(&["logs", "hello"]).expect_status(0).text();
     assert_eq!(logs.replace('\r', ""), "hello from hello\nsecond line\n");
 
@@ -111,18 +152,36 @@ fn runs_come_and_go(official: &Official<'_>) {
     official.rig.wait_for_status("long", "running");
     assert_eq!(official.says(&["stop", "long", "-y"]), "Stopped");
     official.rig.wait_for_status("long", "terminated");
-    let listed = official.says(&["ps", "-a"]);
-    println!("{listed}");
-    assert!(listed.contains("stopped"), "{listed}");
+    assert_eq!(
+        official.says(&["ps", "-a"]),
+        "NAME BACKEND GPU PRICE STATUS SUBMITTED
+long - - stopped now
+job=0 ssh (local) - $0 stopped now
+job=1 ssh (local) - $0 stopped now
+hello ssh (local) - $0 exited (0) now"
+    );
 
     let run = official.run(&["run", "get", "hello", "--json"]).expect_status(0);
     let run: serde_json::Value = serde_json::from_slice(&run.stdout).expect("`--json` prints JSON");
     assert_eq!(run["status"], "done");
     assert_eq!(run["run_spec"]["configuration"]["type"], "task");
 
-    let events = official.says(&["event", "--within-run", "hello"]);
-    println!("{events}");
-    assert!(events.contains("[run hello] Run submitted. Status: SUBMITTED"), "{events}");
+    assert_eq!(
+        official.says(&["event", "--within-run", "hello"]),
+        "[DATE TIME [👤admin] [run hello] Run submitted. Status: SUBMITTED
+[DATE TIME [job hello-0-0] Job created on run submission. Status: SUBMITTED
+[DATE TIME [job hello-0-0, instance pair-0] Job assigned to instance. Instance blocks: 1/1 busy
+[DATE TIME [job hello-0-0] Job status changed SUBMITTED -> PROVISIONING
+[DATE TIME [run hello] Run status changed SUBMITTED -> PROVISIONING
+[DATE TIME [job hello-0-0] Job status changed PROVISIONING -> PULLING
+[DATE TIME [job hello-0-0] Job status changed PULLING -> RUNNING
+[DATE TIME [run hello] Run status changed PROVISIONING -> RUNNING
+[DATE TIME [job hello-0-0] Job status changed RUNNING -> TERMINATING. Termination reason: DONE_BY_RUNNER
+[DATE TIME [job hello-0-0] Job status changed TERMINATING -> DONE
+[DATE TIME [job hello-0-0, instance pair-0] Job unassigned from instance. Instance blocks: 0/1 busy
+[DATE TIME [run hello] Run status changed RUNNING -> TERMINATING. Termination reason: ALL_JOBS_DONE
+[DATE TIME [run hello] Run status changed TERMINATING -> DONE"
+    );
     assert_eq!(official.says(&["delete", "-f", "hello.dstack.yml", "-y"]), "Run hello deleted");
 
     let missing = official.run(&["logs", "nosuch"]).expect_status(1);

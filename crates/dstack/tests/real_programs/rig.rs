@@ -58,8 +58,13 @@ pub(crate) struct Ended {
 impl Rig {
     /// Starts a server, or says why it cannot and answers nothing.
     pub(crate) fn start(test: &str) -> Option<Rig> {
+        Rig::start_with_agent("DSTACK_TEST_AGENT", test)
+    }
+
+    /// Starts a server whose agent is the program that a variable names.
+    pub(crate) fn start_with_agent(variable: &str, test: &str) -> Option<Rig> {
         let dstack = program("DSTACK_TEST_DSTACK", test)?;
-        let agent = program("DSTACK_TEST_AGENT", test)?;
+        let agent = program(variable, test)?;
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let dir = env::temp_dir().join(format!("dstack-real-{}-{number}", process::id()));
         fs::create_dir_all(dir.join("home")).expect("the temporary directory is writable");
