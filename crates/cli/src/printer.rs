@@ -169,13 +169,16 @@ impl Printer {
         write!(self.out, "{question} [y/n]: ")?;
         self.flush()?;
         let mut input = std::mem::replace(&mut self.input, Box::new(io::empty()));
-        let reading = tokio::task::spawn_blocking(move || {
+        // Not a thread of the runtime, whose end would wait for it.
+        let (sender, answer) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
             let mut answer = String::new();
             let read = input.read_line(&mut answer);
-            (input, read.map(|_| answer))
+            // Nobody listens after an interrupt.
+            let _ = sender.send((input, read.map(|_| answer)));
         });
         tokio::select! {
-            answer = reading => {
+            answer = answer => {
                 let (input, answer) = answer.map_err(io::Error::other)?;
                 self.input = input;
                 Ok(Some(answer?.trim().eq_ignore_ascii_case("y")))
