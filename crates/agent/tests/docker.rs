@@ -157,7 +157,7 @@ async fn user_mounts_files_and_environment_are_as_ordered() {
          tr -s ' ' | cut -d' ' -f2; [ -e /dstack/task/job.json ] || echo no secrets",
     );
     spec.user = Some("nobody:100".to_owned());
-    spec.working_dir = Some("/work/here".to_owned());
+    spec.working_dir = Some("/srv/here".to_owned());
     spec.cluster.node_ips = vec!["10.1.1.1".to_owned()];
     edit(&mut spec).home_dir = Some("/home/default".to_owned());
     edit(&mut spec).shm_size_bytes = Some(32 << 20);
