@@ -4,12 +4,12 @@ use crate::ids::Ids;
 
 const ADJECTIVES: &[&str] = &[
     "able", "agile", "amber", "bold", "brave", "brief", "bright", "brisk", "calm", "careful", "clever", "cold",
-    "cool", "crisp", "curious", "daring", "deep", "eager", "early", "easy", "fair", "fast", "fine", "firm", "fresh",
-    "gentle", "glad", "golden", "good", "grand", "green", "happy", "hardy", "honest", "keen", "kind", "large",
-    "light", "lively", "loud", "loyal", "lucky", "mellow", "merry", "mild", "modest", "neat", "nice", "noble",
-    "plain", "polite", "proud", "quick", "quiet", "rapid", "rare", "ready", "round", "sharp", "shy", "silent",
-    "silver", "slim", "smart", "smooth", "soft", "solid", "steady", "strong", "sunny", "swift", "tall", "tidy",
-    "tiny", "warm", "wise", "witty", "young",
+    "cool", "crisp", "curious", "daring", "deep", "eager", "early", "easy", "fair", "fast", "fine", "firm",
+    "fresh", "gentle", "glad", "golden", "good", "grand", "green", "happy", "hardy", "honest", "keen", "kind",
+    "large", "light", "lively", "loud", "loyal", "lucky", "mellow", "merry", "mild", "modest", "neat", "nice",
+    "noble", "plain", "polite", "proud", "quick", "quiet", "rapid", "rare", "ready", "round", "sharp", "shy",
+    "silent", "silver", "slim", "smart", "smooth", "soft", "solid", "steady", "strong", "sunny", "swift", "tall",
+    "tidy", "tiny", "warm", "wise", "witty", "young",
 ];
 
 const ANIMALS: &[&str] = &[

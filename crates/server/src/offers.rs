@@ -136,7 +136,8 @@ fn cannot(capabilities: Capabilities, query: &OffersQuery<'_>) -> Option<&'stati
         return Some("has no spot machines, which `spot_policy: spot` asks for");
     }
     let reservation = query.requirements.reservation.as_ref().or(query.profile.reservation.as_ref());
-    (reservation.is_some() && !capabilities.reservations).then_some("has no reservations, which `reservation` needs")
+    (reservation.is_some() && !capabilities.reservations)
+        .then_some("has no reservations, which `reservation` needs")
 }
 
 /// Sorts a backend's offers into what can be bought, what cannot, and why the rest does not suit.
@@ -228,7 +229,8 @@ fn zones_of(offer: &BackendOffer, query: &OffersQuery<'_>) -> Result<Vec<Option<
         listed.is_none_or(|list| list.iter().any(|one| one.eq_ignore_ascii_case(zone)))
             && at_home.is_none_or(|home| home == zone)
     };
-    let is_restricted = query.profile.availability_zones.is_some() || query.home.is_some_and(|home| home.zone.is_some());
+    let is_restricted =
+        query.profile.availability_zones.is_some() || query.home.is_some_and(|home| home.zone.is_some());
     let Some(zones) = offer.zones.as_ref().filter(|zones| !zones.is_empty()) else {
         if query.profile.availability_zones.is_some() {
             return Err("it has no zones, so `availability_zones` excludes it".to_owned());
@@ -305,7 +307,12 @@ mod tests {
     }
 
     #[track_caller]
-    fn check_zones(profile: serde_json::Value, cluster: bool, zones: Option<&[&str]>, expected: Result<&[Option<&str>], &str>) {
+    fn check_zones(
+        profile: serde_json::Value,
+        cluster: bool,
+        zones: Option<&[&str]>,
+        expected: Result<&[Option<&str>], &str>,
+    ) {
         let profile: ProfileParams = serde_json::from_value(profile).unwrap();
         let configuration = serde_json::from_value(json!({ "type": "fleet", "nodes": 1 })).unwrap();
         let requirements = fleet_requirements(&configuration, &profile);
@@ -329,7 +336,12 @@ mod tests {
         check_zones(json!({}), false, None, Ok(&[None]));
         check_zones(json!({ "regions": ["EAST"] }), false, None, Ok(&[None]));
         check_zones(json!({ "regions": ["west"] }), false, None, Err("region `east` is not in `regions`"));
-        check_zones(json!({ "instance_types": ["x"] }), false, None, Err("type `small` is not in `instance_types`"));
+        check_zones(
+            json!({ "instance_types": ["x"] }),
+            false,
+            None,
+            Err("type `small` is not in `instance_types`"),
+        );
         check_zones(json!({ "max_price": 1.5 }), false, None, Err("$2 an hour is over `max_price` 1.5"));
         check_zones(json!({ "spot_policy": "spot" }), false, None, Err("it is not spot"));
         check_zones(json!({ "spot_policy": "auto" }), false, None, Ok(&[None]));

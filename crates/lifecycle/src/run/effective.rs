@@ -74,7 +74,9 @@ fn vendor_of(name: &str) -> Option<AcceleratorVendor> {
     let name = name.to_ascii_uppercase();
     let is = |list: &[&str]| list.contains(&name.as_str());
     let is_tpu = name.rsplit_once('-').is_some_and(|(generation, cores)| {
-        TPU_GENERATIONS.contains(&generation) && !cores.is_empty() && cores.bytes().all(|byte| byte.is_ascii_digit())
+        TPU_GENERATIONS.contains(&generation)
+            && !cores.is_empty()
+            && cores.bytes().all(|byte| byte.is_ascii_digit())
     });
     if is(NVIDIA) || name.starts_with("RTX") {
         Some(AcceleratorVendor::Nvidia)
@@ -96,7 +98,9 @@ pub fn check_submission(effective: &RunSpec) -> Result<(), String> {
     }
     let common = effective.configuration.common();
     if let Some(name) = common.env.from_caller().next() {
-        return Err(format!("The value of the environment variable `{name}` is not known: send it with the request"));
+        return Err(format!(
+            "The value of the environment variable `{name}` is not known: send it with the request"
+        ));
     }
     for resources in all_resources(&effective.configuration) {
         check_image(common, resources)?;
@@ -154,35 +158,35 @@ mod tests {
 
     use super::*;
 
-    fn spec(configuration: serde_json::Value) -> RunSpec {
+    fn spec(configuration: &serde_json::Value) -> RunSpec {
         serde_json::from_value(json!({ "configuration": configuration })).unwrap()
     }
 
     #[track_caller]
-    fn check_vendor(extra: serde_json::Value, expected: Option<AcceleratorVendor>) {
+    fn check_vendor(extra: &serde_json::Value, expected: Option<AcceleratorVendor>) {
         let mut configuration = json!({ "type": "task", "commands": ["x"] });
         configuration.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
-        let effective = fill_defaults(spec(configuration), "key");
+        let effective = fill_defaults(spec(&configuration), "key");
         let gpu = effective.configuration.common().resources.gpu.clone();
         assert_eq!(gpu.and_then(|gpu| gpu.vendor), expected);
     }
 
     #[test]
     fn the_vendor_is_inferred_from_names_or_the_default_image() {
-        check_vendor(json!({}), Some(AcceleratorVendor::Nvidia));
-        check_vendor(json!({ "image": "x" }), None);
-        check_vendor(json!({ "resources": { "gpu": "0" } }), None);
-        check_vendor(json!({ "resources": { "gpu": "h100:8" } }), Some(AcceleratorVendor::Nvidia));
-        check_vendor(json!({ "resources": { "gpu": "H100,RTX4090" } }), Some(AcceleratorVendor::Nvidia));
-        check_vendor(json!({ "resources": { "gpu": "H100,MI300X" } }), None);
-        check_vendor(json!({ "resources": { "gpu": "MI300X" }, "image": "x" }), Some(AcceleratorVendor::Amd));
-        check_vendor(json!({ "resources": { "gpu": "v5litepod-8" } }), Some(AcceleratorVendor::Google));
-        check_vendor(json!({ "resources": { "gpu": "unheard" } }), None);
+        check_vendor(&json!({}), Some(AcceleratorVendor::Nvidia));
+        check_vendor(&json!({ "image": "x" }), None);
+        check_vendor(&json!({ "resources": { "gpu": "0" } }), None);
+        check_vendor(&json!({ "resources": { "gpu": "h100:8" } }), Some(AcceleratorVendor::Nvidia));
+        check_vendor(&json!({ "resources": { "gpu": "H100,RTX4090" } }), Some(AcceleratorVendor::Nvidia));
+        check_vendor(&json!({ "resources": { "gpu": "H100,MI300X" } }), None);
+        check_vendor(&json!({ "resources": { "gpu": "MI300X" }, "image": "x" }), Some(AcceleratorVendor::Amd));
+        check_vendor(&json!({ "resources": { "gpu": "v5litepod-8" } }), Some(AcceleratorVendor::Google));
+        check_vendor(&json!({ "resources": { "gpu": "unheard" } }), None);
     }
 
     #[test]
     fn defaults_are_those_of_the_original() {
-        let effective = fill_defaults(spec(json!({ "type": "task", "commands": ["x"] })), "ssh-ed25519 A me\n");
+        let effective = fill_defaults(spec(&json!({ "type": "task", "commands": ["x"] })), "ssh-ed25519 A me\n");
         assert_eq!(effective.repo_id.as_deref(), Some("none"));
         assert_eq!(effective.repo_data, Some(RepoData::Virtual {}));
         assert_eq!(effective.ssh_key_pub.as_deref(), Some("ssh-ed25519 A me\n"));
@@ -192,7 +196,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check_refused(configuration: serde_json::Value, expected: &str) {
+    fn check_refused(configuration: &serde_json::Value, expected: &str) {
         let effective = fill_defaults(spec(configuration), "");
         assert_eq!(check_submission(&effective), Err(expected.to_owned()));
     }
@@ -200,18 +204,18 @@ mod tests {
     #[test]
     fn submissions_are_refused_in_the_official_words() {
         check_refused(
-            json!({ "type": "task", "commands": ["x"], "resources": { "gpu": "MI300X:1" } }),
+            &json!({ "type": "task", "commands": ["x"], "resources": { "gpu": "MI300X:1" } }),
             "`image` must be set when the requested accelerator is not supported by the default image: ['amd']",
         );
         check_refused(
-            json!({ "type": "task", "commands": ["x"], "resources": { "cpu": "arm:4" } }),
+            &json!({ "type": "task", "commands": ["x"], "resources": { "cpu": "arm:4" } }),
             "`image` must be set when ARM CPU requested",
         );
         check_refused(
-            json!({ "type": "task", "commands": ["x"], "env": ["A"] }),
+            &json!({ "type": "task", "commands": ["x"], "env": ["A"] }),
             "The value of the environment variable `A` is not known: send it with the request",
         );
-        let mut named = spec(json!({ "type": "task", "commands": ["x"] }));
+        let mut named = spec(&json!({ "type": "task", "commands": ["x"] }));
         named.run_name = Some("Bad_Name".to_owned());
         assert_eq!(
             check_submission(&named),

@@ -247,7 +247,10 @@ mod tests {
         check("a${{ secrets.token }}b${{secrets.token}}", Ok("at0p$ecretbt0p$ecret"));
         check("$${{ secrets.token }}", Ok("${{ secrets.token }}"));
         check("a$$b", Ok("a$b"));
-        check("${{ secrets.x }} ${{ env.Y }}", Err(InterpolationError::Missing(vec!["secrets.x".into(), "env.Y".into()])));
+        check(
+            "${{ secrets.x }} ${{ env.Y }}",
+            Err(InterpolationError::Missing(vec!["secrets.x".into(), "env.Y".into()])),
+        );
         check("${{ secrets.token", Err(InterpolationError::Unclosed(" secrets.token".into())));
         check("${{ a b }}", Err(InterpolationError::Illegal("a b".into())));
     }
@@ -280,7 +283,10 @@ mod tests {
             "${{ groups[0].nodes[2].IP_ADDRESS }}",
             Err("`groups[0].nodes[2]` does not exist: the group has 2 nodes"),
         );
-        check_command("${{ groups[2].nodes[0].IP_ADDRESS }}", Err("`groups[2]` does not exist: there are 2 groups"));
+        check_command(
+            "${{ groups[2].nodes[0].IP_ADDRESS }}",
+            Err("`groups[2]` does not exist: there are 2 groups"),
+        );
         check_command(
             "${{ groups[0].nodes.IP }}",
             Err("`groups[0].nodes.IP` is not of the form `groups[0].nodes[1].IP_ADDRESS`"),

@@ -4,8 +4,8 @@
 //! virtual environment itself, so no command of ours ever runs with the user's rights on somebody's machine.
 
 use api::configurations::{
-    CpuArchitecture, Mount, NodeGroupView, OffDuration, PortMapping, ProfileParams, RepoExistsAction, ResourcesSpec,
-    RunConfiguration, Runtime, SpotPolicy, TaskConfiguration, VolumeMount, VolumeNames,
+    CpuArchitecture, Mount, NodeGroupView, OffDuration, PortMapping, ProfileParams, RepoExistsAction,
+    ResourcesSpec, RunConfiguration, Runtime, SpotPolicy, TaskConfiguration, VolumeMount, VolumeNames,
 };
 use api::jobs::{AppSpec, JobSpec, Requirements, Retry, UnixUser};
 use api::runs::RunSpec;
@@ -83,7 +83,8 @@ pub fn job_specs(effective: &RunSpec, default_image: &str) -> Result<Vec<JobSpec
 /// The command and its arguments. Empty: the image's own.
 fn argv(task: &TaskConfiguration, commands: &[String]) -> Result<Vec<String>, String> {
     if let Some(entrypoint) = &task.entrypoint {
-        let mut argv = split_words(entrypoint).ok_or_else(|| format!("`entrypoint` has an open quote: {entrypoint}"))?;
+        let mut argv =
+            split_words(entrypoint).ok_or_else(|| format!("`entrypoint` has an open quote: {entrypoint}"))?;
         argv.extend(commands.iter().cloned());
         return Ok(argv);
     }
@@ -273,8 +274,8 @@ mod tests {
         job_specs(&fill_defaults(spec, "key\n"), IMAGE)
     }
 
-    fn spec_of(configuration: Value) -> JobSpec {
-        specs_of(&configuration).unwrap().remove(0)
+    fn spec_of(configuration: &Value) -> JobSpec {
+        specs_of(configuration).unwrap().remove(0)
     }
 
     /// The first job of a plan for two nodes, as the original printed it, without the commands that it puts before
@@ -315,21 +316,21 @@ mod tests {
     }
 
     #[track_caller]
-    fn check_commands_of(configuration: Value, expected: &[&str]) {
+    fn check_commands_of(configuration: &Value, expected: &[&str]) {
         assert_eq!(spec_of(configuration).commands, expected);
     }
 
     #[test]
     fn commands_run_in_the_shell_that_suits_the_image() {
-        check_commands_of(json!({ "commands": ["a", "b"] }), &["/bin/bash", "-i", "-c", "a && b"]);
-        check_commands_of(json!({ "commands": ["a"], "image": "x" }), &["/bin/sh", "-i", "-c", "a"]);
-        check_commands_of(json!({ "commands": ["a"], "shell": "sh" }), &["/bin/sh", "-i", "-c", "a"]);
-        check_commands_of(json!({ "commands": ["a"], "shell": "/bin/zsh" }), &["/bin/zsh", "-i", "-c", "a"]);
-        check_commands_of(json!({ "commands": ["a &", "b"] }), &["/bin/bash", "-i", "-c", "{ a & } && b"]);
-        check_commands_of(json!({ "commands": ["a"], "runtime": "process" }), &["/bin/bash", "-c", "a"]);
-        check_commands_of(json!({ "image": "x" }), &[]);
+        check_commands_of(&json!({ "commands": ["a", "b"] }), &["/bin/bash", "-i", "-c", "a && b"]);
+        check_commands_of(&json!({ "commands": ["a"], "image": "x" }), &["/bin/sh", "-i", "-c", "a"]);
+        check_commands_of(&json!({ "commands": ["a"], "shell": "sh" }), &["/bin/sh", "-i", "-c", "a"]);
+        check_commands_of(&json!({ "commands": ["a"], "shell": "/bin/zsh" }), &["/bin/zsh", "-i", "-c", "a"]);
+        check_commands_of(&json!({ "commands": ["a &", "b"] }), &["/bin/bash", "-i", "-c", "{ a & } && b"]);
+        check_commands_of(&json!({ "commands": ["a"], "runtime": "process" }), &["/bin/bash", "-c", "a"]);
+        check_commands_of(&json!({ "image": "x" }), &[]);
         check_commands_of(
-            json!({ "image": "x", "entrypoint": "python -c 'a b' \"c \\\" d\" e\\ f", "commands": ["$X", "y z"] }),
+            &json!({ "image": "x", "entrypoint": "python -c 'a b' \"c \\\" d\" e\\ f", "commands": ["$X", "y z"] }),
             &["python", "-c", "a b", "c \" d", "e f", "$X", "y z"],
         );
         let open = specs_of(&json!({ "image": "x", "entrypoint": "sh 'a" }));
@@ -338,7 +339,7 @@ mod tests {
 
     #[test]
     fn processes_need_no_interactive_shell() {
-        let argv = spec_of(json!({ "commands": ["a"] })).commands;
+        let argv = spec_of(&json!({ "commands": ["a"] })).commands;
         assert_eq!(for_processes(&argv), ["/bin/bash", "-c", "a"]);
         let argv = ["python".to_owned(), "-i".to_owned()];
         assert_eq!(for_processes(&argv), argv);
@@ -353,7 +354,9 @@ mod tests {
         .unwrap();
         let places: Vec<_> = specs
             .iter()
-            .map(|spec| (spec.job_num, spec.node_group_index, spec.node_group_name.as_str(), spec.node_group_job_index))
+            .map(|spec| {
+                (spec.job_num, spec.node_group_index, spec.node_group_name.as_str(), spec.node_group_job_index)
+            })
             .collect();
         assert_eq!(places, [(0, 0, "head", 0), (1, 1, "1", 0), (2, 1, "1", 1)]);
         assert_eq!(specs[0].app_specs.as_ref().unwrap().len(), 1);
@@ -365,7 +368,7 @@ mod tests {
 
     #[test]
     fn limits_follow_the_profile() {
-        let spec = spec_of(json!({
+        let spec = spec_of(&json!({
             "commands": ["a"], "max_duration": "2h", "stop_duration": "off", "retry": true, "spot_policy": "auto",
             "max_price": 2.5, "user": "1000:video", "nvcc": true,
         }));

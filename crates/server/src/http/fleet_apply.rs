@@ -132,7 +132,9 @@ fn check(spec: &FleetSpec) -> Result<()> {
         return Err(Error::bad_request("SSH fleets are not supported yet by this server"));
     }
     if spec.configuration.backend_options.as_ref().is_some_and(|options| !options.is_empty()) {
-        return Err(Error::bad_request("`backend_options` is not supported by this server: it has no such backend"));
+        return Err(Error::bad_request(
+            "`backend_options` is not supported by this server: it has no such backend",
+        ));
     }
     Ok(())
 }
@@ -177,7 +179,10 @@ async fn update(
 ) -> Result<api::ids::FleetId> {
     let fleet = &mut row.value;
     if !fleet.wanted {
-        return Err(Error::bad_request(format!("Fleet {} is being deleted. Try again when it is gone.", fleet.name)));
+        return Err(Error::bad_request(format!(
+            "Fleet {} is being deleted. Try again when it is gone.",
+            fleet.name
+        )));
     }
     if let Some(message) = refusal(&fleet.spec, &spec)? {
         return Err(Error::bad_request(message));
@@ -222,12 +227,11 @@ async fn create(deps: &Deps, tx: &mut Tx, access: &Access, mut spec: FleetSpec) 
         spec,
         state: FleetState { user_is_admin: access.is_global_admin(), ..FleetState::default() },
     };
-    match fleets::insert(&mut *tx, &fleet, now).await {
-        Ok(()) => {}
-        // Somebody was faster; the plan is about nothing, and there is something.
-        Err(store::Error::Taken(_)) => return Err(Error::bad_request(CHANGED)),
-        Err(error) => return Err(error.into()),
-    }
+    fleets::insert(&mut *tx, &fleet, now).await.map_err(|error| match error {
+        // Somebody was faster: the plan is about nothing, and there is something.
+        store::Error::Taken(_) => Error::bad_request(CHANGED),
+        other => Error::from(other),
+    })?;
     let target = Target::fleet(fleet.project_id, fleet.id, &fleet.name);
     let event = NewEvent::by_user(access.user.id, "Fleet created. Status: ACTIVE", vec![target]);
     accounts::record(deps, tx, &event).await?;
@@ -237,8 +241,7 @@ async fn create(deps: &Deps, tx: &mut Tx, access: &Access, mut spec: FleetSpec) 
         let instance = new_instance(deps, &fleet, &taken);
         taken.push(instance.instance_num);
         instances::insert(&mut *tx, &instance, now).await?;
-        let target =
-            Target::instance(instance.project_id, instance.fleet_id, instance.id, &instance.state.name);
+        let target = Target::instance(instance.project_id, instance.fleet_id, instance.id, &instance.state.name);
         let event = NewEvent::by_server("Instance created on fleet submission. Status: PENDING", vec![target]);
         accounts::record(deps, tx, &event).await?;
     }
@@ -261,37 +264,37 @@ mod tests {
 
     use super::*;
 
-    fn spec(keys: serde_json::Value) -> FleetSpec {
+    fn spec(keys: &serde_json::Value) -> FleetSpec {
         let mut configuration = json!({ "type": "fleet", "name": "tpl", "nodes": "0..2" });
         configuration.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
         serde_json::from_value(json!({ "configuration": configuration, "profile": {} })).unwrap()
     }
 
     #[track_caller]
-    fn check_refusal(keys: serde_json::Value, expected: Option<&str>) {
-        let refused = refusal(&spec(json!({})), &spec(keys)).unwrap();
+    fn check_refusal(keys: &serde_json::Value, expected: Option<&str>) {
+        let refused = refusal(&spec(&json!({})), &spec(keys)).unwrap();
         assert_eq!(refused.as_deref().and_then(|text| text.split(". ").next()), expected);
     }
 
     #[test]
     fn only_some_keys_change_in_place() {
-        check_refusal(json!({}), None);
-        check_refusal(json!({ "nodes": "0..3", "max_price": 2 }), None);
-        check_refusal(json!({ "placement": "cluster" }), Some("Failed to update fields ['placement']"));
-        check_refusal(json!({ "blocks": 2, "nodes": 1 }), Some("Failed to update fields ['blocks', 'nodes']"));
+        check_refusal(&json!({}), None);
+        check_refusal(&json!({ "nodes": "0..3", "max_price": 2 }), None);
+        check_refusal(&json!({ "placement": "cluster" }), Some("Failed to update fields ['placement']"));
+        check_refusal(&json!({ "blocks": 2, "nodes": 1 }), Some("Failed to update fields ['blocks', 'nodes']"));
     }
 
     #[track_caller]
-    fn check_spec(keys: serde_json::Value, expected: &str) {
+    fn check_spec(keys: &serde_json::Value, expected: &str) {
         let error = check(&spec(keys)).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
 
     #[test]
     fn what_is_not_there_is_refused_by_name() {
-        check_spec(json!({ "nodes": null, "ssh_config": { "hosts": ["a"], "user": "u" } }), "SSH fleets are not");
-        check_spec(json!({ "nodes": null }), "No ssh_config or nodes specified");
-        check_spec(json!({ "name": "A b" }), "Resource name should match regex");
-        check_spec(json!({ "env": ["A=1"] }), "['env']");
+        check_spec(&json!({ "nodes": null, "ssh_config": { "hosts": ["a"], "user": "u" } }), "SSH fleets are not");
+        check_spec(&json!({ "nodes": null }), "No ssh_config or nodes specified");
+        check_spec(&json!({ "name": "A b" }), "Resource name should match regex");
+        check_spec(&json!({ "env": ["A=1"] }), "['env']");
     }
 }

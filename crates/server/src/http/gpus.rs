@@ -73,7 +73,7 @@ fn by_key(offers: &[Offer], grouping: Grouping, with_accelerator: bool) -> Vec<(
             accelerator: first.map(|gpu| (gpu.name.clone(), gpu.memory_mib, gpu.vendor.clone())),
             backend: grouping.backend.then_some(offer.backend),
             region: grouping.region.then(|| offer.region.clone()),
-            count: (grouping.count && with_accelerator).then(|| offer.instance.resources.gpus.len()),
+            count: (grouping.count && with_accelerator).then_some(offer.instance.resources.gpus.len()),
         };
         groups.entry(key).or_default().push(offer);
     }

@@ -1,6 +1,7 @@
 //! Instances.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use api::ids::{FleetId, InstanceId, ProjectId};
 use api::instances::{GetInstanceRequest, Instance as WireInstance, ListInstancesRequest};
@@ -65,9 +66,9 @@ async fn views_of(
     let mut fleet_names: HashMap<FleetId, String> = HashMap::new();
     for row in rows {
         let id = row.value.fleet_id;
-        if !fleet_names.contains_key(&id) {
+        if let Entry::Vacant(place) = fleet_names.entry(id) {
             let fleet = fleets::get(&deps.db, id).await?;
-            fleet_names.insert(id, fleet.map(|fleet| fleet.value.name).unwrap_or_default());
+            place.insert(fleet.map(|fleet| fleet.value.name).unwrap_or_default());
         }
     }
     let moment = moment(deps);

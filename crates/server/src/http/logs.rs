@@ -157,7 +157,7 @@ mod tests {
         logs
     }
 
-    fn poll(logs: &LogStore, extra: serde_json::Value) -> (Vec<String>, Option<String>) {
+    fn poll(logs: &LogStore, extra: &serde_json::Value) -> (Vec<String>, Option<String>) {
         let mut body = json!({ "run_name": "one", "job_submission_id": JOB });
         body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         let request: PollLogsRequest = serde_json::from_value(body).unwrap();
@@ -183,7 +183,7 @@ mod tests {
             let mut token = None;
             loop {
                 let (page, next) =
-                    poll(&logs, json!({ "limit": 8, "next_token": token, "descending": descending }));
+                    poll(&logs, &json!({ "limit": 8, "next_token": token, "descending": descending }));
                 assert!(page.len() <= 8);
                 all.extend(page);
                 token = next;
@@ -200,14 +200,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let logs = lines(&folder, 10);
         let range = json!({ "start_time": "1970-01-01T00:00:02Z", "end_time": "1970-01-01T00:00:06Z" });
-        assert_eq!(poll(&logs, range.clone()), (numbered(3..6), None));
+        assert_eq!(poll(&logs, &range), (numbered(3..6), None));
         let mut descending = range;
         descending["descending"] = json!(true);
         descending["limit"] = json!(2);
-        let (page, token) = poll(&logs, descending.clone());
+        let (page, token) = poll(&logs, &descending);
         assert_eq!(page, numbered([5, 4].into_iter()));
         descending["next_token"] = json!(token);
-        assert_eq!(poll(&logs, descending), (numbered([3].into_iter()), None));
+        assert_eq!(poll(&logs, &descending), (numbered([3].into_iter()), None));
     }
 
     #[test]
@@ -218,17 +218,20 @@ mod tests {
         for number in 0..400_u64 {
             logs.append(JOB, number * 30_000, number as i64 * 1_000_000, &block).unwrap();
         }
-        let (page, token) = poll(&logs, json!({ "limit": 1000, "descending": true }));
+        let (page, token) = poll(&logs, &json!({ "limit": 1000, "descending": true }));
         assert!(page.len() > 100 && page.iter().all(|text| text.len() == 30_000));
         assert_eq!(token.unwrap().parse::<u64>().unwrap(), (400 - page.len() as u64) * 30_000);
-        assert_eq!(poll(&logs, json!({ "limit": 0 })), (vec![], Some("0".to_owned())));
+        assert_eq!(poll(&logs, &json!({ "limit": 0 })), (vec![], Some("0".to_owned())));
     }
 
     #[test]
     fn tokens_are_numbers() {
         for token in ["abc", "-1", "1.5"] {
             let error = parse_token(token).unwrap_err().to_string();
-            assert!(error.contains(&format!("Invalid next_token: {token}. Must be a non-negative integer.")), "{error}");
+            assert!(
+                error.contains(&format!("Invalid next_token: {token}. Must be a non-negative integer.")),
+                "{error}"
+            );
         }
     }
 }

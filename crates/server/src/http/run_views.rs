@@ -53,8 +53,9 @@ pub fn run(
     let mut run_spec = row.spec.clone();
     unseal_run_spec(sealer, &mut run_spec)?;
     settle_nodes(&mut run_spec);
-    let by_job: Vec<&[Job]> =
-        jobs.chunk_by(|left, right| (left.replica_num, left.job_num) == (right.replica_num, right.job_num)).collect();
+    let by_job: Vec<&[Job]> = jobs
+        .chunk_by(|left, right| (left.replica_num, left.job_num) == (right.replica_num, right.job_num))
+        .collect();
     let (status, reason) = shown_status(row);
     let latest: Vec<&Job> = by_job.iter().filter_map(|submissions| submissions.last()).collect();
     let mut wire_jobs = vec![];
@@ -111,8 +112,7 @@ fn status_message(status: RunStatus, latest: &[&Job]) -> String {
     }
     let waits = matches!(status, RunStatus::Submitted | RunStatus::Pending);
     let retries = latest.iter().any(|job| {
-        let no_capacity =
-            job.state.termination_reason == Some(JobTerminationReason::FailedToStartDueToNoCapacity);
+        let no_capacity = job.state.termination_reason == Some(JobTerminationReason::FailedToStartDueToNoCapacity);
         let retry = job.spec.retry.as_ref();
         no_capacity && retry.is_some_and(|retry| retry.on_events.contains(&RetryEvent::NoCapacity))
     });

@@ -31,9 +31,9 @@ async fn errors_are_the_official_ones() {
         let got = answer(request).await;
         assert_eq!(got.status, case.status, "{}: {}", case.name, got.body);
         // Configurations are refused in our words; the rest is the official text.
-        let in_our_words = case.answer["detail"][0]["loc"].as_array().is_some_and(|place| {
-            place.iter().any(|part| part == "configuration")
-        });
+        let in_our_words = case.answer["detail"][0]["loc"]
+            .as_array()
+            .is_some_and(|place| place.iter().any(|part| part == "configuration"));
         if in_our_words {
             let detail = got.body["detail"].as_array().unwrap();
             assert!(detail.iter().all(|item| item["msg"].is_string() && item["loc"].is_array()), "{}", got.body);

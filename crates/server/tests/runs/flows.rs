@@ -64,9 +64,11 @@ fn comparable(value: &Value) -> Value {
 /// The keys of an offer, and what kind of value each has.
 fn shape(value: &Value) -> Value {
     match value {
-        Value::Object(map) if !map.is_empty() => {
-            map.iter().filter(|(key, _)| *key != "backend_data").map(|(key, value)| (key.clone(), shape(value))).collect()
-        }
+        Value::Object(map) if !map.is_empty() => map
+            .iter()
+            .filter(|(key, _)| *key != "backend_data")
+            .map(|(key, value)| (key.clone(), shape(value)))
+            .collect(),
         Value::Array(items) => items.first().map_or_else(|| json!([]), |item| json!([shape(item)])),
         Value::String(_) => json!("text"),
         Value::Number(_) => json!("number"),
@@ -101,9 +103,9 @@ fn difference(got: &Value, expected: &Value, place: &str) -> Option<String> {
         }
         (Value::Array(got), Value::Array(expected)) if got.len() == expected.len() => {
             let pairs = got.iter().zip(expected).enumerate();
-            pairs.into_iter().find_map(|(index, (got, expected))| {
-                difference(got, expected, &format!("{place}[{index}]"))
-            })
+            pairs
+                .into_iter()
+                .find_map(|(index, (got, expected))| difference(got, expected, &format!("{place}[{index}]")))
         }
         _ => (got != expected).then(|| format!("{place}: got {got}, expected {expected}")),
     }

@@ -148,7 +148,10 @@ async fn whoever_is_no_member_sees_nothing() {
     assert_eq!(server.post_as(&bob, "/api/runs/list", json!({})).await.ok(), json!([]));
     assert_eq!(server.post_as(&bob, "/api/runs/list", json!({"project_name": "main"})).await.ok(), json!([]));
     server.post_as(&bob, &main("runs/get"), json!({"run_name": "train"})).await.expect_denied();
-    server.post_as(&bob, &main("runs/stop"), json!({"runs_names": ["train"], "abort": true})).await.expect_denied();
+    server
+        .post_as(&bob, &main("runs/stop"), json!({"runs_names": ["train"], "abort": true}))
+        .await
+        .expect_denied();
     assert_eq!(server.post("/api/runs/list", json!({"username": "bob"})).await.ok(), json!([]));
 }
 

@@ -30,7 +30,8 @@ fn append(server: &TestServer, job: JobId, offset: u64, text: &[u8]) {
 }
 
 async fn next(stream: &mut RunStream) -> Option<RunStreamEvent> {
-    let event = tokio::time::timeout(Duration::from_secs(10), stream.next()).await.expect("the stream stands still");
+    let event =
+        tokio::time::timeout(Duration::from_secs(10), stream.next()).await.expect("the stream stands still");
     event.map(Result::unwrap)
 }
 
@@ -57,8 +58,10 @@ async fn a_stream_shows_the_run_its_bytes_and_its_end() {
     let job = pending_run(&server).await;
     append(&server, job, 0, b"hello ");
     let mut stream = RunStream::open(&client(&server), "main", "train", options()).await.unwrap();
-    assert!(matches!(next(&mut stream).await, Some(RunStreamEvent::Submission { job_num: 0, id }) if id == job)
-        || matches!(next(&mut stream).await, Some(RunStreamEvent::Submission { job_num: 0, id }) if id == job));
+    assert!(
+        matches!(next(&mut stream).await, Some(RunStreamEvent::Submission { job_num: 0, id }) if id == job)
+            || matches!(next(&mut stream).await, Some(RunStreamEvent::Submission { job_num: 0, id }) if id == job)
+    );
     assert_eq!(read_bytes(&mut stream, 6).await, b"hello ");
     append(&server, job, 6, b"world");
     assert_eq!(read_bytes(&mut stream, 5).await, b"world");

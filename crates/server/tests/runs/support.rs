@@ -19,6 +19,7 @@ pub(crate) async fn server_with_cloud() -> TestServer {
 }
 
 /// A task's spec with more keys of its configuration.
+#[expect(clippy::needless_pass_by_value, reason = "callers write the keys in place")]
 pub(crate) fn task(name: &str, keys: Value) -> Value {
     let mut configuration = json!({"type": "task", "commands": ["true"], "resources": {"disk": null}});
     configuration.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());

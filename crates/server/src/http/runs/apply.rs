@@ -42,8 +42,9 @@ pub async fn apply(
     };
     let view = match current {
         Some(row) if !row.value.status.is_finished() => {
-            let seen = request.plan.current_resource.as_ref();
-            update(&deps, &mut tx, &member, &row, &checked, (!request.force).then_some(seen)).await?;
+            let planned = request.plan.current_resource.as_ref();
+            let seen = if request.force { Seen::Forced } else { Seen::Plan(planned) };
+            update(&deps, &mut tx, &member, &row, &checked, seen).await?;
             tx.commit().await?;
             let row = runs::get(&deps.db, row.value.id).await?.ok_or_else(run_not_found)?;
             load_view(&deps, &member.project, &row.value).await?
@@ -71,14 +72,13 @@ fn run_not_found() -> Error {
 /// Writes a run and its jobs.
 async fn submit(deps: &Deps, tx: &mut Tx, access: &Access, checked: Checked) -> Result<(Run, Vec<Job>)> {
     let Checked { mut effective, jobs: specs } = checked;
-    let (name, specs) = match &effective.run_name {
-        Some(name) => (name.clone(), specs),
-        None => {
-            let name = free_name(deps, tx, access).await?;
-            effective.run_name = Some(name.clone());
-            (name.clone(), specs.into_iter().map(|spec| named(spec, &name)).collect())
-        }
+    let name = match effective.run_name.take() {
+        Some(name) => name,
+        None => free_name(deps, tx, access).await?,
     };
+    effective.run_name = Some(name.clone());
+    // Without a name of its own the run was planned under another one.
+    let specs: Vec<JobSpec> = specs.into_iter().map(|spec| named(spec, &name)).collect();
     let now = deps.clock.now();
     seal_run_spec(&deps.sealer, &mut effective);
     let run = Run {
@@ -95,12 +95,11 @@ async fn submit(deps: &Deps, tx: &mut Tx, access: &Access, checked: Checked) -> 
         spec: effective,
         state: RunState { user_is_admin: access.is_global_admin(), ..RunState::default() },
     };
-    match runs::insert(&mut *tx, &run, now).await {
-        Ok(()) => {}
+    runs::insert(&mut *tx, &run, now).await.map_err(|error| match error {
         // Somebody was faster with this name.
-        Err(store::Error::Taken(_)) => return Err(Error::bad_request(CANNOT_OVERRIDE)),
-        Err(error) => return Err(error.into()),
-    }
+        store::Error::Taken(_) => Error::bad_request(CANNOT_OVERRIDE),
+        other => Error::from(other),
+    })?;
     let target = Target::run(run.project_id, run.id, &run.name);
     let event = NewEvent::by_user(access.user.id, "Run submitted. Status: SUBMITTED", vec![target]);
     accounts::record(deps, tx, &event).await?;
@@ -152,14 +151,22 @@ async fn free_name(deps: &Deps, tx: &mut Tx, access: &Access) -> Result<String> 
     Err(Error::internal(anyhow::anyhow!("every name beginning with {base} is used")))
 }
 
-/// Changes an active run in place. With `seen`, only if it still is what the plan saw.
+/// What somebody knew of a run when they wanted it changed.
+enum Seen<'a> {
+    /// They do not care.
+    Forced,
+    /// What their plan showed.
+    Plan(Option<&'a WireRun>),
+}
+
+/// Changes an active run in place.
 async fn update(
     deps: &Deps,
     tx: &mut Tx,
     access: &Access,
     row: &Versioned<Run>,
     checked: &Checked,
-    seen: Option<Option<&WireRun>>,
+    seen: Seen<'_>,
 ) -> Result<RunId> {
     let run = &row.value;
     let mut current = run.spec.clone();
@@ -168,7 +175,7 @@ async fn update(
     if ends || update_refusal(&current, &checked.effective)?.is_some() {
         return Err(Error::bad_request(CANNOT_OVERRIDE));
     }
-    if let Some(seen) = seen
+    if let Seen::Plan(seen) = seen
         && !is_same(run.id, &current, seen)
     {
         return Err(Error::bad_request(CHANGED));
@@ -240,7 +247,7 @@ mod tests {
 
     use super::*;
 
-    fn spec(keys: Value) -> RunSpec {
+    fn spec(keys: &Value) -> RunSpec {
         let mut configuration = json!({ "type": "task", "commands": ["x"] });
         configuration.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
         let spec = serde_json::from_value(json!({ "run_name": "train", "configuration": configuration })).unwrap();
@@ -248,21 +255,21 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(keys: Value, is_allowed: bool) {
-        let refused = update_refusal(&spec(json!({})), &spec(keys)).unwrap();
+    fn check(keys: &Value, is_allowed: bool) {
+        let refused = update_refusal(&spec(&json!({})), &spec(keys)).unwrap();
         assert_eq!(refused.is_none(), is_allowed, "{refused:?}");
     }
 
     #[test]
     fn only_the_priority_changes_while_a_task_runs() {
-        check(json!({}), true);
-        check(json!({ "priority": 50 }), true);
-        check(json!({ "commands": ["y"] }), false);
-        check(json!({ "priority": 50, "nodes": 2 }), false);
-        let mut other_code = spec(json!({}));
+        check(&json!({}), true);
+        check(&json!({ "priority": 50 }), true);
+        check(&json!({ "commands": ["y"] }), false);
+        check(&json!({ "priority": 50, "nodes": 2 }), false);
+        let mut other_code = spec(&json!({}));
         other_code.repo_code_hash = Some("x".to_owned());
-        assert!(update_refusal(&spec(json!({})), &other_code).unwrap().is_some());
-        let with_arch = spec(json!({ "resources": { "cpu": "x86:2.." } }));
-        assert_eq!(update_refusal(&with_arch, &spec(json!({}))).unwrap(), None);
+        assert!(update_refusal(&spec(&json!({})), &other_code).unwrap().is_some());
+        let with_arch = spec(&json!({ "resources": { "cpu": "x86:2.." } }));
+        assert_eq!(update_refusal(&with_arch, &spec(&json!({}))).unwrap(), None);
     }
 }

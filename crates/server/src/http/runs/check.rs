@@ -41,7 +41,9 @@ impl Checked {
 
     /// Checks that the repository is known. Those that hold nothing need not be.
     pub(super) async fn check_repo_exists(&self, deps: &Deps, access: &Access) -> Result<()> {
-        let (Some(repo_id), Some(data)) = (&self.effective.repo_id, &self.effective.repo_data) else { return Ok(()) };
+        let (Some(repo_id), Some(data)) = (&self.effective.repo_id, &self.effective.repo_data) else {
+            return Ok(());
+        };
         if matches!(data, RepoData::Virtual {}) {
             return Ok(());
         }
@@ -107,7 +109,8 @@ fn check_supported(spec: &RunSpec) -> Result<()> {
 /// A registry's credentials are needed before the job starts, so what they name must be there already.
 async fn check_registry_secrets(deps: &Deps, access: &Access, spec: &RunSpec) -> Result<()> {
     let Some(auth) = spec.configuration.common().registry_auth else { return Ok(()) };
-    let refuse = |error: &dyn std::fmt::Display| Error::bad_request(format!("Secrets interpolation error: {error}"));
+    let refuse =
+        |error: &dyn std::fmt::Display| Error::bad_request(format!("Secrets interpolation error: {error}"));
     let mut wanted = vec![];
     for text in [&auth.username, &auth.password] {
         wanted.extend(names_in(text).map_err(|error| refuse(&error))?);

@@ -65,8 +65,7 @@ pub(super) fn view_of(
     run: &Run,
     submissions: &[Job],
 ) -> Result<WireRun> {
-    let names =
-        RunNames { project: project_name.to_owned(), user: user_name.to_owned(), fleet: fleet_name };
+    let names = RunNames { project: project_name.to_owned(), user: user_name.to_owned(), fleet: fleet_name };
     Ok(run_views::run(deps.clock.now(), &deps.sealer, run, submissions, names, Detail::ALL)?)
 }
 
@@ -77,11 +76,7 @@ pub(super) async fn names_of(deps: &Deps, project_name: &str, run: &Run) -> Resu
         Some(id) => fleets::get(&deps.db, id).await?.map(|fleet| fleet.value.name),
         None => None,
     };
-    Ok(RunNames {
-        project: project_name.to_owned(),
-        user: user.map(|user| user.name).unwrap_or_default(),
-        fleet,
-    })
+    Ok(RunNames { project: project_name.to_owned(), user: user.map(|user| user.name).unwrap_or_default(), fleet })
 }
 
 pub async fn list(

@@ -20,7 +20,6 @@ pub use rows::RunRows;
 pub use stop::stop;
 pub use stream::{StreamQuery, stream};
 
-
 /// The answer to somebody who was overtaken.
 const CHANGED: &str = "Failed to apply plan. Resource has been changed. Try again or use force apply.";
 

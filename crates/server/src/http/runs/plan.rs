@@ -105,7 +105,12 @@ async fn current(
 }
 
 /// Whatever the run's first job could run on, for lists of accelerators.
-pub(crate) async fn all_offers(deps: &Deps, access: &Access, spec: &RunSpec, unallocated_only: bool) -> Result<Vec<Offer>> {
+pub(crate) async fn all_offers(
+    deps: &Deps,
+    access: &Access,
+    spec: &RunSpec,
+    unallocated_only: bool,
+) -> Result<Vec<Offer>> {
     let checked = Checked::new(deps, access, spec).await?;
     let gang = gang_of(deps, access, &checked);
     let pool = pool::load(deps, access.project.id).await?;

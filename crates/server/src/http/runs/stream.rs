@@ -36,7 +36,7 @@ const MESSAGE_BYTES: usize = 256 * 1024;
 const PING_EVERY: Duration = Duration::from_secs(15);
 
 /// How long a client may take to read one message.
-const SEND_TIMEOUT: Duration = Duration::from_secs(60);
+const SEND_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The shortest time between two looks at the run, however often something changes.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -71,7 +71,8 @@ pub async fn stream(
     let upgrade = upgrade.map_err(|_| Error::bad_request("This address speaks WebSocket only"))?;
     let resume = parse_from(&query.from)?;
     let project = member.0.project;
-    let stream = Stream { deps, project, run_id: run.value.id, query, resume, tails: BTreeMap::new(), shown: None };
+    let stream =
+        Stream { deps, project, run_id: run.value.id, query, resume, tails: BTreeMap::new(), shown: None };
     Ok(upgrade.on_upgrade(move |socket| stream.run(socket)))
 }
 
@@ -84,7 +85,8 @@ fn parse_from(text: &str) -> Result<BTreeMap<JobId, u64>> {
     text.split(',')
         .filter(|item| !item.trim().is_empty())
         .map(|item| {
-            parse(item).ok_or_else(|| Error::bad_request(format!("`from`: `{item}` is not `<submission id>:<offset>`")))
+            parse(item)
+                .ok_or_else(|| Error::bad_request(format!("`from`: `{item}` is not `<submission id>:<offset>`")))
         })
         .collect()
 }
@@ -232,7 +234,12 @@ impl Stream {
     }
 
     /// Sends what is there, one message of each job in turn; false if there is more, or news of the run may wait.
-    async fn send_logs(&mut self, socket: &mut WebSocket, next_ping: &mut Instant, is_finished: bool) -> Step<bool> {
+    async fn send_logs(
+        &mut self,
+        socket: &mut WebSocket,
+        next_ping: &mut Instant,
+        is_finished: bool,
+    ) -> Step<bool> {
         let started = Instant::now();
         loop {
             let mut sent = false;
@@ -331,7 +338,7 @@ async fn more_bytes(tails: &mut BTreeMap<u32, Tail>) {
     let (changed, ..) = select_all(waits).await;
     // A log that is gone never changes; the run's end tells when to stop.
     if changed.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

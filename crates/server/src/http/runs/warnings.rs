@@ -75,7 +75,7 @@ fn first_variable(text: &str) -> Option<&str> {
         let length = inside.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(inside.len());
         let starts_name = inside.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
         if starts_name {
-            let braces = if inside.len() < after.len() { 1 } else { 0 };
+            let braces = usize::from(inside.len() < after.len());
             let end = (dollar + 1 + braces + length + braces).min(rest.len());
             return rest.get(dollar..end);
         }
