@@ -17,14 +17,17 @@ use crate::sealing::Sealer;
 const LISTING_MAX_AGE: SignedDuration = SignedDuration::from_millis(500);
 
 /// How long a backend may take to answer.
-pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// A backend and the sealed configuration that it was opened with.
+type Opened = (String, Arc<dyn Backend>);
 
 /// Opened backends by row.
 pub struct BackendPool {
     context: OpenContext,
     sealer: Arc<Sealer>,
     clock: Clock,
-    opened: Mutex<HashMap<BackendId, (String, Arc<dyn Backend>)>>,
+    opened: Mutex<HashMap<BackendId, Opened>>,
     listings: Mutex<HashMap<BackendId, Listing>>,
 }
 
@@ -139,11 +142,8 @@ impl BackendPool {
 
 /// Waits for a backend's answer, but not for ever.
 pub async fn answer<T>(verb: impl Future<Output = backends::Result<T>>) -> backends::Result<T> {
-    match tokio::time::timeout(ANSWER_TIMEOUT, verb).await {
-        Ok(answer) => answer,
-        Err(_) => {
-            let message = format!("the backend has not answered for {} s", ANSWER_TIMEOUT.as_secs());
-            Err(backends::Error::new(backends::ErrorKind::Unavailable, message))
-        }
-    }
+    tokio::time::timeout(ANSWER_TIMEOUT, verb).await.unwrap_or_else(|_| {
+        let message = format!("the backend has not answered for {} s", ANSWER_TIMEOUT.as_secs());
+        Err(backends::Error::new(backends::ErrorKind::Unavailable, message))
+    })
 }

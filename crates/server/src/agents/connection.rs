@@ -29,7 +29,7 @@ use super::{HostSeen, OrderError, TaskSeen, log_pull};
 const ORDER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a blob may take on its way.
-const BLOB_TIMEOUT: Duration = Duration::from_secs(300);
+const BLOB_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// The longest answer to an order, in bytes.
 const ANSWER_LIMIT: usize = 4 * 1024 * 1024;

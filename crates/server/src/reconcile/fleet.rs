@@ -171,7 +171,7 @@ async fn add_instances(
 
 /// A slot of a fleet with the lowest number that is not taken.
 pub fn new_instance(deps: &Deps, fleet: &Fleet, taken: &[u32]) -> Instance {
-    let instance_num = (0..).find(|number| !taken.contains(number)).unwrap_or_default();
+    let instance_num = (0..u32::MAX).find(|number| !taken.contains(number)).unwrap_or_default();
     let profile = fleet.spec.configuration.merged_profile(Some(&fleet.spec.profile));
     Instance {
         id: deps.ids.id(),

@@ -7,6 +7,7 @@ use backends::{Machine, MachineKey, MachineState};
 use lifecycle::events::Target;
 use lifecycle::instance::{AgentSeen, ContainerNetwork, Effect, Instance, InstanceDecision, MachineSeen, Surroundings};
 use lifecycle::launch::Launch;
+use lifecycle::planted::{self, Bug};
 use store::leases::Table;
 use store::{Versioned, fleets, instances, jobs, launches};
 
@@ -72,6 +73,7 @@ async fn surroundings<'a>(
     };
     Ok(Surroundings {
         machine: match machine {
+            None if planted::has(Bug::SilenceTakenForAbsence) && instance.launch_id.is_some() => MachineSeen::Absent,
             None => MachineSeen::Unknown,
             Some(None) => MachineSeen::Absent,
             Some(Some(machine)) => MachineSeen::Present(Box::new(facts(machine))),

@@ -109,7 +109,7 @@ async fn save(
     let mut tx = deps.db.begin().await?;
     jobs::save(&mut tx, &Versioned { version: loaded.version, value: job.clone() }).await?;
     let target = Target::job(job.project_id, job.run_id, job.id, &job.spec.job_name);
-    record::events(deps, &mut tx, &decision.events, &[target.clone()]).await?;
+    record::events(deps, &mut tx, &decision.events, std::slice::from_ref(&target)).await?;
     if decision.releases_slot
         && instances::unassign(&mut tx, job.id).await? > 0
         && let Some(instance) = instance

@@ -3,6 +3,7 @@
 use api::ids::LaunchId;
 use lifecycle::events::Target;
 use lifecycle::launch::{Effect, Launch, LaunchError, LaunchStatus, Seen, decide};
+use lifecycle::planted::{self, Bug};
 use store::leases::{Table, touch};
 use store::{Versioned, fleets, instances, launches};
 
@@ -20,6 +21,9 @@ pub async fn reconcile(deps: &Deps, id: LaunchId) -> store::Result<Next> {
     let seen = observe(deps, &loaded.value, backend.as_ref()).await;
     let consistent = backend.as_ref().is_some_and(|open| open.backend.capabilities().consistent_list);
     let decision = decide(deps.clock.now(), &loaded.value, seen, consistent);
+    if let (true, Some(open)) = (planted::has(Bug::EffectBeforeRecord) && decision.effect.is_some(), &backend) {
+        let _ = open.backend.launch(&order_of(deps, &loaded.value).await?).await;
+    }
     let saved = save(deps, loaded, decision.launch).await?;
     if let (Some(Effect::Launch), Some(open)) = (decision.effect, backend) {
         act(deps, &saved, &open).await?;
