@@ -32,7 +32,11 @@ async fn apply_project(deps: &Deps, entry: &ProjectEntry, admin: UserId) -> anyh
                 accounts::set_backend(deps, project.id, config).await?;
             }
             BackendEntry::Known(config) => {
-                tracing::warn!("project `{}` lists backend `{}` twice; the first one counts", entry.name, config.kind);
+                tracing::warn!(
+                    "project `{}` lists backend `{}` twice; the first one counts",
+                    entry.name,
+                    config.kind
+                );
             }
             BackendEntry::Unsupported(kind) => {
                 tracing::warn!("backend `{kind}` of project `{}` is not supported by this server", entry.name);

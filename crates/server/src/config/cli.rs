@@ -139,7 +139,8 @@ mod tests {
     #[test]
     fn another_default_is_replaced_only_if_wanted() {
         let other = "projects:\n- default: true\n  name: other\n  token: t\n  url: u\n";
-        let replaced = format!("projects:\n- default: false\n  name: other\n  token: t\n  url: u\n{}", &OURS[10..]);
+        let replaced =
+            format!("projects:\n- default: false\n  name: other\n  token: t\n  url: u\n{}", &OURS[10..]);
         check(Some(other), Question::Yes, None, Some(&replaced));
         check(Some(other), Question::Ask, Some(true), Some(&replaced));
         check(Some(other), Question::No, None, None);

@@ -196,7 +196,9 @@ mod tests {
 
     #[test]
     fn everything_may_be_left_out() {
-        for text in ["", "# nothing\n", "projects:\n", "projects: []\nencryption: {}\nplugins: []\n", "encryption:\n"] {
+        for text in
+            ["", "# nothing\n", "projects:\n", "projects: []\nencryption: {}\nplugins: []\n", "encryption:\n"]
+        {
             assert_eq!(parse(text, "config.yml").unwrap().encryption_keys(), [], "{text}");
         }
     }
@@ -223,7 +225,7 @@ mod tests {
         check_refused("encryption:\n  keys:\n  - type: aes\n    name: k\n", 3, "needs a `secret`");
         check_refused("default_permissions:\n  allow_all: true\n", 2, "allow_all");
         check_refused("projects: []\nplugins: [my_plugin]\n", 2, "cannot load");
-        check_refused("projects: [\n", 2, "");
+        check_refused("projects: [\n", 1, "");
     }
 
     #[test]

@@ -28,13 +28,14 @@ use api::users::{
     PublicKeyInfo, User, UserList, UserWithCreds, UsernameRequest,
 };
 use axum::body::Bytes;
-use axum::extract::DefaultBodyLimit;
-use axum::middleware;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use axum::{Extension, Router};
 use http::Method;
 use serde_json::Value;
+use tokio::time::Instant;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use super::error::Error;
@@ -65,7 +66,21 @@ pub fn router(deps: Deps) -> Router {
         // Each reader of a body has a limit of its own.
         .layer(DefaultBodyLimit::disable())
         .layer(CatchPanicLayer::custom(after_panic))
+        .layer(middleware::from_fn(log_request))
         .with_state(deps)
+}
+
+/// Tells the log, where it wants details, what was asked and how long the answer took to begin.
+async fn log_request(request: Request, next: Next) -> Response {
+    if !tracing::enabled!(tracing::Level::DEBUG) {
+        return next.run(request).await;
+    }
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let began = Instant::now();
+    let response = next.run(request).await;
+    let (status, took) = (response.status().as_u16(), began.elapsed());
+    tracing::debug!("{method} {path} was answered {status} after {took:.1?}");
+    response
 }
 
 /// The official answers where no route fits: GET finds nothing, and nothing else is allowed.
@@ -247,4 +262,24 @@ fn proxy_routes(routes: Routes) -> Routes {
         .methods(&format!("{service}/{{*path}}"), &all, any(absent::no_service))
         .get::<Value, _, _>("/proxy/models/{project_name}/models", absent::list_models)
         .post::<Value, Value, _, _>("/proxy/models/{project_name}/chat/completions", absent::no_model)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::{Body, to_bytes};
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_answered_like_every_other_failure_of_the_server() {
+        async fn panics() {
+            panic!("no details of this are told");
+        }
+        let router: Router = Router::new().route("/", get(panics)).layer(CatchPanicLayer::custom(after_panic));
+        let response = router.oneshot(Request::new(Body::empty())).await.unwrap();
+        assert_eq!(response.status(), 500);
+        let body = to_bytes(response.into_body(), 1000).await.unwrap();
+        assert_eq!(body, "{\"detail\":\"Internal Server Error\"}");
+    }
 }

@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::harness::{ADMIN, TestServer, answer};
+use crate::harness::{ADMIN, Home, TestServer, answer};
 
 #[derive(Deserialize)]
 struct Recorded {
@@ -109,4 +109,12 @@ async fn the_root_and_the_documentation_are_pages_without_redirects() {
     }
     let head = server.request(Method::HEAD, "/healthcheck").send().await.unwrap();
     assert_eq!(head.status(), 200);
+}
+
+#[tokio::test]
+async fn numbers_for_prometheus_are_given_where_they_are_wanted() {
+    let server = Home::new().start(&["--prometheus-metrics"]).await;
+    let response = server.request(Method::GET, "/metrics").send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    assert!(response.text().await.unwrap().contains("dstack_server_info{version=\"0.22.5\"} 1\n"));
 }

@@ -1,19 +1,21 @@
 //! Backends, secrets, repositories, blobs, and facts about the installation.
 
-use api::ids::{ProjectId, RepoRowId, ServerId, UserId};
+use api::ids::{BackendId, ProjectId, RepoRowId, ServerId, UserId};
 use serde_json::json;
 use store::backends::BackendRow;
 use store::blobs::ArchiveRow;
 use store::repos::RepoRow;
 use store::secrets::SecretRow;
-use store::{Db, Error, backends, blobs, repos, secrets, server_lock, server_state};
+use store::{Db, Error, Executor, backends, blobs, repos, secrets, server_lock, server_state, values};
+use uuid::Uuid;
 
-use crate::harness::{at, id, on_every_engine};
+use crate::harness::{at, id, on_every_engine, random_id};
 
 on_every_engine! {
     a_project_has_one_backend_of_a_kind
     a_draining_backend_makes_room_for_another
     a_backend_is_changed_and_forgotten
+    a_backend_is_in_use_while_machines_of_it_may_live
     secrets_belong_to_their_project
     repositories_are_told_of_again_and_again
     each_user_has_their_own_creds
@@ -75,6 +77,48 @@ async fn a_backend_is_changed_and_forgotten(db: Db) {
     assert!(!backends::is_in_use(&db, row.id).await.unwrap());
     backends::delete(&db, row.id).await.unwrap();
     assert_eq!(backends::get(&db, row.id).await.unwrap(), None);
+}
+
+async fn add_launch(mut db: &Db, backend: BackendId, status: &str) -> Uuid {
+    let launch = random_id();
+    db.execute(
+        "INSERT INTO launches (id, version, due_at, leased_until, leased_by, project_id, fleet_id, backend_id, \
+         created_at, status, cancelled, state) VALUES ($1, 1, 0, 0, '', 'p', 'f', $2, 0, $3, 0, '{}')",
+        values![launch, backend, status],
+    )
+    .await
+    .unwrap();
+    launch
+}
+
+async fn add_instance(mut db: &Db, launch: Uuid, status: &str) {
+    db.execute(
+        "INSERT INTO instances (id, version, due_at, leased_until, leased_by, project_id, fleet_id, instance_num, \
+         created_at, status, launch_id, launch_index, state) \
+         VALUES ($1, 1, 0, 0, '', 'p', $1, 0, 0, $2, $3, 0, '{}')",
+        values![random_id(), status, launch],
+    )
+    .await
+    .unwrap();
+}
+
+async fn a_backend_is_in_use_while_machines_of_it_may_live(db: Db) {
+    for (launch, instance, expected) in [
+        ("wanted", None, true),
+        ("requested", None, true),
+        ("done", None, false),
+        ("failed", None, false),
+        ("done", Some("idle"), true),
+        ("done", Some("terminating"), true),
+        ("done", Some("terminated"), false),
+    ] {
+        let backend: BackendId = id();
+        let launched = add_launch(&db, backend, launch).await;
+        if let Some(status) = instance {
+            add_instance(&db, launched, status).await;
+        }
+        assert_eq!(backends::is_in_use(&db, backend).await.unwrap(), expected, "{launch} {instance:?}");
+    }
 }
 
 async fn secrets_belong_to_their_project(db: Db) {
