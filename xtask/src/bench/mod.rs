@@ -31,6 +31,9 @@ pub(crate) struct Options {
     /// How often each thing is measured that can be repeated.
     #[arg(long, default_value_t = 10)]
     samples: usize,
+    /// Measure the development build, to try the measurements themselves.
+    #[arg(long)]
+    dev: bool,
 }
 
 /// A group of rows: its name, and how it is measured.
@@ -62,7 +65,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ensure!(known.contains(&name.as_str()), "no group `{name}`; there is: {}", known.join(", "));
     }
     let sandbox = Sandbox::new("bench")?;
-    let ours = workspace::build_programs(Profile::Release)?;
+    let ours = workspace::build_programs(if options.dev { Profile::Dev } else { Profile::Release })?;
     let official = official_server().map(|dstack| Programs { dstack, agent: PathBuf::new() });
     let bench = Bench { sandbox: &sandbox, ours, official, samples: options.samples };
     println!("{}", machine());

@@ -35,8 +35,8 @@ fn measure_with(bench: &Bench<'_>, name: &str, kind: &str, image: &str) -> Resul
     for nodes in [1, 2] {
         let file = format!("task-{nodes}.dstack.yml");
         let text = format!(
-            "type: task\nname: task-{nodes}\nnodes: {nodes}\n{image}commands:\n  - echo BEGIN\n  - sleep 0.2\n  \
-             - echo END $(date +%s%N)\nresources: {{cpu: 1.., memory: 256MB.., disk: 1GB..}}\n"
+            "type: task\nname: task-{nodes}\nnodes: {nodes}\n{image}commands:\n  - echo TASK-BEGIN\n  - sleep 0.2\n  \
+             - echo TASK-END $(date +%s%N)\nresources: {{cpu: 1.., memory: 256MB.., disk: 1GB..}}\n"
         );
         fs::write(place.home.join(&file), text).context("write the task")?;
         // The first task starts agents and warms caches.
@@ -72,13 +72,13 @@ fn apply(place: &Place<'_>, file: &str, nodes: usize) -> Result<Waits> {
     let mut ended_at = Duration::ZERO;
     for line in BufReader::new(stdout).lines() {
         let line = line.context("read what `dstack apply` prints")?;
-        if line.trim_end().ends_with("BEGIN") {
+        if line.trim_end().ends_with("TASK-BEGIN") {
             begun += 1;
             if begun == nodes {
                 until_begin = Some(started.elapsed());
             }
         }
-        if let Some((_, nanos)) = line.split_once("END ") {
+        if let Some((_, nanos)) = line.split_once("TASK-END ") {
             let nanos: u64 = nanos.trim().parse().context("read the task's clock")?;
             ended_at = ended_at.max(Duration::from_nanos(nanos));
         }
@@ -86,6 +86,6 @@ fn apply(place: &Place<'_>, file: &str, nodes: usize) -> Result<Waits> {
     let status = child.wait().context("wait for `dstack apply`")?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).context("read the clock")?;
     ensure!(status.success(), "`dstack apply` failed: {status}");
-    let until_begin = until_begin.context("the task printed no `BEGIN`")?;
+    let until_begin = until_begin.context("the task printed no `TASK-BEGIN`")?;
     Ok(Waits { until_begin, until_exit: now.saturating_sub(ended_at) })
 }
