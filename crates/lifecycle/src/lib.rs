@@ -9,4 +9,5 @@ pub mod instance;
 pub mod job;
 pub mod launch;
 pub mod placement;
+pub mod planted;
 pub mod run;

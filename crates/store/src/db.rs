@@ -18,6 +18,7 @@ use sqlx::{AssertSqlSafe, Postgres, Row as _, Sqlite, SqlSafeStr};
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
+use crate::points::{Point, reach};
 
 /// How long a statement waits for another process that holds the SQLite file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -78,6 +79,7 @@ impl Db {
 
     /// Begins a transaction that writes. Nothing is kept unless [`Tx::commit`] is called.
     pub async fn begin(&self) -> Result<Tx> {
+        reach(Point::Apart).await;
         match self {
             Db::Sqlite { writer, .. } => Ok(Tx::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await?)),
             Db::Postgres(pool) => Ok(Tx::Postgres(pool.begin().await?)),
@@ -123,6 +125,7 @@ pub enum Tx {
 impl Tx {
     /// Makes the transaction's changes last.
     pub async fn commit(self) -> Result<()> {
+        reach(Point::Within).await;
         match self {
             Tx::Sqlite(tx) => tx.commit().await?,
             Tx::Postgres(tx) => tx.commit().await?,
@@ -153,6 +156,7 @@ pub trait Executor: Send {
 
 impl Executor for &Db {
     async fn execute(&mut self, sql: &'static str, values: Vec<Value>) -> Result<u64> {
+        reach(Point::Apart).await;
         match self {
             Db::Sqlite { writer, .. } => Ok(sqlite(sql, values).execute(writer).await?.rows_affected()),
             Db::Postgres(pool) => Ok(postgres(sql, values).execute(pool).await?.rows_affected()),
@@ -160,6 +164,7 @@ impl Executor for &Db {
     }
 
     async fn rows(&mut self, sql: &'static str, values: Vec<Value>) -> Result<Vec<Row>> {
+        reach(Point::Apart).await;
         match self {
             Db::Sqlite { reader, .. } => of_sqlite(sqlite(sql, values).fetch_all(reader).await),
             Db::Postgres(pool) => of_postgres(postgres(sql, values).fetch_all(pool).await),
@@ -167,6 +172,7 @@ impl Executor for &Db {
     }
 
     async fn change(&mut self, sql: &'static str, values: Vec<Value>) -> Result<Vec<Row>> {
+        reach(Point::Apart).await;
         match self {
             Db::Sqlite { writer, .. } => of_sqlite(sqlite(sql, values).fetch_all(writer).await),
             Db::Postgres(pool) => of_postgres(postgres(sql, values).fetch_all(pool).await),
@@ -174,6 +180,7 @@ impl Executor for &Db {
     }
 
     async fn rows_of(&mut self, sql: String, values: Vec<Value>) -> Result<Vec<Row>> {
+        reach(Point::Apart).await;
         match self {
             Db::Sqlite { reader, .. } => of_sqlite(sqlite(AssertSqlSafe(sql), values).fetch_all(reader).await),
             Db::Postgres(pool) => of_postgres(postgres(AssertSqlSafe(sql), values).fetch_all(pool).await),
@@ -183,6 +190,7 @@ impl Executor for &Db {
 
 impl Executor for &mut Tx {
     async fn execute(&mut self, sql: &'static str, values: Vec<Value>) -> Result<u64> {
+        reach(Point::Within).await;
         match self {
             Tx::Sqlite(tx) => Ok(sqlite(sql, values).execute(&mut **tx).await?.rows_affected()),
             Tx::Postgres(tx) => Ok(postgres(sql, values).execute(&mut **tx).await?.rows_affected()),
@@ -190,6 +198,7 @@ impl Executor for &mut Tx {
     }
 
     async fn rows(&mut self, sql: &'static str, values: Vec<Value>) -> Result<Vec<Row>> {
+        reach(Point::Within).await;
         match self {
             Tx::Sqlite(tx) => of_sqlite(sqlite(sql, values).fetch_all(&mut **tx).await),
             Tx::Postgres(tx) => of_postgres(postgres(sql, values).fetch_all(&mut **tx).await),
@@ -201,6 +210,7 @@ impl Executor for &mut Tx {
     }
 
     async fn rows_of(&mut self, sql: String, values: Vec<Value>) -> Result<Vec<Row>> {
+        reach(Point::Within).await;
         match self {
             Tx::Sqlite(tx) => of_sqlite(sqlite(AssertSqlSafe(sql), values).fetch_all(&mut **tx).await),
             Tx::Postgres(tx) => of_postgres(postgres(AssertSqlSafe(sql), values).fetch_all(&mut **tx).await),

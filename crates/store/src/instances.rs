@@ -1,6 +1,6 @@
 //! Instances and the blocks of them that jobs hold.
 
-use api::ids::{BackendId, FleetId, InstanceId, JobId, LaunchId, ProjectId};
+use api::ids::{BackendId, FleetId, InstanceId, JobId, LaunchId, ProjectId, RunId};
 use jiff::Timestamp;
 use lifecycle::instance::{EndOrder, Instance};
 
@@ -249,6 +249,20 @@ pub async fn count_busy_blocks(mut db: impl Executor, instances: &[InstanceId]) 
     );
     let rows = db.rows_of(sql, instances.iter().map(|id| Value::from(*id)).collect()).await?;
     rows.iter().map(|row| Ok((row.id(0)?, u32::try_from(row.int(1)?).unwrap_or_default()))).collect()
+}
+
+/// Which run each of some instances that are not bought yet is for; those that are for none are left out.
+pub async fn list_runs(mut db: impl Executor, instances: &[InstanceId]) -> Result<Vec<(InstanceId, RunId)>> {
+    if instances.is_empty() {
+        return Ok(vec![]);
+    }
+    let sql = format!(
+        "SELECT i.id, j.run_id FROM instances i JOIN assignments a ON a.instance_id = i.id \
+         JOIN jobs j ON j.id = a.job_id WHERE i.launch_id IS NULL AND a.block = 0 AND i.id IN ({}) ORDER BY i.id",
+        placeholders(1, instances.len())
+    );
+    let rows = db.rows_of(sql, instances.iter().map(|id| Value::from(*id)).collect()).await?;
+    rows.iter().map(|row| Ok((row.id(0)?, row.id(1)?))).collect()
 }
 
 /// Gives a block to a job. `Taken` if another job holds it.

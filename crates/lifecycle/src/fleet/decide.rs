@@ -1,7 +1,7 @@
 //! What happens next to a fleet.
 
 use api::fleets::FleetStatus;
-use api::ids::{InstanceId, LaunchId};
+use api::ids::{InstanceId, LaunchId, RunId};
 use api::instances::{InstanceStatus, InstanceTerminationReason, Offer};
 use jiff::{SignedDuration, Timestamp};
 
@@ -50,11 +50,24 @@ pub struct LaunchPlan {
     pub admins_only: bool,
 }
 
+/// A purchase to make.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Purchase {
+    /// What is bought.
+    pub plan: LaunchPlan,
+    /// The instances that it is for, in the order of its indexes.
+    pub instances: Vec<InstanceId>,
+    /// With fewer machines than this it is worthless.
+    pub least: u32,
+}
+
 /// What else a decision about a fleet depends on.
 #[derive(Debug, Clone)]
 pub struct Surroundings<'a> {
     /// Its instances that are not terminated, by number, each with the blocks that jobs hold.
     pub instances: &'a [(Instance, u32)],
+    /// Which run each instance that is not bought yet is for; those that are for none are left out.
+    pub runs: &'a [(InstanceId, RunId)],
     /// Its launches that are not over.
     pub open_launches: &'a [Launch],
     /// What is on offer.
@@ -79,8 +92,8 @@ pub struct FleetDecision {
     pub end_instances: Vec<(InstanceId, EndOrder)>,
     /// Launches whose machines nobody wants any more.
     pub cancel_launches: Vec<LaunchId>,
-    /// The purchase to make, and the instances it is for, in the order of its indexes.
-    pub buy: Option<(LaunchPlan, Vec<InstanceId>)>,
+    /// The purchase to make.
+    pub buy: Option<Purchase>,
     /// How many instances to add.
     pub add_instances: u32,
     /// What to tell users.
@@ -218,7 +231,8 @@ fn cancel_unclaimed(around: &Surroundings<'_>, decision: &mut FleetDecision) {
     }
 }
 
-/// Buys machines for the instances that have none, all at once.
+/// Buys machines for the instances that have none: those of one gang in one purchase, because it is worth nothing
+/// without all its nodes, and those of another gang in another, because neither should fail with the other.
 fn buy_missing(
     now: Timestamp,
     kept: &[&(Instance, u32)],
@@ -245,15 +259,31 @@ fn buy_missing(
         OffersSeen::NotAsked => decision.effect = Some(Effect::AskOffers),
         OffersSeen::Unknown => decision.look_again_at = Some(now + SignedDuration::from_secs(15)),
         OffersSeen::Known { offers, obstacle } => match offers.first() {
-            Some(plan) => {
-                let instances = missing.iter().map(|instance| instance.id).collect();
-                decision.buy = Some((plan.clone(), instances));
-                // Counted as a failure until the machines have joined.
-                put_off(now, decision);
-            }
+            Some(plan) => buy(now, plan, &missing, around.runs, decision),
             None => give_up(now, &missing, obstacle.clone(), decision),
         },
     }
+}
+
+fn buy(
+    now: Timestamp,
+    plan: &LaunchPlan,
+    missing: &[&Instance],
+    runs: &[(InstanceId, RunId)],
+    decision: &mut FleetDecision,
+) {
+    let run_of = |id: InstanceId| runs.iter().find(|(instance, _)| *instance == id).map(|(_, run)| *run);
+    let ids = missing.iter().map(|instance| instance.id);
+    // Who waits comes before what is only kept in store.
+    let run = ids.clone().find_map(run_of);
+    let instances: Vec<InstanceId> = ids.filter(|id| run_of(*id) == run).collect();
+    if instances.len() < missing.len() {
+        decision.look_again_at = Some(now);
+    }
+    let least = if run.is_some() { u32::try_from(instances.len()).unwrap_or(u32::MAX) } else { 1 };
+    decision.buy = Some(Purchase { plan: plan.clone(), instances, least });
+    // Counted as a failure until the machines have joined.
+    put_off(now, decision);
 }
 
 fn give_up(now: Timestamp, missing: &[&Instance], obstacle: Option<String>, decision: &mut FleetDecision) {

@@ -7,7 +7,7 @@
 
 mod decide;
 
-pub use decide::{Effect, FleetDecision, LaunchPlan, OffersSeen, Surroundings, decide};
+pub use decide::{Effect, FleetDecision, LaunchPlan, OffersSeen, Purchase, Surroundings, decide};
 
 use api::fleets::{FleetSpec, FleetStatus};
 use api::ids::{FleetId, ProjectId, UserId};

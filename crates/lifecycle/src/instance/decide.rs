@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::{ContainerNetwork, Instance};
 use crate::events::status_changed;
 use crate::launch::{Launch, LaunchStatus};
+use crate::planted::{self, Bug};
 
 /// How often an instance is looked at when nothing happens to it, in seconds.
 const SAFETY_SECS: i64 = 60;
@@ -219,7 +220,7 @@ fn pending(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDec
 }
 
 /// How many blocks a machine is split into: the number asked for, or one per GPU, or else one per CPU.
-fn blocks_of(blocks: Option<u32>, gpus: usize, cpus: u32) -> u32 {
+pub fn blocks_of(blocks: Option<u32>, gpus: usize, cpus: u32) -> u32 {
     let gpus = u32::try_from(gpus).unwrap_or(u32::MAX);
     let auto = if gpus > 0 { gpus.min(cpus) } else { cpus };
     blocks.unwrap_or(auto).max(1)
@@ -359,6 +360,9 @@ fn joined(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDeci
 
 /// Whether an absence may be believed: nobody is still buying, and it has lasted.
 fn vanished(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDecision) -> bool {
+    if planted::has(Bug::OneAbsenceBelieved) {
+        return around.launch.is_none_or(|launch| launch.status.is_final());
+    }
     let still_buying = around.launch.is_some_and(|launch| !launch.status.is_final());
     if still_buying {
         decision.instance.state.absent_since = None;
@@ -395,7 +399,7 @@ fn ending(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDeci
         .state
         .terminate_sent_at
         .map(|sent_at| sent_at + SignedDuration::from_secs(REPEAT_SECS))
-        .filter(|repeat_at| now < *repeat_at);
+        .filter(|repeat_at| now < *repeat_at || planted::has(Bug::TerminateNotRepeated));
     if let Some(repeat_at) = repeat_at {
         decision.look_again_at = Some(decision.look_again_at.map_or(repeat_at, |at| at.min(repeat_at)));
     } else {

@@ -10,7 +10,7 @@
 
 mod decide;
 
-pub use decide::{AgentSeen, Effect, InstanceDecision, Machine, MachineSeen, Surroundings, decide};
+pub use decide::{AgentSeen, Effect, InstanceDecision, Machine, MachineSeen, Surroundings, blocks_of, decide};
 
 use api::ids::{FleetId, InstanceId, LaunchId, ProjectId};
 use api::instances::{GpuDriver, InstanceStatus, InstanceTerminationReason, InstanceType};

@@ -9,6 +9,7 @@ use api::jobs::Requirements;
 use api::runs::RunSpec;
 
 use super::requirements;
+use crate::planted::{self, Bug};
 
 /// A run that waits for its nodes.
 #[derive(Debug, Clone)]
@@ -244,6 +245,8 @@ fn fit_in(gang: &Gang, fleet: &PoolFleet, home: Option<Home<'_>>) -> Option<Try>
         } else if may_buy(gang, fleet, result.bought) {
             result.bought += 1;
             result.slots.push(Slot { job_num: node.job_num, instance_id: None, blocks: vec![0] });
+        } else if planted::has(Bug::HalfAGangKept) && !result.slots.is_empty() {
+            break;
         } else {
             return None;
         }

@@ -1,8 +1,9 @@
 //! What happens next to a fleet.
 
 use api::fleets::FleetStatus;
+use api::ids::{InstanceId, RunId};
 use api::instances::{InstanceStatus, InstanceTerminationReason};
-use lifecycle::fleet::{Effect, Fleet, FleetDecision, Home, LaunchPlan, OffersSeen, Surroundings, decide};
+use lifecycle::fleet::{Effect, Fleet, FleetDecision, Home, LaunchPlan, OffersSeen, Purchase, Surroundings, decide};
 use lifecycle::instance::{EndOrder, Instance};
 use lifecycle::launch::{Launch, LaunchStatus};
 use serde_json::json;
@@ -14,18 +15,20 @@ struct Case {
     fleet: Fleet,
     /// Each with the blocks that jobs hold.
     instances: Vec<(Instance, u32)>,
+    runs: Vec<(InstanceId, RunId)>,
     launches: Vec<Launch>,
     offers: OffersSeen,
 }
 
 fn case(fleet: Fleet, instances: Vec<(Instance, u32)>) -> Case {
-    Case { now: 10, fleet, instances, launches: vec![], offers: OffersSeen::NotAsked }
+    Case { now: 10, fleet, instances, runs: vec![], launches: vec![], offers: OffersSeen::NotAsked }
 }
 
 impl Case {
     fn decide(&self) -> FleetDecision {
         let around = Surroundings {
             instances: &self.instances,
+            runs: &self.runs,
             open_launches: &self.launches,
             offers: self.offers.clone(),
         };
@@ -57,9 +60,10 @@ fn told(decision: &FleetDecision) -> String {
     });
     words.extend(ends);
     words.extend(decision.cancel_launches.iter().map(|_| "cancels".to_owned()));
-    words.extend(
-        decision.buy.as_ref().map(|(plan, wanted)| format!("buys {} at {}", wanted.len(), plan.offer.price)),
-    );
+    words.extend(decision.buy.as_ref().map(|purchase| {
+        let Purchase { plan, instances, least } = purchase;
+        format!("buys {least}..{} at {}", instances.len(), plan.offer.price)
+    }));
     words.extend((decision.add_instances > 0).then(|| format!("adds {}", decision.add_instances)));
     words.join(", ")
 }
@@ -110,9 +114,25 @@ fn a_fleet_of_given_hosts_neither_grows_nor_shrinks() {
 fn a_fleet_buys_all_its_missing_machines_at_once() {
     let missing = || case(nodes("0..4"), vec![busy(0), pending(1), pending(2)]);
     check(&missing(), "active, asks");
-    check(&missing().with_offers(), "active, buys 2 at 1");
+    check(&missing().with_offers(), "active, buys 1..2 at 1");
     let decision = missing().with_offers().decide();
-    assert_eq!(decision.buy.unwrap().1, [id(201), id(202)]);
+    assert_eq!(decision.buy.unwrap().instances, [id(201), id(202)]);
+}
+
+#[test]
+fn each_gang_is_bought_whole_and_by_itself() {
+    let (first, second): (RunId, RunId) = (id(31), id(32));
+    let for_a_job = |number| in_status(number, InstanceStatus::Pending, 1);
+    let instances = vec![pending(0), for_a_job(1), for_a_job(2), for_a_job(3)];
+    let runs = vec![(id(201), second), (id(202), first), (id(203), second)];
+    let both = Case { runs, ..case(nodes("0..4"), instances) }.with_offers();
+    check(&both, "active, buys 2..2 at 1");
+    let decision = both.decide();
+    assert_eq!(decision.buy.unwrap().instances, [id(201), id(203)]);
+    // The other gang's turn is next.
+    assert_eq!(decision.look_again_at, Some(at(10)));
+    let runs = vec![(id(202), first)];
+    check(&Case { runs, ..case(nodes("0..4"), vec![pending(0), for_a_job(2)]) }.with_offers(), "active, buys 1..1 at 1");
 }
 
 #[test]
@@ -138,7 +158,7 @@ fn purchases_that_come_to_nothing_are_tried_again_with_longer_pauses() {
     let mut now = 0;
     for pause in [60, 120, 300, 600, 1800, 1800] {
         let buying = Case { now, ..case(fleet.clone(), vec![pending(0)]) }.with_offers();
-        check(&buying, "active, buys 1 at 1");
+        check(&buying, "active, buys 1..1 at 1");
         fleet = buying.decide().fleet;
         // It came to nothing: the instance is gone.
         check(&Case { now: now + pause - 1, ..case(fleet.clone(), vec![]) }, "active");
@@ -164,7 +184,7 @@ fn a_job_that_waits_is_bought_for_without_a_pause() {
     let mut fleet = nodes("0..4");
     fleet.state.not_before = Some(at(1_000));
     let for_a_job = in_status(0, InstanceStatus::Pending, 1);
-    check(&case(fleet.clone(), vec![for_a_job]).with_offers(), "active, buys 1 at 1");
+    check(&case(fleet.clone(), vec![for_a_job]).with_offers(), "active, buys 1..1 at 1");
     check(&case(fleet, vec![pending(0)]).with_offers(), "active");
 }
 
@@ -184,7 +204,7 @@ fn nothing_is_bought_for_an_instance_that_is_too_many() {
     check(&shrunk(), "active, ends 2 max_instances_limit");
     check(&shrunk().with_offers(), "active, ends 2 max_instances_limit");
     let partly = case(nodes("0..3"), vec![idle(0), idle(1), pending(2), pending(3)]).with_offers();
-    check(&partly, "active, ends 3 max_instances_limit, buys 1 at 1");
+    check(&partly, "active, ends 3 max_instances_limit, buys 1..1 at 1");
 }
 
 #[test]

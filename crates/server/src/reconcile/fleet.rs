@@ -4,7 +4,7 @@ use api::fleets::FleetStatus;
 use api::ids::FleetId;
 use api::instances::InstanceStatus;
 use lifecycle::events::Target;
-use lifecycle::fleet::{Effect, Fleet, FleetDecision, OffersSeen, Surroundings, decide};
+use lifecycle::fleet::{Effect, Fleet, FleetDecision, OffersSeen, Purchase, Surroundings, decide};
 use lifecycle::instance::{Instance, InstanceState};
 use lifecycle::launch::{Launch, LaunchState, LaunchStatus};
 use store::leases::Table;
@@ -31,8 +31,9 @@ pub async fn reconcile(deps: &Deps, id: FleetId) -> store::Result<Next> {
         })
         .collect();
     let open: Vec<Launch> = launches::list_open(&deps.db, id).await?.into_iter().map(|row| row.value).collect();
+    let runs = instances::list_runs(&deps.db, &ids).await?;
     let mut around =
-        Surroundings { instances: &with_busy, open_launches: &open, offers: OffersSeen::NotAsked };
+        Surroundings { instances: &with_busy, runs: &runs, open_launches: &open, offers: OffersSeen::NotAsked };
     let mut decision = decide(deps.clock.now(), &loaded.value, &around);
     if decision.effect == Some(Effect::AskOffers) {
         around.offers = ask_offers(deps, &loaded.value, &with_busy).await?;
@@ -60,7 +61,8 @@ async fn ask_offers(deps: &Deps, fleet: &Fleet, instances: &[(Instance, u32)]) -
         user_is_admin: fleet.state.user_is_admin,
         home: fleet.state.home.as_ref(),
     };
-    let collected = offers::collect(deps, &query).await?;
+    let mut collected = offers::collect(deps, &query).await?;
+    collected.keep_for(&offers::waiting_jobs(deps, instances).await?, configuration.blocks);
     if collected.plans.is_empty() && collected.unknown {
         return Ok(OffersSeen::Unknown);
     }
@@ -117,7 +119,7 @@ async fn buy(
     rows: &[Versioned<Instance>],
     decision: &FleetDecision,
 ) -> store::Result<()> {
-    let Some((plan, wanted)) = &decision.buy else { return Ok(()) };
+    let Some(Purchase { plan, instances: wanted, least }) = &decision.buy else { return Ok(()) };
     let now = deps.clock.now();
     let count = u32::try_from(wanted.len()).unwrap_or(u32::MAX);
     let launch = Launch {
@@ -133,8 +135,7 @@ async fn buy(
             backend: plan.backend.clone(),
             zone: plan.zone.clone(),
             count,
-            // A gang is worth nothing without all its nodes.
-            least: count,
+            least: *least,
             cluster: lifecycle::placement::is_cluster(fleet.spec.configuration.placement),
             requested_at: None,
             attempts: 0,
