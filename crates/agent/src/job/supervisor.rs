@@ -331,17 +331,16 @@ impl Supervisor {
             return false;
         }
         let signal = ending.due(now);
-        let left = match signal {
-            Some(signal) => procs::signal_all(job, this, signal),
-            None => {
-                let left = procs::find(job, this);
-                if let [last] = left[..]
-                    && procs::is_shell_at_its_prompt(last, &self.job.spec.argv)
-                {
-                    procs::hang_up(last);
-                }
-                left.len()
+        let left = if let Some(signal) = signal {
+            procs::signal_all(job, this, signal)
+        } else {
+            let left = procs::find(job, this);
+            if let [last] = left[..]
+                && procs::is_shell_at_its_prompt(last, &self.job.spec.argv)
+            {
+                procs::hang_up(last);
             }
+            left.len()
         };
         let hopeless = ending.is_hopeless(now);
         let prepared = self.preparing.is_none();
