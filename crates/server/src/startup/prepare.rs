@@ -79,8 +79,28 @@ pub(super) async fn open_database(args: &ServerArgs, data: &Path) -> anyhow::Res
         None => open_sqlite(&data.join("sqlite.db"), data).await?,
     };
     let database = lock_database(&db).await?;
-    store::migrate(&db).await.context("bring the database up to this release")?;
+    if let Err(error) = store::migrate(&db).await {
+        let hint = database_hint(&error.to_string());
+        return Err(error).with_context(|| format!("bring the database up to this release{hint}"));
+    }
     Ok((db, Locks { folder, database }))
+}
+
+/// What may help against an engine's error, by its words: the engines have no common codes.
+fn database_hint(error: &str) -> &'static str {
+    if error.contains("database is locked") {
+        return " (another program holds it; end that program)";
+    }
+    if error.contains("readonly") || error.contains("unable to open") {
+        return " (this user may not write to it; see the permissions of the file and its folder)";
+    }
+    if error.contains("previously applied") {
+        return " (a newer dstack has written it; start that one)";
+    }
+    if error.contains("not a database") || error.contains("malformed") {
+        return " (the file is damaged; put a copy of it in its place)";
+    }
+    ""
 }
 
 async fn lock_database(db: &Db) -> anyhow::Result<ServerLock> {

@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod accounts;
+mod backends;
 mod errors;
 mod harness;
 mod load;

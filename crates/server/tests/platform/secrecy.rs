@@ -29,7 +29,12 @@ async fn nothing_secret_is_in_the_files_of_the_server() {
     let repo = json!({"repo_id": "z", "repo_info": {"repo_type": "remote", "repo_name": "z"},
         "repo_creds": {"clone_url": "u", "oauth_token": "TOKEN-OF-A-REPO", "private_key": "KEY-OF-A-REPO"}});
     server.post("/api/project/main/repos/init", repo).await.ok();
-    let config = backends::BackendConfig {
+    let task = json!({"type": "task", "image": "x/y", "commands": ["true"],
+        "registry_auth": {"username": "u", "password": "PASSWORD-OF-A-REGISTRY"}});
+    let plan = json!({"plan": {"run_spec": {"run_name": "r1", "configuration": task}}, "force": false});
+    let run = server.post("/api/project/main/runs/apply", plan).await.ok();
+    assert_eq!(run["run_spec"]["configuration"]["registry_auth"]["password"], "PASSWORD-OF-A-REGISTRY");
+    let config = ::backends::BackendConfig {
         kind: "cloud".to_owned(),
         config: json!({"type": "cloud", "creds": {"secret_key": "KEY-OF-A-CLOUD"}}),
     };
@@ -47,6 +52,7 @@ async fn nothing_secret_is_in_the_files_of_the_server() {
         "TOKEN-OF-A-REPO",
         "KEY-OF-A-REPO",
         "KEY-OF-A-CLOUD",
+        "PASSWORD-OF-A-REGISTRY",
         &private_key,
         "OPENSSH PRIVATE KEY",
     ];

@@ -153,3 +153,16 @@ async fn a_stopped_server_lets_go_of_port_and_files() {
     let server = home.start(&["-p", &address.port().to_string()]).await;
     server.post("/api/users/get_my_user", Value::Null).await.ok();
 }
+
+#[tokio::test]
+async fn a_database_that_cannot_be_used_stops_the_start_with_a_hint() {
+    let home = TestServer::new().await.stop().await;
+    let file = home.server_dir().join("data/sqlite.db");
+    fs::write(&file, "this is no database, but long enough to be looked at as one".repeat(20)).unwrap();
+    let error = format!("{:#}", home.try_start(&[]).await.unwrap_err());
+    assert!(error.contains("the file is damaged") || error.contains("not a database"), "{error}");
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    let error = format!("{:#}", home.try_start(&[]).await.unwrap_err());
+    assert!(error.contains("sqlite.db"), "{error}");
+}

@@ -1,0 +1,78 @@
+//! Backends of projects through the API.
+
+use serde_json::{Value, json};
+
+use crate::harness::TestServer;
+
+/// The backend that every build has.
+fn own_kind() -> &'static str {
+    ::backends::kinds()[0]
+}
+
+#[tokio::test]
+async fn backends_are_made_changed_shown_and_removed() {
+    let server = TestServer::new().await;
+    server.post("/api/projects/create", json!({"project_name": "team"})).await.ok();
+    let kind = own_kind();
+    let at = |verb: &str| format!("/api/project/team/backends/{verb}");
+    let config = json!({"type": kind, "cpus": 2});
+    let missing = server.post(&at("update"), config.clone()).await;
+    missing.expect_bad_request("Resource not found", "resource_not_exists");
+    assert_eq!(server.post(&at("create"), config.clone()).await.ok()["cpus"], 2);
+    let again = server.post(&at("create"), config).await;
+    again.expect_bad_request("Resource exists", "resource_exists");
+    let yaml = json!({"config_yaml": format!("type: {kind}\ncpus: 3\n")});
+    assert_eq!(server.post(&at("update_yaml"), yaml.clone()).await.ok(), Value::Null);
+    let info = server.post(&at(&format!("{kind}/config_info")), Value::Null).await.ok();
+    assert_eq!((&info["type"], &info["cpus"]), (&json!(kind), &json!(3)));
+    let shown = server.post(&at(&format!("{kind}/get_yaml")), Value::Null).await.ok();
+    assert_eq!(shown, json!({"name": kind, "config_yaml": format!("type: {kind}\ncpus: 3\n")}));
+    let again = server.post(&at("create_yaml"), yaml.clone()).await;
+    again.expect_bad_request("Resource exists", "resource_exists");
+    assert_eq!(server.post(&at("delete"), json!({"backends_names": [kind]})).await.ok(), Value::Null);
+    let gone = server.post(&at("delete"), json!({"backends_names": [kind]})).await;
+    gone.expect_bad_request("Backend not available", "backend_not_available");
+    server.post(&at("create_yaml"), yaml).await.ok();
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_backend_is_said() {
+    let server = TestServer::new().await;
+    for (verb, body, part) in [
+        ("create", json!({"type": "gcp"}), "no backend of type `gcp`"),
+        ("create", json!({}), "has no `type`"),
+        ("create", json!({"type": own_kind(), "cpu": 2}), "did you mean `cpus`?"),
+        ("create_yaml", json!({"config_yaml": "type: [\n"}), "config.yml:1"),
+        ("update_yaml", json!({"config_yaml": "a: b\n"}), "has no `type`"),
+    ] {
+        let got = server.post(&format!("/api/project/main/backends/{verb}"), body).await;
+        let message = got.body["detail"][0]["msg"].as_str().unwrap_or_default();
+        assert!(got.status == 400 && message.contains(part), "{verb}: {} {}", got.status, got.body);
+    }
+}
+
+#[tokio::test]
+async fn only_global_admins_let_jobs_onto_the_servers_machine() {
+    let server = TestServer::new().await;
+    let bob = server.user("bob").await;
+    server.post_as(&bob, "/api/projects/create", json!({"project_name": "team"})).await.ok();
+    let at = |verb: &str| format!("/api/project/team/backends/{verb}");
+    server.post_as(&bob, &at("create"), json!({"type": own_kind()})).await.expect_denied();
+    let yaml = json!({"config_yaml": format!("type: {}\n", own_kind())});
+    server.post_as(&bob, &at("create_yaml"), yaml).await.expect_denied();
+    assert_eq!(server.post("/api/backends/list_types", Value::Null).await.ok(), json!(::backends::wire_types()));
+}
+
+#[tokio::test]
+async fn a_project_in_use_stays() {
+    let server = TestServer::new().await;
+    let fleet = json!({"configuration": {"type": "fleet", "name": "tpl", "nodes": "0..1"}, "profile": {}});
+    let apply = json!({"plan": {"spec": fleet}, "force": false});
+    server.post("/api/project/main/fleets/apply", apply).await.ok();
+    let got = server.post("/api/projects/delete", json!({"projects_names": ["main"]})).await;
+    let message = "Failed to delete project main. Project is in use: 0 active runs, 1 active fleets. Stop the runs and \
+                   delete the fleets first.";
+    got.expect_bad_request(message, "error");
+    let listed = server.post("/api/projects/list_only_no_fleets", Value::Null).await.ok();
+    assert_eq!(listed, json!([]));
+}
