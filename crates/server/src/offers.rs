@@ -4,14 +4,18 @@
 //! "no offers" helps nobody.
 
 use api::backends::BackendType;
-use api::configurations::{CpuSpec, FleetConfiguration, GpuSpec, Memory, ProfileParams, Range, ResourcesSpec};
+use api::configurations::{
+    Blocks, CpuSpec, FleetConfiguration, GpuSpec, Memory, ProfileParams, Range, ResourcesSpec,
+};
 use api::ids::ProjectId;
 use api::instances::Offer;
 use api::jobs::Requirements;
 use backends::{BackendOffer, Capabilities, OffersWanted};
 use futures_util::future::join_all;
 use lifecycle::fleet::{Home, LaunchPlan};
+use lifecycle::instance::{Instance, blocks_of};
 use lifecycle::placement::requirements::check;
+use lifecycle::placement::{blocks_for, profile_of};
 
 use crate::backend_pool::{OpenBackend, answer};
 use crate::deps::Deps;
@@ -258,6 +262,103 @@ fn wire_offer(offer: BackendOffer, backend: BackendType) -> Offer {
         blocks: 1,
         total_blocks: 1,
     }
+}
+
+/// A job that waits for a machine which is still to be bought.
+#[derive(Debug, Clone)]
+pub struct WaitingJob {
+    /// What it needs.
+    pub requirements: Requirements,
+    /// Where it may be.
+    pub profile: ProfileParams,
+    /// It is one of several nodes, which take whole machines.
+    pub has_peers: bool,
+}
+
+impl WaitingJob {
+    /// How many of a machine's blocks the job would take, and of how many, or why the machine does not do. What only
+    /// the fleet asks is not looked at.
+    pub fn blocks_of(&self, offer: &Offer, blocks: Blocks) -> Result<(u32, u32), String> {
+        let profile = &self.profile;
+        if profile.backends.as_ref().is_some_and(|list| !list.contains(&offer.backend)) {
+            return Err(format!("`{}` is not in `backends`", offer.backend));
+        }
+        if !is_listed(profile.regions.as_ref(), &offer.region) {
+            return Err(format!("region `{}` is not in `regions`", offer.region));
+        }
+        if !is_listed(profile.instance_types.as_ref(), &offer.instance.name) {
+            return Err(format!("type `{}` is not in `instance_types`", offer.instance.name));
+        }
+        if profile.availability_zones.is_some() && self.zone_of(offer).is_none() {
+            return Err("none of its zones is in `availability_zones`".to_owned());
+        }
+        if let Some(max_price) = self.requirements.max_price.filter(|max_price| *max_price < offer.price) {
+            return Err(format!("${} an hour is over `max_price` {max_price}", offer.price));
+        }
+        let resources = &offer.instance.resources;
+        if self.requirements.spot.is_some_and(|spot| spot != resources.spot) {
+            return Err("it does not fit `spot_policy`".to_owned());
+        }
+        let count = match blocks {
+            Blocks::Count(count) => Some(count),
+            Blocks::Auto => None,
+        };
+        let total = blocks_of(count, resources.gpus.len(), resources.cpus);
+        blocks_for(&self.requirements, self.has_peers, resources, total).map(|needed| (needed, total))
+    }
+
+    /// The first zone of an offer where the job may be.
+    fn zone_of(&self, offer: &Offer) -> Option<String> {
+        let mut zones = offer.availability_zones.iter().flatten();
+        zones.find(|zone| is_listed(self.profile.availability_zones.as_ref(), zone)).cloned()
+    }
+}
+
+fn is_listed(list: Option<&Vec<String>>, name: &str) -> bool {
+    list.is_none_or(|list| list.iter().any(|one| one.eq_ignore_ascii_case(name)))
+}
+
+impl Collected {
+    /// Leaves out what a job that waits for the machines could not use, and says why.
+    pub fn keep_for(&mut self, jobs: &[WaitingJob], blocks: Blocks) {
+        for job in jobs {
+            let mut reasons: Vec<String> = vec![];
+            self.plans.retain_mut(|plan| match job.blocks_of(&plan.offer, blocks) {
+                Ok(_) => {
+                    if job.profile.availability_zones.is_some() && plan.zone.is_none() {
+                        plan.zone = job.zone_of(&plan.offer);
+                    }
+                    is_listed(job.profile.availability_zones.as_ref(), plan.zone.as_deref().unwrap_or_default())
+                }
+                Err(reason) => {
+                    let reason = format!("`{}`: {reason}", plan.backend);
+                    if !reasons.contains(&reason) && reasons.len() < MAX_REASONS {
+                        reasons.push(reason);
+                    }
+                    false
+                }
+            });
+            if self.plans.is_empty() {
+                self.obstacles.extend(reasons);
+            }
+        }
+    }
+}
+
+/// The jobs that were given instances of a fleet for which nothing is bought yet.
+pub async fn waiting_jobs(deps: &Deps, instances: &[(Instance, u32)]) -> store::Result<Vec<WaitingJob>> {
+    let mut waiting = vec![];
+    for (instance, _) in instances.iter().filter(|(instance, busy)| *busy > 0 && instance.launch_id.is_none()) {
+        for job in store::jobs::list_active_by_instance(&deps.db, instance.id).await? {
+            let Some(run) = store::runs::get(&deps.db, job.value.run_id).await? else { continue };
+            waiting.push(WaitingJob {
+                requirements: job.value.spec.requirements,
+                profile: profile_of(&run.value.spec),
+                has_peers: job.value.spec.jobs_per_replica > 1,
+            });
+        }
+    }
+    Ok(waiting)
 }
 
 /// What a fleet asks of each machine. A fleet that says nothing asks next to nothing.

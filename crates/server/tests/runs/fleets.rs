@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::TestServer;
-use crate::support::{events, main, server_with_cloud};
+use crate::support::{events, main, server_with_cloud, task};
 
 #[tokio::test]
 async fn a_fleet_without_a_name_gets_one() {
@@ -126,4 +126,29 @@ async fn accelerators_are_grouped() {
     assert!(plain["gpus"][0].get("regions").is_none() && plain.get("cpus").is_none());
     let wrong = server.post(&main("gpus/list"), list(json!(["region"]))).await;
     wrong.expect_bad_request("Cannot group by 'region' without also grouping by 'backend'", "error");
+}
+
+#[tokio::test]
+async fn a_fleet_buys_what_the_waiting_job_needs() {
+    let server = server_with_cloud().await;
+    server.apply_fleet(json!({"name": "tpl"})).await;
+    let keys = |gpu: &str| json!({"resources": {"gpu": gpu, "cpu": "1..", "memory": "1..", "disk": null}});
+    server.apply(task("fits", keys("H100:8"))).await;
+    // The cheapest machine has no accelerator.
+    let mut bought = Value::Null;
+    for _ in 0..500 {
+        let fleet = server.post(&main("fleets/get"), json!({"name": "tpl"})).await.ok();
+        bought = fleet["instances"][0]["instance_type"]["name"].clone();
+        if !bought.is_null() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(bought, "large");
+    server.apply(task("does-not", keys("H100:64"))).await;
+    let run = server.wait_for_run("does-not", &["failed"]).await;
+    let submission = &run["latest_job_submission"];
+    assert_eq!(submission["status_message"], "no capacity");
+    let message = submission["termination_reason_message"].as_str().unwrap();
+    assert!(message.contains("`gpu` count 64 is needed, 8 is there"), "{message}");
 }

@@ -4,12 +4,11 @@ use api::configurations::{CreationPolicy, ProfileParams};
 use api::ids::ProjectId;
 use api::instances::{InstanceAvailability, Offer};
 use api::jobs::{JobSpec, Requirements};
-use lifecycle::placement::requirements::check;
 use lifecycle::placement::{Gang, Pool, PoolFleet, PoolInstance};
 
 use crate::deps::Deps;
 use crate::http::error::Result;
-use crate::offers::{OffersQuery, collect, fleet_requirements};
+use crate::offers::{OffersQuery, WaitingJob, collect, fleet_requirements};
 
 /// How offers are looked for.
 #[derive(Debug, Clone, Copy)]
@@ -171,23 +170,16 @@ async fn fleet_offers(
         user_is_admin: row.value.state.user_is_admin && gang.user_is_admin,
         home: row.value.state.home.as_ref(),
     };
-    let mut offers = collect(deps, &query).await?.offers();
-    offers.retain(|offer| suits(job, &gang.profile, offer));
-    Ok(offers)
-}
-
-/// Whether a job could run on something that its fleet would buy.
-fn suits(job: &JobSpec, profile: &ProfileParams, offer: &Offer) -> bool {
-    let listed = |list: &Option<Vec<String>>, name: &str| {
-        list.as_ref().is_none_or(|list| list.iter().any(|one| one.eq_ignore_ascii_case(name)))
+    let waiting = WaitingJob {
+        requirements: job.requirements.clone(),
+        profile: gang.profile.clone(),
+        has_peers: job.jobs_per_replica > 1,
     };
-    let zones = offer.availability_zones.as_deref().unwrap_or_default();
-    profile.backends.as_ref().is_none_or(|list| list.contains(&offer.backend))
-        && listed(&profile.regions, &offer.region)
-        && listed(&profile.instance_types, &offer.instance.name)
-        && (profile.availability_zones.is_none()
-            || zones.iter().any(|zone| listed(&profile.availability_zones, zone)))
-        && job.requirements.max_price.is_none_or(|max| offer.price <= max)
-        && job.requirements.spot.is_none_or(|spot| spot == offer.instance.resources.spot)
-        && check(&job.requirements.resources, &offer.instance.resources).is_ok()
+    let split = row.value.spec.configuration.blocks;
+    let offers = collect(deps, &query).await?.offers().into_iter();
+    let suiting = offers.filter_map(|offer| {
+        let (blocks, total_blocks) = waiting.blocks_of(&offer, split).ok()?;
+        Some(Offer { blocks, total_blocks, ..offer })
+    });
+    Ok(suiting.collect())
 }
