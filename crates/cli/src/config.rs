@@ -134,7 +134,8 @@ mod tests {
     fn keys_of_old_versions_are_no_hindrance() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.yml");
-        std::fs::write(&path, "projects:\n- default: true\n  name: a\n  token: t\n  url: http://s\nrepos: []\n").unwrap();
+        std::fs::write(&path, "projects:\n- default: true\n  name: a\n  token: t\n  url: http://s\nrepos: []\n")
+            .unwrap();
         assert_eq!(ConfigFile::read(&path).unwrap().projects.len(), 1);
     }
 }

@@ -4,8 +4,8 @@ use std::marker::PhantomData;
 
 use crate::events::{Event, ListEventsRequest};
 use crate::fleets::{
-    ApplyFleetPlanRequest, DeleteFleetInstancesRequest, DeleteFleetsRequest, Fleet, FleetPlan, GetFleetPlanRequest,
-    GetFleetRequest, ListProjectFleetsRequest,
+    ApplyFleetPlanRequest, DeleteFleetInstancesRequest, DeleteFleetsRequest, Fleet, FleetPlan,
+    GetFleetPlanRequest, GetFleetRequest, ListProjectFleetsRequest,
 };
 use crate::gateways::{DeleteGatewaysRequest, Gateway, GetGatewayRequest, ListGatewaysRequest};
 use crate::gpus::{GpuList, ListGpusRequest};
@@ -57,7 +57,8 @@ pub const LIST_RUNS: Endpoint<ListRunsRequest, Vec<Run>> = Endpoint::new("/api/r
 /// A run by name or identifier.
 pub const GET_RUN: Endpoint<GetRunRequest, Run> = Endpoint::new("/api/project/{project}/runs/get");
 /// What applying a run would do.
-pub const GET_RUN_PLAN: Endpoint<GetRunPlanRequest, RunPlan> = Endpoint::new("/api/project/{project}/runs/get_plan");
+pub const GET_RUN_PLAN: Endpoint<GetRunPlanRequest, RunPlan> =
+    Endpoint::new("/api/project/{project}/runs/get_plan");
 /// Submits a run, or changes it in place.
 pub const APPLY_RUN: Endpoint<ApplyRunPlanRequest, Run> = Endpoint::new("/api/project/{project}/runs/apply");
 /// Asks runs to stop; does not wait.
@@ -65,7 +66,8 @@ pub const STOP_RUNS: Endpoint<StopRunsRequest, Void> = Endpoint::new("/api/proje
 /// Deletes finished runs.
 pub const DELETE_RUNS: Endpoint<DeleteRunsRequest, Void> = Endpoint::new("/api/project/{project}/runs/delete");
 /// A page of a job's log.
-pub const POLL_LOGS: Endpoint<PollLogsRequest, JobSubmissionLogs> = Endpoint::new("/api/project/{project}/logs/poll");
+pub const POLL_LOGS: Endpoint<PollLogsRequest, JobSubmissionLogs> =
+    Endpoint::new("/api/project/{project}/logs/poll");
 /// The accelerators on offer, grouped.
 pub const LIST_GPUS: Endpoint<ListGpusRequest, GpuList> = Endpoint::new("/api/project/{project}/gpus/list");
 
@@ -78,9 +80,11 @@ pub const GET_FLEET: Endpoint<GetFleetRequest, Fleet> = Endpoint::new("/api/proj
 pub const GET_FLEET_PLAN: Endpoint<GetFleetPlanRequest, FleetPlan> =
     Endpoint::new("/api/project/{project}/fleets/get_plan");
 /// Makes a fleet, or changes it in place.
-pub const APPLY_FLEET: Endpoint<ApplyFleetPlanRequest, Fleet> = Endpoint::new("/api/project/{project}/fleets/apply");
+pub const APPLY_FLEET: Endpoint<ApplyFleetPlanRequest, Fleet> =
+    Endpoint::new("/api/project/{project}/fleets/apply");
 /// Asks fleets to end; does not wait.
-pub const DELETE_FLEETS: Endpoint<DeleteFleetsRequest, Void> = Endpoint::new("/api/project/{project}/fleets/delete");
+pub const DELETE_FLEETS: Endpoint<DeleteFleetsRequest, Void> =
+    Endpoint::new("/api/project/{project}/fleets/delete");
 /// Asks instances of a fleet to end; does not wait.
 pub const DELETE_FLEET_INSTANCES: Endpoint<DeleteFleetInstancesRequest, Void> =
     Endpoint::new("/api/project/{project}/fleets/delete_instances");
@@ -96,7 +100,8 @@ pub const GET_SECRET: Endpoint<GetSecretRequest, Secret> = Endpoint::new("/api/p
 pub const SET_SECRET: Endpoint<SetSecretRequest, Secret> =
     Endpoint::new("/api/project/{project}/secrets/create_or_update");
 /// Deletes secrets.
-pub const DELETE_SECRETS: Endpoint<DeleteSecretsRequest, Void> = Endpoint::new("/api/project/{project}/secrets/delete");
+pub const DELETE_SECRETS: Endpoint<DeleteSecretsRequest, Void> =
+    Endpoint::new("/api/project/{project}/secrets/delete");
 
 /// Makes a repository known.
 pub const INIT_REPO: Endpoint<InitRepoRequest, Void> = Endpoint::new("/api/project/{project}/repos/init");
@@ -106,9 +111,11 @@ pub const LIST_VOLUMES: Endpoint<(), Vec<Volume>> = Endpoint::bare("/api/project
 /// A volume by name.
 pub const GET_VOLUME: Endpoint<GetVolumeRequest, Volume> = Endpoint::new("/api/project/{project}/volumes/get");
 /// Makes a volume.
-pub const CREATE_VOLUME: Endpoint<CreateVolumeRequest, Volume> = Endpoint::new("/api/project/{project}/volumes/create");
+pub const CREATE_VOLUME: Endpoint<CreateVolumeRequest, Volume> =
+    Endpoint::new("/api/project/{project}/volumes/create");
 /// Asks volumes to end; does not wait.
-pub const DELETE_VOLUMES: Endpoint<DeleteVolumesRequest, Void> = Endpoint::new("/api/project/{project}/volumes/delete");
+pub const DELETE_VOLUMES: Endpoint<DeleteVolumesRequest, Void> =
+    Endpoint::new("/api/project/{project}/volumes/delete");
 
 /// The gateways of a project.
 pub const LIST_GATEWAYS: Endpoint<ListGatewaysRequest, Vec<Gateway>> =

@@ -38,7 +38,9 @@ pub enum ClientError {
         detail: String,
     },
     /// Any other status.
-    #[error("Unexpected error: status code {status} when requesting {url}. Check the server logs for backend issues")]
+    #[error(
+        "Unexpected error: status code {status} when requesting {url}. Check the server logs for backend issues"
+    )]
     Unexpected {
         /// The HTTP status.
         status: u16,
@@ -135,10 +137,9 @@ fn of_refusal(url: String, body: &[u8]) -> ClientError {
         return ClientError::Unexpected { status: 400, url };
     };
     match (detail.pop(), detail.is_empty()) {
-        (Some(item), true) => ClientError::Refused {
-            code: item.code.unwrap_or(ErrorCode::Error),
-            message: item.msg,
-        },
+        (Some(item), true) => {
+            ClientError::Refused { code: item.code.unwrap_or(ErrorCode::Error), message: item.msg }
+        }
         _ => ClientError::Unexpected { status: 400, url },
     }
 }
@@ -159,9 +160,15 @@ mod tests {
 
     #[test]
     fn each_status_is_told_in_its_own_words() {
-        assert_eq!(of(400, r#"{"detail":[{"msg":"Run not found","code":"resource_not_exists"}]}"#), "Run not found");
+        assert_eq!(
+            of(400, r#"{"detail":[{"msg":"Run not found","code":"resource_not_exists"}]}"#),
+            "Run not found"
+        );
         assert_eq!(of(400, r#"{"detail":[{"msg":"Invalid version: abc","code":null}]}"#), "Invalid version: abc");
-        assert!(of(400, r#"{"detail":[{"msg":"a","code":"error"},{"msg":"b","code":"error"}]}"#).contains("status code 400"));
+        assert!(
+            of(400, r#"{"detail":[{"msg":"a","code":"error"},{"msg":"b","code":"error"}]}"#)
+                .contains("status code 400")
+        );
         assert!(of(401, "{}").contains("status code 401"));
         assert!(of(403, "{}").starts_with("Access to http://s/api/x is denied"));
         assert_eq!(of(404, "{}"), "Status code 404 when requesting http://s/api/x");

@@ -4,6 +4,7 @@
 
 pub mod endpoints;
 mod error;
+mod poll;
 mod stream;
 
 use std::fmt::Write;
@@ -166,7 +167,8 @@ impl Client {
         if !status.is_success() {
             return Err(ClientError::of_answer(status.as_u16(), url, &body));
         }
-        serde_json::from_slice(&body).map_err(|source| ClientError::Incomprehensible { url, source: Box::new(source) })
+        serde_json::from_slice(&body)
+            .map_err(|source| ClientError::Incomprehensible { url, source: Box::new(source) })
     }
 }
 

@@ -15,6 +15,7 @@ use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
+use super::poll::Poller;
 use super::{Client, ClientError};
 use crate::agent::{LOG_FRAME_HEADER, LogFrame, LogFrameKind};
 use crate::ids::JobId;
@@ -99,7 +100,8 @@ impl Drop for RunStream {
 }
 
 impl RunStream {
-    /// Connects; errors of the first connection are answered at once.
+    /// Connects; errors of the first connection are answered at once. A server without streams is asked again and
+    /// again instead.
     pub async fn open(
         client: &Client,
         project: &str,
@@ -113,9 +115,21 @@ impl RunStream {
             offsets: BTreeMap::new(),
             current: BTreeMap::new(),
         };
-        let socket = reader.connect().await?;
         let (sender, events) = mpsc::channel(QUEUE_LENGTH);
-        let reader = tokio::spawn(async move { reader.read(socket, sender).await });
+        let reader = match reader.connect().await {
+            Ok(socket) => tokio::spawn(reader.read(socket, sender)),
+            Err(ClientError::NotFound { .. } | ClientError::MethodNotAllowed { .. }) => {
+                let poller = Poller {
+                    client: client.clone(),
+                    project: project.to_owned(),
+                    run_name: run.to_owned(),
+                    options: reader.options,
+                    positions: BTreeMap::new(),
+                };
+                tokio::spawn(poller.poll(sender))
+            }
+            Err(error) => return Err(error),
+        };
         Ok(RunStream { events, reader })
     }
 
@@ -131,7 +145,7 @@ impl RunStream {
 }
 
 type Socket = WebSocketStream<reqwest::Upgraded>;
-type Sender = mpsc::Sender<Result<RunStreamEvent, ClientError>>;
+pub(super) type Sender = mpsc::Sender<Result<RunStreamEvent, ClientError>>;
 
 /// Why a socket is read no more.
 enum Outcome {
@@ -288,9 +302,8 @@ impl Reader {
             return Err(ClientError::of_answer(status.as_u16(), url, &body));
         }
         let upgraded = response.upgrade().await.map_err(|error| self.interrupted(error))?;
-        let config = WebSocketConfig::default()
-            .max_message_size(Some(MESSAGE_LIMIT))
-            .max_frame_size(Some(MESSAGE_LIMIT));
+        let config =
+            WebSocketConfig::default().max_message_size(Some(MESSAGE_LIMIT)).max_frame_size(Some(MESSAGE_LIMIT));
         Ok(WebSocketStream::from_raw_socket(upgraded, Role::Client, Some(config)).await)
     }
 
@@ -324,6 +337,9 @@ impl Reader {
     }
 
     fn incomprehensible(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
-        ClientError::Incomprehensible { url: format!("{}{}", self.client.base_url, self.path), source: source.into() }
+        ClientError::Incomprehensible {
+            url: format!("{}{}", self.client.base_url, self.path),
+            source: source.into(),
+        }
     }
 }

@@ -564,4 +564,3 @@ pub(crate) enum Shell {
     Zsh,
     Fish,
 }
-

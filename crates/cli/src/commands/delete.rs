@@ -21,7 +21,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub(super) async fn run(session: &mut Session, args: &DeleteArgs) -> anyhow::Result<Outcome> {
     let file = ConfigurationFile::read(session, args.file.as_deref())?;
     let kind = file.configuration.kind();
-    let name = file.configuration.name().context("The configuration has no `name`, so nothing can be deleted by it")?;
+    let name =
+        file.configuration.name().context("The configuration has no `name`, so nothing can be deleted by it")?;
     let name = name.to_owned();
     let project = session.project(args.project.project.as_deref())?;
     let (noun, title) = match kind {

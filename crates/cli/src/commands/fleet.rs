@@ -3,7 +3,9 @@
 use std::cmp::Reverse;
 
 use api::client::endpoints;
-use api::fleets::{DeleteFleetInstancesRequest, DeleteFleetsRequest, Fleet, GetFleetRequest, ListProjectFleetsRequest};
+use api::fleets::{
+    DeleteFleetInstancesRequest, DeleteFleetsRequest, Fleet, GetFleetRequest, ListProjectFleetsRequest,
+};
 
 use crate::Outcome;
 use crate::args::{FleetArgs, FleetCommand, GetArgs};

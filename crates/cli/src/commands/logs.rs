@@ -26,10 +26,12 @@ pub(super) async fn run(session: &mut Session, args: &LogsArgs) -> anyhow::Resul
     let run = project.client.call(&endpoints::GET_RUN, &project.name, &request).await;
     let run = super::named(run, || format!("Run {} not found", args.run_name))?;
     let jobs = jobs(&run, args)?;
-    if args.follow {
+    let several = 1 < jobs.len();
+    if args.follow || !several && !args.diagnose {
+        // A stream is many times faster than pages, but has no order among jobs.
         let options =
-            RunStreamOptions { logs: true, replica: args.replica, job: args.job, since, follow: true };
-        return follow::logs(session, &project, &args.run_name, options, 1 < jobs.len()).await;
+            RunStreamOptions { logs: true, replica: args.replica, job: args.job, since, follow: args.follow };
+        return follow::logs(session, &project, &args.run_name, options, several).await;
     }
     let mut pagers: Vec<Pager> = jobs.into_iter().filter_map(|job| Pager::new(job, args, since)).collect();
     print(session, &project, &mut pagers).await?;
@@ -54,7 +56,9 @@ async fn print(session: &mut Session, project: &Project, pagers: &mut [Pager]) -
     for pager in pagers.iter_mut() {
         pager.fill(project).await?;
     }
-    while let Some(next) = (0..pagers.len()).filter(|i| pagers[*i].time().is_some()).min_by_key(|i| pagers[*i].time()) {
+    while let Some(next) =
+        (0..pagers.len()).filter(|i| pagers[*i].time().is_some()).min_by_key(|i| pagers[*i].time())
+    {
         let pager = &mut pagers[next];
         let Some(event) = pager.events.next() else { continue };
         let bytes = STANDARD.decode(&event.message).context("a piece of the log is not base64")?;

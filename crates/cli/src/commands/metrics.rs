@@ -46,7 +46,8 @@ async fn table(project: &Project, run: &Run, args: &MetricsArgs) -> anyhow::Resu
     let mut table = Table::new(&["", "", "UTILIZATION", "MEMORY"]);
     let wanted = |job: &&Job| {
         let spec = &job.job_spec;
-        args.replica.is_none_or(|replica| replica == spec.replica_num) && args.job.is_none_or(|num| num == spec.job_num)
+        args.replica.is_none_or(|replica| replica == spec.replica_num)
+            && args.job.is_none_or(|num| num == spec.job_num)
     };
     for job in run.jobs.iter().filter(wanted) {
         let spec = &job.job_spec;
@@ -68,7 +69,8 @@ fn add_job(table: &mut Table, job: &Job, metrics: &JobMetrics) {
         (Some(used), None) => gigabytes(used),
         (None, _) => String::new(),
     };
-    let percent = |value: Option<f64>| value.map(|value| format!("{}%", format::number(value, 0))).unwrap_or_default();
+    let percent =
+        |value: Option<f64>| value.map(|value| format!("{}%", format::number(value, 0))).unwrap_or_default();
     let cpus = metrics.newest("cpus_detected_num").filter(|cpus| 0.0 < *cpus).unwrap_or(1.0);
     table.row(vec![
         format!("job={}", job.job_spec.job_num).into(),

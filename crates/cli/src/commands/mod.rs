@@ -42,10 +42,8 @@ pub(crate) fn run(session: &mut Session, command: Command) -> anyhow::Result<Out
         Command::Completion(args) => completion::run(session, &args),
         Command::Server(_) => bail!("this program was built without the server"),
         command => {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .context("start the runtime")?;
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
             runtime.block_on(run_remote(session, command))
         }
     }

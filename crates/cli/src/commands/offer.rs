@@ -18,6 +18,9 @@ use crate::{Outcome, profiles};
 /// Offers shown unless told.
 const DEFAULT_OFFERS: u32 = 50;
 
+/// From so many offers on, the hint follows them, where it is seen.
+const LONG: usize = 3;
+
 /// What is said unless fleets are named.
 const HINT: &str = "Hint: Existing fleets are ignored, and all available offers are shown. To filter by fleet, pass \
                     --fleet NAME.";
@@ -81,7 +84,12 @@ struct Listing<'a> {
     total_offers: u32,
 }
 
-async fn list(session: &mut Session, project: &Project, args: &OfferArgs, spec: RunSpec) -> anyhow::Result<Outcome> {
+async fn list(
+    session: &mut Session,
+    project: &Project,
+    args: &OfferArgs,
+    spec: RunSpec,
+) -> anyhow::Result<Outcome> {
     let request = GetRunPlanRequest {
         run_spec: spec.clone(),
         max_offers: Some(args.offers.max_offers.unwrap_or(DEFAULT_OFFERS)),
@@ -127,7 +135,8 @@ fn print_offers(session: &mut Session, job: &JobPlan, hint: bool) -> anyhow::Res
     }
     let shown = job.offers.len();
     let is_cut = shown < job.total_offers as usize;
-    if hint && !is_cut {
+    let is_long = is_cut || LONG <= shown;
+    if hint && !is_long {
         printer.styled_line(HINT, SECONDARY)?;
         printer.blank()?;
     }
@@ -139,7 +148,7 @@ fn print_offers(session: &mut Session, job: &JobPlan, hint: bool) -> anyhow::Res
     if !is_cut || hint {
         printer.blank()?;
     }
-    if hint && is_cut {
+    if hint && is_long {
         printer.styled_line(HINT, SECONDARY)?;
     }
     Ok(())
@@ -153,7 +162,12 @@ struct GroupListing<'a> {
     gpus: &'a [GpuGroup],
 }
 
-async fn group(session: &mut Session, project: &Project, args: &OfferArgs, spec: RunSpec) -> anyhow::Result<Outcome> {
+async fn group(
+    session: &mut Session,
+    project: &Project,
+    args: &OfferArgs,
+    spec: RunSpec,
+) -> anyhow::Result<Outcome> {
     let merged = spec.configuration.merged_profile(spec.profile.as_ref());
     let request = ListGpusRequest {
         run_spec: spec.clone(),

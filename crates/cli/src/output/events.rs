@@ -9,6 +9,7 @@ use super::format;
 pub(crate) fn line(event: &Event, zone: &TimeZone) -> String {
     let time = format::date_and_time(event.recorded_at, zone);
     let actor = event.actor_user.as_ref().map(|user| format!("[👤{user}] ")).unwrap_or_default();
-    let targets: Vec<String> = event.targets.iter().map(|target| format!("{} {}", target.r#type, target.name)).collect();
+    let targets: Vec<String> =
+        event.targets.iter().map(|target| format!("{} {}", target.r#type, target.name)).collect();
     format!("[{time}] {actor}[{}] {}", targets.join(", "), event.message)
 }

@@ -2,7 +2,7 @@
 
 use anstyle::{AnsiColor, Style};
 use api::backends::BackendType;
-use api::configurations::{FleetConfiguration, InstanceGroupPlacement, SpotPolicy};
+use api::configurations::{FleetConfiguration, GpuSpec, InstanceGroupPlacement, SpotPolicy};
 use api::fleets::{Fleet, FleetStatus};
 use api::instances::{Instance, InstanceStatus};
 
@@ -79,8 +79,12 @@ fn fleet_row(fleet: &Fleet, verbose: bool, times: &Times) -> Row {
         name: Cell::styled(fleet.name.clone(), STRONG),
         nodes,
         resources: configuration.resources.as_ref().map(format::requirements).unwrap_or_default(),
-        gpu: gpu.filter(|gpu| gpu.count.max != Some(0)).map(format::gpu_requirements).unwrap_or_default(),
-        spot: if is_ssh { String::new() } else { format::plain(&merged.spot_policy.unwrap_or(SpotPolicy::OnDemand)) },
+        gpu: gpu.map(wanted_gpu).unwrap_or_default(),
+        spot: if is_ssh {
+            String::new()
+        } else {
+            format::plain(&merged.spot_policy.unwrap_or(SpotPolicy::OnDemand))
+        },
         backend: match &merged.backends {
             _ if is_ssh => "ssh".to_owned(),
             Some(backends) => backends.iter().map(|kind| wanted_backend(*kind)).collect::<Vec<_>>().join(", "),
@@ -91,6 +95,16 @@ fn fleet_row(fleet: &Fleet, verbose: bool, times: &Times) -> Row {
         created: times.show(fleet.created_at),
         ..Row::default()
     }
+}
+
+// Any number, none included, is no wish; of the others, only name, memory and count are short enough.
+fn wanted_gpu(gpu: &GpuSpec) -> String {
+    if matches!((gpu.count.min.unwrap_or(0), gpu.count.max), (0, None) | (_, Some(0))) {
+        return String::new();
+    }
+    let short = GpuSpec { vendor: None, total_memory: None, compute_capability: None, ..gpu.clone() };
+    let text = format::gpu_requirements(&short);
+    if gpu.name.is_some() { text } else { format!("gpu:{text}") }
 }
 
 // Where a fleet names this backend, it means this machine: machines over SSH are named by `ssh_config`.
@@ -117,9 +131,7 @@ fn instance_row(instance: &Instance, verbose: bool, times: &Times) -> Row {
     Row {
         name: format!("   instance={}", instance.instance_num).into(),
         resources: kind.map(|kind| format::resources(&kind.resources, false)).unwrap_or_default(),
-        gpu: kind
-            .map(|kind| format::gpus(&kind.resources).unwrap_or_else(|| "-".to_owned()))
-            .unwrap_or_default(),
+        gpu: kind.map(|kind| format::gpus(&kind.resources).unwrap_or_else(|| "-".to_owned())).unwrap_or_default(),
         driver: instance.gpu_driver.as_ref().map(|driver| driver.version.clone()).unwrap_or_default(),
         spot: match kind {
             Some(kind) if is_bought => if kind.resources.spot { "spot" } else { "on-demand" }.to_owned(),

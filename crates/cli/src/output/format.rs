@@ -98,6 +98,11 @@ pub(crate) fn place(kind: BackendType, region: &str, zone: Option<&str>) -> Stri
     }
 }
 
+/// The kind of a machine and its place, to follow a verb. A place of its own kind is named once.
+pub(crate) fn on(kind: &str, place: &str) -> String {
+    if kind == place { format!(" on {place}") } else { format!(" {kind} on {place}") }
+}
+
 /// What a machine has, in one line.
 pub(crate) fn resources(resources: &Resources, with_spot: bool) -> String {
     let mut parts = vec![match &resources.cpu_arch {
@@ -156,7 +161,10 @@ pub(crate) fn gpu_requirements(gpu: &GpuSpec) -> String {
     }
     parts.push(range(&gpu.count, |count| count.to_string(), ""));
     if let Some(total) = &gpu.total_memory {
-        parts.push(format!("({} total)", range(total, |memory| number(memory.0, 2), "GB")));
+        parts.push(range(total, |memory| number(memory.0, 2), "GB"));
+    }
+    if let Some(capability) = &gpu.compute_capability {
+        parts.push(format!("{}.{}", capability.0, capability.1));
     }
     parts.join(":")
 }

@@ -31,7 +31,8 @@ pub(crate) fn run_properties(plan: &RunPlan, verbose: bool) -> Table {
         add_policies(spec, &merged, verbose, &mut table);
         table.property("Max duration", off_or(job.job_spec.max_duration.map(|seconds| seconds as i64)));
         if let RunConfiguration::DevEnvironment(environment) = &spec.configuration {
-            table.property("Inactivity duration", off_or(environment.inactivity_duration.map(|seconds| seconds.0)));
+            table
+                .property("Inactivity duration", off_or(environment.inactivity_duration.map(|seconds| seconds.0)));
         }
         if requirements.reservation.is_some() || verbose {
             table.property("Reservation", requirements.reservation.as_deref().unwrap_or("no"));

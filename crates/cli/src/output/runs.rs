@@ -170,7 +170,8 @@ fn is_service(run: &Run) -> bool {
 }
 
 fn shows_deployments(run: &Run, verbose: bool) -> bool {
-    let differs = |job: &Job| job.job_submissions.last().is_some_and(|last| last.deployment_num != run.deployment_num);
+    let differs =
+        |job: &Job| job.job_submissions.last().is_some_and(|last| last.deployment_num != run.deployment_num);
     (verbose && is_service(run)) || run.jobs.iter().any(differs)
 }
 

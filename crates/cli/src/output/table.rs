@@ -121,7 +121,8 @@ impl Table {
     }
 
     fn render_row(&self, row: &[Cell], widths: &[usize], colour: bool, text: &mut String) {
-        let wrapped: Vec<Vec<String>> = row.iter().zip(widths).map(|(cell, width)| wrap(&cell.text, *width)).collect();
+        let wrapped: Vec<Vec<String>> =
+            row.iter().zip(widths).map(|(cell, width)| wrap(&cell.text, *width)).collect();
         let height = wrapped.iter().map(Vec::len).max().unwrap_or(0).max(1);
         for line in 0..height {
             for (index, (cell, width)) in row.iter().zip(widths).enumerate() {
@@ -134,7 +135,11 @@ impl Table {
                 text.push(' ');
                 text.extend(std::iter::repeat_n(' ', before));
                 if colour && !part.is_empty() {
-                    text.extend([cell.style.render().to_string().as_str(), part, &cell.style.render_reset().to_string()]);
+                    text.extend([
+                        cell.style.render().to_string().as_str(),
+                        part,
+                        &cell.style.render_reset().to_string(),
+                    ]);
                 } else {
                     text.push_str(part);
                 }

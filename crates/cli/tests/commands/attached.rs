@@ -193,8 +193,12 @@ fn a_cut_connection_goes_on_where_it_was() {
     assert_eq!(ran.out, "one two three\n");
     assert_eq!(ran.err, "The connection to the server is lost; trying again\nThe server is there again\n");
     assert_eq!(ran.code, 0);
-    let streams: Vec<String> =
-        server.requests().into_iter().filter(|request| request.path == STREAM).map(|request| request.query).collect();
+    let streams: Vec<String> = server
+        .requests()
+        .into_iter()
+        .filter(|request| request.path == STREAM)
+        .map(|request| request.query)
+        .collect();
     assert_eq!(streams[1], format!("logs=true&replica=0&follow=true&from={FIRST}%3A8"));
 }
 
@@ -231,11 +235,34 @@ fn lost_bytes_are_announced() {
 }
 
 #[test]
-fn a_server_without_streams_is_told_apart() {
-    let server = server(1);
-    let ran = user(&server).runs("logs -f long");
-    assert!(ran.out.contains("does not stream runs"), "{}", ran.out);
-    assert_eq!(ran.code, 1);
+fn a_server_without_streams_is_asked_again_and_again() {
+    let page = |messages: &[&str], next_token: Value| {
+        let logs: Vec<Value> = messages
+            .iter()
+            .map(|text| json!({"timestamp": "2026-11-23T02:12:00Z", "log_source": "stdout", "message": text}))
+            .collect();
+        json!({"logs": logs, "external_url": null, "next_token": next_token})
+    };
+    let server = Server::start();
+    let others = self::server(1);
+    for path in ["repos/init", "runs/get_plan", "runs/apply"] {
+        let path = format!("/api/project/main/{path}");
+        for answer in others.answers(&path) {
+            server.answer(&path, 200, &answer);
+        }
+    }
+    server.answer("/api/project/main/runs/get", 200, &run(1, "running", "running"));
+    server.answer("/api/project/main/runs/get", 200, &run(1, "done", "done"));
+    let logs = "/api/project/main/logs/poll";
+    server.answer(logs, 200, &page(&["b25lCg=="], json!("1")));
+    server.answer(logs, 200, &page(&["dHdvCg=="], Value::Null));
+    server.answer(logs, 200, &page(&["dGhyZWU="], Value::Null));
+    let ran = user(&server).runs("apply -f t.yml -y");
+    assert!(ran.out.ends_with("(running)\none\ntwo\nthree\nDone\n"), "{}", ran.out);
+    assert_eq!(ran.code, 0);
+    let asked = server.bodies(logs);
+    assert_eq!((&asked[1]["next_token"], &asked[2]["next_token"]), (&json!("1"), &Value::Null));
+    assert_eq!(asked[2]["start_time"], "2026-11-23T02:12:00Z");
 }
 
 #[test]

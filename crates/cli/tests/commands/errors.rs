@@ -19,7 +19,11 @@ fn answers_of_the_server_become_sentences() {
     let detail = |msg: &str, code: Value| json!({"detail": [{"msg": msg, "code": code}]});
     check_status(400, &detail("boo", json!("error")), "boo\n");
     check_status(400, &detail("boo", json!("a_code_of_tomorrow")), "Unexpected error: status code 400 when");
-    check_status(401, &json!({"detail": "Not authenticated"}), "Unexpected error: status code 401 when requesting {url}");
+    check_status(
+        401,
+        &json!({"detail": "Not authenticated"}),
+        "Unexpected error: status code 401 when requesting {url}",
+    );
     check_status(403, &json!({}), "Access to {url} is denied. Please check your access token\n");
     check_status(404, &json!({}), "Status code 404 when requesting {url}\n");
     check_status(405, &json!({}), "Status code 405 when requesting {url}\n");
@@ -41,7 +45,8 @@ fn a_server_that_is_not_there_is_named() {
 
 #[test]
 fn a_url_that_is_none_is_named() {
-    let user = User::new().with("DSTACK_SERVER_URL", "nonsense").with("DSTACK_TOKEN", "t").with("DSTACK_PROJECT", "m");
+    let user =
+        User::new().with("DSTACK_SERVER_URL", "nonsense").with("DSTACK_TOKEN", "t").with("DSTACK_PROJECT", "m");
     let ran = user.runs("ps");
     assert!(ran.out.starts_with("`nonsense` is not a server URL"), "{}", ran.out);
     assert_eq!(ran.code, 1);
@@ -100,7 +105,10 @@ fn files_that_cannot_be_applied_say_why() {
         ("logs x --since soon", "Invalid datetime format\n"),
         ("run get --id zz --json", "Invalid UUID format: zz\n"),
         ("offer --group-by region", "Cannot group by 'region' without also grouping by 'gpu'\n"),
-        ("offer --group-by gpu,foo", "Invalid group-by value: 'foo'. Valid choices are: backend, count, gpu, region\n"),
+        (
+            "offer --group-by gpu,foo",
+            "Invalid group-by value: 'foo'. Valid choices are: backend, count, gpu, region\n",
+        ),
     ];
     for (line, expected) in cases {
         let ran = user.runs(line);

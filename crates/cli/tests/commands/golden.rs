@@ -99,12 +99,12 @@ golden! {
     ps_reads_as_the_official_one: "ps" "ps-empty" "ps-all-empty" "ps-all-after-stop" "ps-verbose-running"
         "ps-verbose-service";
     rare_states_of_runs_read_as_the_official_ones: "shapes-ps-a" "shapes-ps-b";
-    rare_states_of_fleets_read_as_the_official_ones: "shapes-fleet";
+    rare_states_of_fleets_read_as_the_official_ones: "shapes-fleet" "shapes-fleet-gpu";
     fleets_are_listed: "fleet-list-empty" "fleet-list-verbose" "fleet-list-idle" "fleet-list-busy"
         "fleet-list-terminating";
     fleets_are_deleted: "fleet-delete" "fleet-delete-instance" "fleet-delete-instance-busy" "delete-fleet";
     a_missing_fleet_is_an_error: "fleet-get-missing";
-    offers_are_listed: "offer" "offer-group-by" "offer-group-by-empty";
+    offers_are_listed: "offer" "shapes-offer-2" "shapes-offer-3" "offer-group-by" "offer-group-by-empty";
     logs_are_printed: "logs-finished" "logs-diagnose" "logs-since" "logs-job" "logs-no-run";
     runs_are_stopped: "stop" "stop-abort" "stop-no-run";
     runs_are_deleted: "delete-run";

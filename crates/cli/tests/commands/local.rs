@@ -87,10 +87,8 @@ fn profiles_are_sent_beside_the_configuration() {
     let ran = user.runs("apply -f t.yml -y --profile nope");
     assert_eq!(ran.out, "No such profile: nope\n");
 
-    let named = User::of(&server)
-        .with("DSTACK_PROFILE", "big")
-        .file("t.yml", task)
-        .file(".dstack/profiles.yml", profiles);
+    let named =
+        User::of(&server).with("DSTACK_PROFILE", "big").file("t.yml", task).file(".dstack/profiles.yml", profiles);
     assert_eq!(profile(&named, "apply -f t.yml -y")["name"], "big");
     assert_eq!(profile(&named, "apply -f t.yml -y --profile usual")["name"], "usual");
     let none = User::of(&server).with("DSTACK_NO_PROFILE", "1").file("t.yml", task);
@@ -198,7 +196,8 @@ fn users_of_projects_are_shown_when_asked_for() {
 
 #[test]
 fn a_valid_file_is_printed_in_its_canonical_form() {
-    let user = User::new().file("t.yml", "type: task\nname: train\nnodes: 2\ncommands: [x]\nresources: {gpu: H100:8}\n");
+    let user =
+        User::new().file("t.yml", "type: task\nname: train\nnodes: 2\ncommands: [x]\nresources: {gpu: H100:8}\n");
     let ran = user.runs("validate t.yml");
     assert_eq!(ran.code, 0);
     assert!(ran.out.contains("nodes: 2\n") && !ran.out.contains("null"), "{}", ran.out);
@@ -243,7 +242,10 @@ fn help_names_every_command_and_every_official_option() {
         ("fleet -h", "--project --watch --verbose"),
         ("fleet get -h", "--id --json"),
         ("fleet delete -h", "--instance --yes"),
-        ("offer -h", "--project --format --json --group-by --max-offers --full-offers --unallocated --gpu --fleet"),
+        (
+            "offer -h",
+            "--project --format --json --group-by --max-offers --full-offers --unallocated --gpu --fleet",
+        ),
         (
             "event -h",
             "--watch --since --target-fleet --target-run --target-volume --target-gateway --target-secret \

@@ -80,6 +80,12 @@ impl Server {
         self
     }
 
+    /// What a path would be answered.
+    pub(crate) fn answers(&self, path: &str) -> Vec<Value> {
+        let script = self.script.lock().unwrap();
+        script.answers[path].iter().map(|answer| serde_json::from_str(&answer.body).unwrap()).collect()
+    }
+
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.script.lock().unwrap().requests.clone()
     }
@@ -133,7 +139,8 @@ fn read(reader: &mut BufReader<TcpStream>) -> Option<Request> {
 
 fn respond(mut stream: &TcpStream, answer: &Answer) {
     let (status, length) = (answer.status, answer.body.len());
-    let head = format!("HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n");
+    let head =
+        format!("HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n");
     let _ = stream.write_all([head.as_bytes(), answer.body.as_bytes()].concat().as_slice());
 }
 

@@ -14,7 +14,10 @@ use super::ignore::Rules;
 use crate::session::Project;
 
 /// Packs and uploads each of `files`, whose local paths are absolute.
-pub(super) async fn upload(project: &Project, files: &[FilePathMapping]) -> anyhow::Result<Vec<FileArchiveMapping>> {
+pub(super) async fn upload(
+    project: &Project,
+    files: &[FilePathMapping],
+) -> anyhow::Result<Vec<FileArchiveMapping>> {
     let mut archives = Vec::new();
     for file in files {
         let archive = pack(Path::new(&file.local_path))?;
@@ -116,7 +119,9 @@ mod tests {
         let folder = root.path().join("src");
         std::fs::create_dir_all(folder.join("deep")).unwrap();
         std::fs::create_dir_all(folder.join(".git")).unwrap();
-        for (name, text) in [("a.py", "a"), ("b.log", "b"), ("deep/c.log", "c"), ("deep/d.py", "d"), (".git/x", "x")] {
+        for (name, text) in
+            [("a.py", "a"), ("b.log", "b"), ("deep/c.log", "c"), ("deep/d.py", "d"), (".git/x", "x")]
+        {
             std::fs::write(folder.join(name), text).unwrap();
         }
         std::fs::write(folder.join(".gitignore"), "*.log\n").unwrap();

@@ -40,7 +40,8 @@ pub(super) fn complete_env(session: &Session, typed: &[String], env: &mut Env) -
     }
     for (name, value) in &mut env.0 {
         if let EnvValue::FromCaller(key) = value {
-            let here = session.variables.get(key).with_context(|| format!("Environment variable {name} is not set"))?;
+            let here =
+                session.variables.get(key).with_context(|| format!("Environment variable {name} is not set"))?;
             *value = EnvValue::Text(here.clone());
         }
     }

@@ -7,7 +7,8 @@ use crate::output::format;
 use crate::output::runs::{job_status, run_name, run_status};
 
 /// Reasons that say only that something else was the cause.
-const CONSEQUENCES: [&str; 4] = ["done_by_runner", "terminated_by_server", "terminated_by_user", "aborted_by_user"];
+const CONSEQUENCES: [&str; 4] =
+    ["done_by_runner", "terminated_by_server", "terminated_by_user", "aborted_by_user"];
 
 /// What is said of a finished run.
 #[derive(Debug, PartialEq, Eq)]

@@ -6,16 +6,16 @@ use anyhow::{Context, bail};
 use api::client::endpoints;
 use api::configurations::FleetConfiguration;
 use api::fleets::{
-    ApplyFleetPlanInput, ApplyFleetPlanRequest, DeleteFleetsRequest, Fleet, FleetPlan, FleetSpec, GetFleetPlanRequest,
-    GetFleetRequest,
+    ApplyFleetPlanInput, ApplyFleetPlanRequest, DeleteFleetsRequest, Fleet, FleetPlan, FleetSpec,
+    GetFleetPlanRequest, GetFleetRequest,
 };
 use api::instances::InstanceStatus;
 use api::runs::ApplyAction;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::USE_FORCE;
 use super::configure::complete_env;
 use super::progress::{Progress, Step};
-use super::USE_FORCE;
 use crate::args::ApplyArgs;
 use crate::commands::{agreed, delete};
 use crate::output::runs::Times;
@@ -75,7 +75,8 @@ fn print_plan(session: &mut Session, plan: &FleetPlan) -> anyhow::Result<()> {
         let shown = &plan.offers[..plan.offers.len().min(SHOWN_OFFERS)];
         printer.table(&offers::fleet_table(shown, plan.total_offers))?;
         if shown.len() < plan.total_offers as usize {
-            let max = plan.max_offer_price.map(|price| format!(", {} max", format::price(price))).unwrap_or_default();
+            let max =
+                plan.max_offer_price.map(|price| format!(", {} max", format::price(price))).unwrap_or_default();
             printer.line(format!(" Shown {} of {} offers{max}", shown.len(), plan.total_offers))?;
         }
     }
@@ -181,7 +182,7 @@ fn steps(fleet: &Fleet) -> Vec<Step> {
         if let (Some(kind), Some(backend)) = (&instance.instance_type, instance.backend) {
             let region = instance.region.as_deref().unwrap_or_default();
             let place = format::place(backend, region, instance.availability_zone.as_deref());
-            doing = format!("{doing} {} on {place}", kind.name);
+            doing.push_str(&format::on(&kind.name, &place));
         }
         Step { node: instance.instance_num.to_string(), doing, detail: String::new() }
     };

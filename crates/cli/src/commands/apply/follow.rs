@@ -1,7 +1,7 @@
 //! Following a run over its live stream: progress until it runs, its logs, and how it ended.
 
 use anyhow::Context;
-use api::client::{ClientError, RunStream, RunStreamEvent, RunStreamOptions, endpoints};
+use api::client::{RunStream, RunStreamEvent, RunStreamOptions, endpoints};
 use api::jobs::{JobStatus, JobSubmission};
 use api::runs::{Run, RunStatus, StopRunsRequest};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -23,7 +23,7 @@ pub(in crate::commands) async fn logs(
     options: RunStreamOptions,
     several: bool,
 ) -> anyhow::Result<Outcome> {
-    let mut stream = RunStream::open(&project.client, &project.name, run_name, options).await.map_err(explain)?;
+    let mut stream = RunStream::open(&project.client, &project.name, run_name, options).await?;
     let mut writer = LogWriter::new(several);
     loop {
         if !stream.has_next() {
@@ -44,7 +44,7 @@ pub(super) async fn run(session: &mut Session, project: &Project, run: Run, yes:
     let name = runs::run_name(&run).to_owned();
     let options = RunStreamOptions { logs: true, replica: 0, job: None, since: None, follow: true };
     let mut interrupts = signal(SignalKind::interrupt()).context("listen for Ctrl-C")?;
-    let stream = RunStream::open(&project.client, &project.name, &name, options).await.map_err(explain)?;
+    let stream = RunStream::open(&project.client, &project.name, &name, options).await?;
     let several = 1 < run.jobs.len();
     let mut follower = Follower {
         name,
@@ -60,23 +60,17 @@ pub(super) async fn run(session: &mut Session, project: &Project, run: Run, yes:
     result
 }
 
-// Servers of others do not know the stream.
-fn explain(error: ClientError) -> anyhow::Error {
-    match error {
-        ClientError::NotFound { .. } | ClientError::MethodNotAllowed { .. } => anyhow::anyhow!(
-            "This server does not stream runs. Use `-d` with `dstack apply`, and `dstack logs` without `-f`"
-        ),
-        error => error.into(),
-    }
-}
-
 /// Says what happens to the stream itself.
 fn tell(session: &mut Session, event: &RunStreamEvent) -> anyhow::Result<()> {
     match event {
         RunStreamEvent::Gap { job_num, bytes } => {
-            session.printer.note(&format!("[{job_num}] {bytes} bytes of the log are lost: the host's store was full"))?;
+            session
+                .printer
+                .note(&format!("[{job_num}] {bytes} bytes of the log are lost: the host's store was full"))?;
         }
-        RunStreamEvent::Disconnected => session.printer.note("The connection to the server is lost; trying again")?,
+        RunStreamEvent::Disconnected => {
+            session.printer.note("The connection to the server is lost; trying again")?;
+        }
         RunStreamEvent::Reconnected => session.printer.note("The server is there again")?,
         RunStreamEvent::Run(_) | RunStreamEvent::Submission { .. } | RunStreamEvent::Log { .. } => {}
     }
@@ -262,7 +256,7 @@ fn doing(submission: &JobSubmission) -> String {
         (Some(reason), _) => format!("{status}: {reason}"),
         (None, Some(placed)) if submission.status == JobStatus::Provisioning => {
             let place = format::place(placed.backend, &placed.region, placed.availability_zone.as_deref());
-            format!("{status} {} on {place}", placed.instance_type.name)
+            format!("{status}{}", format::on(&placed.instance_type.name, &place))
         }
         (None, _) => status.to_owned(),
     }

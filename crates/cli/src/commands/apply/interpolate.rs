@@ -45,7 +45,8 @@ pub(super) fn interpolate<'a>(text: &str, lookup: impl Fn(&str) -> Value<'a>) ->
 /// The arguments as a shell reads them back.
 pub(super) fn quoted(args: &[String]) -> String {
     let quote = |arg: &String| {
-        let is_plain = !arg.is_empty() && arg.bytes().all(|b| b.is_ascii_alphanumeric() || b"@%+=:,./-_".contains(&b));
+        let is_plain =
+            !arg.is_empty() && arg.bytes().all(|b| b.is_ascii_alphanumeric() || b"@%+=:,./-_".contains(&b));
         if is_plain { arg.clone() } else { format!("'{}'", arg.replace('\'', r#"'"'"'"#)) }
     };
     args.iter().map(quote).collect::<Vec<_>>().join(" ")

@@ -109,7 +109,8 @@ mod tests {
 
     #[test]
     fn what_is_typed_wins_and_the_rest_stays() {
-        let params = ProfileParams { max_price: Some(9.0), regions: Some(vec!["a".to_owned()]), ..Default::default() };
+        let params =
+            ProfileParams { max_price: Some(9.0), regions: Some(vec!["a".to_owned()]), ..Default::default() };
         let args = SelectionArgs { max_price: Some(1.0), spot: true, ..Default::default() };
         let merged = with_selection(params, &args);
         assert_eq!(merged.max_price, Some(1.0));

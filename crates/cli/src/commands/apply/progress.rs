@@ -52,9 +52,9 @@ impl Progress {
 
     fn draw(&mut self, steps: &[Step]) {
         let lines = if LINES < steps.len() { summary(steps) } else { steps.iter().map(line).collect() };
-        let (multi, bars) = self.bars.get_or_insert_with(|| {
-            (MultiProgress::with_draw_target(ProgressDrawTarget::stderr()), Vec::new())
-        });
+        let (multi, bars) = self
+            .bars
+            .get_or_insert_with(|| (MultiProgress::with_draw_target(ProgressDrawTarget::stderr()), Vec::new()));
         while lines.len() < bars.len() {
             if let Some(bar) = bars.pop() {
                 bar.finish_and_clear();

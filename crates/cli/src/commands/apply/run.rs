@@ -16,8 +16,8 @@ use api::runs::{
 use super::{USE_FORCE, archives, configure, follow, options};
 use crate::args::ApplyArgs;
 use crate::commands::agreed;
-use crate::output::{format, offers, plans};
 use crate::output::runs::run_name;
+use crate::output::{format, offers, plans};
 use crate::session::{Project, Session};
 use crate::{Outcome, profiles};
 
@@ -105,7 +105,12 @@ async fn get_plan(project: &Project, args: &ApplyArgs, run_spec: RunSpec) -> any
     Ok(project.client.call(&endpoints::GET_RUN_PLAN, &project.name, &request).await?)
 }
 
-async fn print_plan(session: &mut Session, project: &Project, args: &ApplyArgs, plan: &RunPlan) -> anyhow::Result<()> {
+async fn print_plan(
+    session: &mut Session,
+    project: &Project,
+    args: &ApplyArgs,
+    plan: &RunPlan,
+) -> anyhow::Result<()> {
     let printer = &mut session.printer;
     printer.table(&plans::run_properties(plan, args.verbose))?;
     printer.blank()?;

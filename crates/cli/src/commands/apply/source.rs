@@ -27,7 +27,10 @@ pub(in crate::commands) struct ConfigurationFile {
 
 impl ConfigurationFile {
     /// Reads the file named, or the default one.
-    pub(in crate::commands) fn read(session: &mut Session, named: Option<&str>) -> anyhow::Result<ConfigurationFile> {
+    pub(in crate::commands) fn read(
+        session: &mut Session,
+        named: Option<&str>,
+    ) -> anyhow::Result<ConfigurationFile> {
         let path = match named {
             Some(path) => path.to_owned(),
             None => match DEFAULT_FILES.into_iter().find(|name| session.resolve(name).is_file()) {
