@@ -117,6 +117,13 @@ impl Server {
         shell::wait_for("the server's end", STOP, || self.child.try_wait().transpose())??;
         Ok(())
     }
+
+    /// Ends the server without asking.
+    pub(crate) fn kill(mut self) -> Result<()> {
+        self.child.kill().context("kill the server")?;
+        self.child.wait().context("wait for the server's end")?;
+        Ok(())
+    }
 }
 
 /// An address on this machine that nobody uses just now.

@@ -5,19 +5,17 @@ use std::time::Instant;
 use anyhow::Result;
 
 use super::Bench;
-use super::samples::{Row, Samples};
+use super::samples::{Samples, show};
 use crate::dstack::Place;
 use crate::shell;
 
-pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>> {
+pub(super) fn measure(bench: &Bench<'_>) -> Result<()> {
     let place = bench.place("command-line")?;
     let server = place.start()?;
-    let mut rows = Vec::new();
     for args in [&["--version"][..], &["ps"], &["fleet"]] {
-        rows.push(Row::new(format!("`dstack {}`", args.join(" ")), time(&place, args, bench.samples)?));
+        show(format!("`dstack {}`", args.join(" ")), time(&place, args, bench.samples)?);
     }
-    server.stop()?;
-    Ok(rows)
+    server.stop()
 }
 
 fn time(place: &Place<'_>, args: &[&str], count: usize) -> Result<Samples> {

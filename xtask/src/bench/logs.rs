@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use super::Bench;
-use super::samples::{Row, Samples};
+use super::samples::{Samples, show};
 use crate::dstack::Place;
 
 /// How much one job writes.
@@ -30,7 +30,7 @@ except OSError:
 sys.exit(child.wait())
 ";
 
-pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>> {
+pub(super) fn measure(bench: &Bench<'_>) -> Result<()> {
     let (place, server) = bench.server_with_fleet("logs")?;
     let mut bare = Samples::new("MB/s");
     let mut ours = Samples::new("MB/s");
@@ -43,19 +43,15 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>> {
         bare.add(MEGABYTES as f64 / started.elapsed().as_secs_f64());
         ours.add(through_all(&place)?);
     }
-    let mut stops = Vec::new();
-    write_task(&place, "endless", "yes")?;
-    for _ in 0..bench.samples.min(5) {
-        stops.push(stop_flood(&place)?);
-    }
-    server.stop()?;
     let share = Samples::of_one(100.0 * ours.quantile(0.5) / bare.quantile(0.5), "%");
-    Ok(vec![
-        Row::new("a pseudo-terminal's bare reader", bare),
-        Row::new("the same through supervisor, agent, server and `apply`", ours),
-        Row::new("share of the bare reader", share),
-        Row::new("`stop` during a flood, to the end of the attached `apply`", Samples::of_durations(stops)),
-    ])
+    show("a pseudo-terminal's bare reader", bare);
+    show("the same through supervisor, agent, server and `apply`", ours);
+    show("share of the bare reader", share);
+
+    write_task(&place, "endless", "yes")?;
+    let stops = (0..bench.samples.min(5)).map(|_| stop_flood(&place)).collect::<Result<Vec<_>>>()?;
+    show("`stop` during a flood, to the end of the attached `apply`", Samples::of_durations(stops));
+    server.stop()
 }
 
 fn write_task(place: &Place<'_>, name: &str, command: &str) -> Result<()> {

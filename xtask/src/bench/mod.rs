@@ -21,7 +21,7 @@ use crate::dstack::{Place, Server};
 use crate::sandbox::Sandbox;
 use crate::shell;
 use crate::workspace::{self, Profile, Programs};
-use samples::{HEAD, Row};
+use samples::HEAD;
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -37,7 +37,7 @@ pub(crate) struct Options {
 }
 
 /// A group of rows: its name, and how it is measured.
-type Group = (&'static str, fn(&Bench<'_>) -> Result<Vec<Row>>);
+type Group = (&'static str, fn(&Bench<'_>) -> Result<()>);
 
 const GROUPS: [Group; 6] = [
     ("tasks", tasks::measure),
@@ -75,9 +75,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for (name, measure) in GROUPS {
         if options.names.is_empty() || options.names.iter().any(|wanted| wanted == name) {
             println!("\n## {name}\n\n{HEAD}");
-            for row in measure(&bench).with_context(|| format!("measure `{name}`"))? {
-                println!("{row}");
-            }
+            measure(&bench).with_context(|| format!("measure `{name}`"))?;
         }
     }
     Ok(())

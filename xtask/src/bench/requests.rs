@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow};
 use serde_json::{Value, json};
 
 use super::Bench;
-use super::samples::{Row, Samples};
+use super::samples::{Samples, show};
 use crate::dstack::Place;
 
 /// How many runs are submitted.
@@ -16,21 +16,21 @@ pub(super) const RUNS: usize = 1000;
 /// How long lists are asked for.
 const LISTING: Duration = Duration::from_secs(5);
 
-pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
+pub(super) fn measure(bench: &Bench<'_>) -> Result<()> {
     for (name, place) in bench.contestants("requests")? {
         let server = place.start()?;
         let what = format!("{name}: `runs/apply`, 8 clients, {RUNS} runs");
-        rows.extend(rate_and_tail(&what, &fill(&place, 8)?));
+        rate_and_tail(&what, &fill(&place, 8)?);
         for clients in [1, 32] {
             let what = format!("{name}: `runs/list` of 100 among {RUNS} runs, {clients} client(s)");
-            rows.extend(rate_and_tail(&what, &list(&place, clients)?));
+            rate_and_tail(&what, &list(&place, clients)?);
         }
         let size = place.client()?.post("/api/runs/list", &list_body())?.body.len();
-        rows.push(Row::new(format!("{name}: size of that list"), Samples::of_one(size as f64 / 1000.0, "kB")));
-        server.stop()?;
+        show(format!("{name}: size of that list"), Samples::of_one(size as f64 / 1000.0, "kB"));
+        // The official server may take minutes to end with so much to do.
+        server.kill()?;
     }
-    Ok(rows)
+    Ok(())
 }
 
 /// Requests that were answered, and how long all of them took together.
@@ -40,13 +40,11 @@ pub(super) struct Answered {
     wall: Duration,
 }
 
-fn rate_and_tail(what: &str, answered: &Answered) -> Vec<Row> {
+fn rate_and_tail(what: &str, answered: &Answered) {
     let per_second = answered.took.len() as f64 / answered.wall.as_secs_f64();
     let samples = Samples::of_durations(answered.took.iter().copied());
-    vec![
-        Row::new(format!("{what}: rate"), Samples::of_one(per_second, "/s")),
-        Row::new(format!("{what}: 99 of 100 within"), Samples::of_one(samples.quantile(0.99), "ms")),
-    ]
+    show(format!("{what}: rate"), Samples::of_one(per_second, "/s"));
+    show(format!("{what}: 99 of 100 within"), Samples::of_one(samples.quantile(0.99), "ms"));
 }
 
 /// Submits a thousand runs that no machine can take, so that they wait.

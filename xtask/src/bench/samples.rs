@@ -38,17 +38,16 @@ impl Samples {
     }
 }
 
-/// One line of the table.
-#[derive(Debug)]
-pub(super) struct Row {
-    what: String,
-    samples: Samples,
+/// Adds a line to the table, at once: what comes later may fail.
+pub(super) fn show(what: impl Into<String>, samples: Samples) {
+    println!("{}", Row { what: what.into(), samples });
 }
 
-impl Row {
-    pub(super) fn new(what: impl Into<String>, samples: Samples) -> Row {
-        Row { what: what.into(), samples }
-    }
+/// One line of the table.
+#[derive(Debug)]
+struct Row {
+    what: String,
+    samples: Samples,
 }
 
 impl fmt::Display for Row {
@@ -82,9 +81,9 @@ mod tests {
     #[test]
     fn a_row_shows_median_and_spread() {
         let millis = [30, 10, 20].map(Duration::from_millis);
-        let row = Row::new("start", Samples::of_durations(millis));
+        let row = Row { what: "start".to_owned(), samples: Samples::of_durations(millis) };
         assert_eq!(row.to_string(), "| start | 20.0 ms | 10.0 … 30.0 | 3 |");
-        let row = Row::new("memory", Samples::of_one(1234.5, "MiB"));
+        let row = Row { what: "memory".to_owned(), samples: Samples::of_one(1234.5, "MiB") };
         assert_eq!(row.to_string(), "| memory | 1234 MiB | | 1 |");
     }
 

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 
 use super::Bench;
 use super::requests::{self, RUNS};
-use super::samples::{Row, Samples};
+use super::samples::{Samples, show};
 use crate::dstack::Place;
 
 /// How long the server is left alone before and while it is looked at.
@@ -18,23 +18,23 @@ const LOOK: Duration = Duration::from_secs(20);
 /// Ticks of the kernel's accounting in a second, the same on every Linux that we run on.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>> {
-    let mut rows = starts(bench)?;
+pub(super) fn measure(bench: &Bench<'_>) -> Result<()> {
+    starts(bench)?;
     for (name, place) in bench.contestants("waiting")? {
         let server = place.start()?;
         thread::sleep(REST);
-        rows.push(Row::new(format!("{name}: memory, idle"), memory(server.pid())?));
+        show(format!("{name}: memory, idle"), memory(server.pid())?);
         requests::fill(&place, 8)?;
         thread::sleep(REST);
-        rows.push(Row::new(format!("{name}: memory, {RUNS} runs wait"), memory(server.pid())?));
-        rows.push(Row::new(format!("{name}: CPU while {RUNS} runs wait"), cpu(server.pid())?));
-        server.stop()?;
+        show(format!("{name}: memory, {RUNS} runs wait"), memory(server.pid())?);
+        show(format!("{name}: CPU while {RUNS} runs wait"), cpu(server.pid())?);
+        // The official server may take minutes to end with so much to do.
+        server.kill()?;
     }
-    Ok(rows)
+    Ok(())
 }
 
-fn starts(bench: &Bench<'_>) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
+fn starts(bench: &Bench<'_>) -> Result<()> {
     let names: Vec<&str> = bench.contestants("names")?.into_iter().map(|(name, _)| name).collect();
     for (index, name) in names.into_iter().enumerate() {
         let mut first = Vec::new();
@@ -45,10 +45,10 @@ fn starts(bench: &Bench<'_>) -> Result<Vec<Row>> {
             first.push(time_start(&place)?);
             again.push(time_start(&place)?);
         }
-        rows.push(Row::new(format!("{name}: first start to the first answer"), Samples::of_durations(first)));
-        rows.push(Row::new(format!("{name}: later start to the first answer"), Samples::of_durations(again)));
+        show(format!("{name}: first start to the first answer"), Samples::of_durations(first));
+        show(format!("{name}: later start to the first answer"), Samples::of_durations(again));
     }
-    Ok(rows)
+    Ok(())
 }
 
 fn time_start(place: &Place<'_>) -> Result<Duration> {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result, ensure};
 
 use super::Bench;
-use super::samples::{Row, Samples};
+use super::samples::{Samples, show};
 use crate::dstack::Place;
 use crate::shell;
 
@@ -16,22 +16,21 @@ use crate::shell;
 const IMAGE: &str = "dstack-test:latest";
 
 /// As plain processes.
-pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>> {
+pub(super) fn measure(bench: &Bench<'_>) -> Result<()> {
     measure_with(bench, "tasks", "process", "")
 }
 
 /// In containers, where an engine answers and has the image.
-pub(super) fn measure_containers(bench: &Bench<'_>) -> Result<Vec<Row>> {
+pub(super) fn measure_containers(bench: &Bench<'_>) -> Result<()> {
     if !shell::succeeds(Command::new("docker").args(["image", "inspect", IMAGE])) {
         println!("(left out: no engine has `{IMAGE}`; `cargo xtask test` makes it)");
-        return Ok(Vec::new());
+        return Ok(());
     }
     measure_with(bench, "containers", "container", &format!("image: {IMAGE}\n"))
 }
 
-fn measure_with(bench: &Bench<'_>, name: &str, kind: &str, image: &str) -> Result<Vec<Row>> {
+fn measure_with(bench: &Bench<'_>, name: &str, kind: &str, image: &str) -> Result<()> {
     let (place, server) = bench.server_with_fleet(name)?;
-    let mut rows = Vec::new();
     for nodes in [1, 2] {
         let file = format!("task-{nodes}.dstack.yml");
         let text = format!(
@@ -44,15 +43,11 @@ fn measure_with(bench: &Bench<'_>, name: &str, kind: &str, image: &str) -> Resul
         let waits: Vec<Waits> = (0..bench.samples).map(|_| apply(&place, &file, nodes)).collect::<Result<_>>()?;
         let what = format!("{kind}, {nodes} node{}", if nodes == 1 { "" } else { "s" });
         let begin = waits.iter().map(|waits| waits.until_begin);
-        rows.push(Row::new(
-            format!("{what}: `apply` to the first line of every node"),
-            Samples::of_durations(begin),
-        ));
+        show(format!("{what}: `apply` to the first line of every node"), Samples::of_durations(begin));
         let exit = waits.iter().map(|waits| waits.until_exit);
-        rows.push(Row::new(format!("{what}: the task's end to the prompt"), Samples::of_durations(exit)));
+        show(format!("{what}: the task's end to the prompt"), Samples::of_durations(exit));
     }
-    server.stop()?;
-    Ok(rows)
+    server.stop()
 }
 
 /// What a user waited for.
