@@ -72,12 +72,18 @@ pub struct GpuGroup {
 /// Offers without accelerators.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CpuGroup {
+    /// `x86`, `arm`.
+    pub cpu_arch: Vec<String>,
+    /// CPUs per machine.
+    pub count: MinMax<u32>,
+    /// Memory per machine in MiB.
+    pub memory_mib: MinMax<u64>,
+    /// US dollars per machine and hour.
+    pub price: MinMax<f64>,
     /// Whether any can be had.
     pub availability: Vec<InstanceAvailability>,
     /// `spot`, `on-demand`.
     pub spot: Vec<String>,
-    /// US dollars per machine and hour.
-    pub offer_price: MinMax<f64>,
     /// Backends, unless grouped by them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backends: Option<Vec<BackendType>>,

@@ -163,10 +163,18 @@ fn cpu_groups(offers: &[Offer], grouping: Grouping, reverse: bool) -> Vec<CpuGro
         .into_iter()
         .map(|(key, offers)| {
             let facts = Facts::of(&key, &offers);
+            let resources = || offers.iter().map(|offer| &offer.instance.resources);
+            let mut cpu_arch: Vec<String> =
+                resources().map(|has| has.cpu_arch.clone().unwrap_or_else(|| "x86".to_owned())).collect();
+            cpu_arch.sort_unstable();
+            cpu_arch.dedup();
             CpuGroup {
+                cpu_arch,
+                count: spread(resources().map(|has| has.cpus)),
+                memory_mib: spread(resources().map(|has| has.memory_mib)),
+                price: facts.offer_price,
                 availability: facts.availability,
                 spot: facts.spot,
-                offer_price: facts.offer_price,
                 backends: facts.backends,
                 backend: key.backend,
                 regions: facts.regions,
@@ -175,8 +183,15 @@ fn cpu_groups(offers: &[Offer], grouping: Grouping, reverse: bool) -> Vec<CpuGro
         })
         .collect();
     groups.sort_by(|left, right| {
-        let order = left.offer_price.min.total_cmp(&right.offer_price.min);
+        let order = left.price.min.total_cmp(&right.price.min);
         if reverse { order.reverse() } else { order }
     });
     groups
+}
+
+/// The least and the most of some numbers.
+fn spread<T: Ord + Copy + Default>(numbers: impl Iterator<Item = T>) -> MinMax<T> {
+    let numbers: Vec<T> = numbers.collect();
+    let min = numbers.iter().min().copied().unwrap_or_default();
+    MinMax { min, max: numbers.iter().max().copied().unwrap_or_default() }
 }
