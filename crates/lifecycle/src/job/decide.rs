@@ -317,10 +317,23 @@ fn end(now: Timestamp, seen: &Seen, around: &Surroundings<'_>, decision: &mut Jo
     match seen {
         Seen::Known(task) => {
             observe(task, &mut decision.job.state);
+            correct_reason(task, decision);
             end_task(task, around, decision);
         }
         Seen::Absent => finish(decision),
         Seen::Unknown => end_unseen(now, around, decision),
+    }
+}
+
+/// A node that was to end because of a peer, and whose agent could not be asked, may have ended by itself before:
+/// perhaps it was the first, and the peer only followed.
+fn correct_reason(task: &TaskState, decision: &mut JobDecision) {
+    let state = &mut decision.job.state;
+    let ordered = decision.job.end.is_some() && state.termination_reason == Some(JobTerminationReason::TerminatedByServer);
+    if let Some(exit) = task.exit.as_ref().filter(|exit| ordered && exit.reason != ExitReason::Stopped) {
+        let (reason, message) = exit_reason(exit);
+        state.termination_reason = Some(reason);
+        state.termination_message = message;
     }
 }
 

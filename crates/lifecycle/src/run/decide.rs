@@ -60,6 +60,7 @@ pub fn decide(now: Timestamp, run: &Run, jobs: &[Job]) -> RunDecision {
                 return decision;
             }
             go_on(now, jobs, &mut decision);
+            decision.look_again_at = Some(now);
         }
         RunStatus::Terminating => end(jobs, &mut decision),
         RunStatus::Pending | RunStatus::Submitted | RunStatus::Provisioning | RunStatus::Running => {
@@ -86,7 +87,7 @@ pub fn decide(now: Timestamp, run: &Run, jobs: &[Job]) -> RunDecision {
     if changed || decision.resubmit {
         decision.run.state.last_processed_at = Some(now);
     }
-    if !decision.run.status.is_finished() {
+    if !decision.run.status.is_finished() || planted::has(Bug::FinishedRunJudgedAgain) {
         let safety = now + SignedDuration::from_secs(SAFETY_SECS);
         decision.look_again_at = Some(decision.look_again_at.map_or(safety, |at| at.min(safety)));
     }

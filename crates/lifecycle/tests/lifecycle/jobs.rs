@@ -330,6 +330,24 @@ fn the_first_reason_is_the_true_one() {
 }
 
 #[test]
+fn a_node_that_failed_unseen_before_its_peer_is_no_consequence() {
+    let mut ending = in_phase(0, 2, TaskPhase::Running);
+    ending.status = JobStatus::Terminating;
+    ending.end = Some(order(JobTerminationReason::TerminatedByServer, 300));
+    ending.state.termination_reason = Some(JobTerminationReason::TerminatedByServer);
+    let seen = |reason, status| case(ending.clone(), known_exit(TaskPhase::Sealed, reason, status));
+    check(&seen(ExitReason::Failed, 3), "failed, container_exited_with_error, forget, frees");
+    check(&seen(ExitReason::Done, 0), "done, done_by_runner, forget, frees");
+    check(&seen(ExitReason::Stopped, 143), "terminated, terminated_by_server, forget, frees");
+    // What a user wanted stays what a user wanted.
+    let mut stopped = ending.clone();
+    stopped.end = Some(order(JobTerminationReason::TerminatedByUser, 300));
+    stopped.state.termination_reason = Some(JobTerminationReason::TerminatedByUser);
+    let failed = case(stopped, known_exit(TaskPhase::Sealed, ExitReason::Failed, 3));
+    check(&failed, "terminated, terminated_by_user, forget, frees");
+}
+
+#[test]
 fn final_is_final() {
     for status in [JobStatus::Terminated, JobStatus::Aborted, JobStatus::Failed, JobStatus::Done] {
         let mut over = in_phase(0, 1, TaskPhase::Sealed);

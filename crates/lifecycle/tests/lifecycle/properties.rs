@@ -96,7 +96,8 @@ proptest! {
             if let Some(reason) = job.state.termination_reason {
                 let escalated = Some(JobTerminationReason::AbortedByUser);
                 let later = after.state.termination_reason;
-                prop_assert!(later == Some(reason) || later == escalated);
+                let corrected = reason == JobTerminationReason::TerminatedByServer;
+                prop_assert!(later == Some(reason) || later == escalated || corrected);
             }
             if decision.effect == Some(Effect::Put) {
                 prop_assert!(after.state.cluster.is_some() && job.state.phase.is_none());
