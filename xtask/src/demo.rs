@@ -25,7 +25,7 @@ const PROOF: [&str; 2] = ["[0] rank 0 of 2: all-reduce is right", "[1] rank 1 of
 /// Shows a distributed task on this machine, and that it does what it says.
 pub(crate) fn run() -> Result<()> {
     check_prerequisites()?;
-    let sandbox = Sandbox::new("demo")?;
+    let sandbox = Sandbox::new()?;
     println!("Building `dstack` and `dstack-agent`; the first time takes a few minutes.");
     let programs = workspace::build_programs(Profile::Dev)?;
     let place = Place::new(&sandbox, "demo", &programs)?;

@@ -31,6 +31,7 @@ pub(crate) struct Place<'a> {
     sandbox: &'a Sandbox,
     pub(crate) programs: Programs,
     pub(crate) home: PathBuf,
+    server_dir: PathBuf,
     pub(crate) address: SocketAddr,
     log: PathBuf,
 }
@@ -49,6 +50,7 @@ impl<'a> Place<'a> {
             sandbox,
             programs: programs.clone(),
             home,
+            server_dir: sandbox.short_subdir()?,
             address: free_address()?,
             log: dir.join("server.log"),
         })
@@ -58,7 +60,7 @@ impl<'a> Place<'a> {
     pub(crate) fn cli(&self, args: &[&str]) -> Command {
         let mut command = self.sandbox.command(&self.programs.dstack);
         command.args(args).current_dir(workspace::root()).env("HOME", &self.home);
-        command.env("DSTACK_SERVER_DIR", self.home.join(".dstack/server"));
+        command.env("DSTACK_SERVER_DIR", &self.server_dir);
         command.env("DSTACK_AGENT_BINARY", &self.programs.agent);
         command
     }

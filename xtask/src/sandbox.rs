@@ -31,8 +31,9 @@ pub(crate) struct Sandbox {
 
 impl Sandbox {
     /// Makes the directory and starts the process that will clean up.
-    pub(crate) fn new(chore: &str) -> Result<Sandbox> {
-        let dir = env::temp_dir().join(format!("dstack-{chore}-{}", process::id()));
+    pub(crate) fn new() -> Result<Sandbox> {
+        // Short, because the paths of sockets may not be long.
+        let dir = env::temp_dir().join(format!("dstack-{}", process::id()));
         fs::create_dir(&dir).with_context(|| format!("make the directory `{}`", dir.display()))?;
         // This very program, even if cargo has replaced its file since. In a process group of its own, it
         // survives a Ctrl-C in the terminal.
@@ -54,6 +55,14 @@ impl Sandbox {
     pub(crate) fn subdir(&self, name: &str) -> Result<PathBuf> {
         let dir = self.dir.join(name);
         fs::create_dir_all(&dir).with_context(|| format!("make the directory `{}`", dir.display()))?;
+        Ok(dir)
+    }
+
+    /// Makes a directory in it with a short name.
+    pub(crate) fn short_subdir(&self) -> Result<PathBuf> {
+        let mut names = (0..).map(|number| self.dir.join(format!("{number}")));
+        let dir = names.find(|dir| !dir.exists()).expect("numbers do not end");
+        fs::create_dir(&dir).with_context(|| format!("make the directory `{}`", dir.display()))?;
         Ok(dir)
     }
 

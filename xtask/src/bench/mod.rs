@@ -64,7 +64,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for name in &options.names {
         ensure!(known.contains(&name.as_str()), "no group `{name}`; there is: {}", known.join(", "));
     }
-    let sandbox = Sandbox::new("bench")?;
+    let sandbox = Sandbox::new()?;
     let ours = workspace::build_programs(if options.dev { Profile::Dev } else { Profile::Release })?;
     let official = official_server().map(|dstack| Programs { dstack, agent: PathBuf::new() });
     let bench = Bench { sandbox: &sandbox, ours, official, samples: options.samples };

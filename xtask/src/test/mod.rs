@@ -137,7 +137,7 @@ fn take(step: Step, options: &Options) -> Result<Outcome> {
 
 /// Runs one command as the tests would be run.
 fn run_prepared(command: &str) -> Result<()> {
-    let sandbox = Sandbox::new("test")?;
+    let sandbox = Sandbox::new()?;
     let mut prepared = Prepared::default();
     prepare(&sandbox, &mut prepared);
     shell::run(sandbox.command("sh").args(["-c", command]).envs(prepared.variables))
@@ -145,7 +145,7 @@ fn run_prepared(command: &str) -> Result<()> {
 
 /// Every test, with all that the tests may need.
 fn everything(options: &Options) -> Result<Outcome> {
-    let sandbox = Sandbox::new("test")?;
+    let sandbox = Sandbox::new()?;
     let mut prepared = Prepared::default();
     // What tests leave running ends with the sandbox too.
     prepared.variables.push(sandbox.mark());

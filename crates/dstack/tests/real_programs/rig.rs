@@ -66,7 +66,8 @@ impl Rig {
         let dstack = program("DSTACK_TEST_DSTACK", test)?;
         let agent = program(variable, test)?;
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let dir = env::temp_dir().join(format!("dstack-real-{}-{number}", process::id()));
+        // Short names, because the paths of sockets may not be long.
+        let dir = env::temp_dir().join(format!("dr{}-{number}", process::id()));
         fs::create_dir_all(dir.join("home")).expect("the temporary directory is writable");
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let mut rig = Rig { dir, dstack, agent, address, server: None };
@@ -108,7 +109,7 @@ impl Rig {
     /// Our command line, as the user who started the server.
     pub(crate) fn cli(&self, args: &[&str]) -> Command {
         let mut command = self.command(&self.dstack, "home");
-        command.args(args).env("DSTACK_SERVER_DIR", self.dir.join("server"));
+        command.args(args).env("DSTACK_SERVER_DIR", self.dir.join("s"));
         command.env("DSTACK_AGENT_BINARY", &self.agent);
         command
     }
