@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -17,6 +18,7 @@ use sqlx::sqlite::{
 use sqlx::{AssertSqlSafe, Postgres, Row as _, Sqlite, SqlSafeStr};
 use uuid::Uuid;
 
+use crate::durable::Durable;
 use crate::error::{Error, Result};
 use crate::points::{Point, reach};
 
@@ -38,6 +40,8 @@ pub enum Db {
         writer: SqlitePool,
         /// Connections that read.
         reader: SqlitePool,
+        /// Makes what was written last; none in memory.
+        durable: Option<Arc<Durable>>,
     },
     /// A server that several replicas may share.
     Postgres(PgPool),
@@ -53,7 +57,7 @@ impl Db {
             .max_connections(SQLITE_READERS)
             .min_connections(0)
             .connect_lazy_with(options.read_only(true).create_if_missing(false));
-        Ok(Db::Sqlite { writer, reader })
+        Ok(Db::Sqlite { writer, reader, durable: Some(Durable::new(path)) })
     }
 
     /// Opens a database in memory with a single connection, so that a simulation repeats itself.
@@ -66,7 +70,7 @@ impl Db {
             .max_lifetime(None)
             .connect_with(options)
             .await?;
-        Ok(Db::Sqlite { writer: pool.clone(), reader: pool })
+        Ok(Db::Sqlite { writer: pool.clone(), reader: pool, durable: None })
     }
 
     /// Opens a Postgres database by its URL.
@@ -81,7 +85,9 @@ impl Db {
     pub async fn begin(&self) -> Result<Tx> {
         reach(Point::Apart).await;
         match self {
-            Db::Sqlite { writer, .. } => Ok(Tx::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await?)),
+            Db::Sqlite { writer, durable, .. } => {
+                Ok(Tx::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await?, durable.clone()))
+            }
             Db::Postgres(pool) => Ok(Tx::Postgres(pool.begin().await?)),
         }
     }
@@ -89,11 +95,19 @@ impl Db {
     /// Closes all connections; on SQLite the write-ahead log is folded into the file.
     pub async fn close(&self) {
         match self {
-            Db::Sqlite { writer, reader } => {
+            Db::Sqlite { writer, reader, .. } => {
                 reader.close().await;
                 writer.close().await;
             }
             Db::Postgres(pool) => pool.close().await,
+        }
+    }
+
+    /// Returns when what was written so far lasts.
+    async fn wait_until_durable(&self) -> Result<()> {
+        match self {
+            Db::Sqlite { durable: Some(durable), .. } => durable.wait().await,
+            Db::Sqlite { durable: None, .. } | Db::Postgres(_) => Ok(()),
         }
     }
 
@@ -106,8 +120,9 @@ impl Db {
 fn sqlite_options(options: SqliteConnectOptions) -> SqliteConnectOptions {
     options
         .journal_mode(SqliteJournalMode::Wal)
-        // Record-before-act means nothing if a power cut can undo the record.
-        .synchronous(SqliteSynchronous::Full)
+        // Record-before-act means nothing if a power cut can undo the record: whoever commits waits for the disk,
+        // but together with others.
+        .synchronous(SqliteSynchronous::Normal)
         .busy_timeout(BUSY_TIMEOUT)
         .foreign_keys(true)
         .statement_cache_capacity(256)
@@ -117,7 +132,7 @@ fn sqlite_options(options: SqliteConnectOptions) -> SqliteConnectOptions {
 #[derive(Debug)]
 pub enum Tx {
     /// On SQLite.
-    Sqlite(sqlx::Transaction<'static, Sqlite>),
+    Sqlite(sqlx::Transaction<'static, Sqlite>, Option<Arc<Durable>>),
     /// On Postgres.
     Postgres(sqlx::Transaction<'static, Postgres>),
 }
@@ -127,7 +142,12 @@ impl Tx {
     pub async fn commit(self) -> Result<()> {
         reach(Point::Within).await;
         match self {
-            Tx::Sqlite(tx) => tx.commit().await?,
+            Tx::Sqlite(tx, durable) => {
+                tx.commit().await?;
+                if let Some(durable) = durable {
+                    durable.wait().await?;
+                }
+            }
             Tx::Postgres(tx) => tx.commit().await?,
         }
         Ok(())
@@ -145,6 +165,24 @@ pub trait Executor: Send {
     /// Runs a statement that changes rows and gives those it returns.
     fn change(&mut self, sql: &'static str, values: Vec<Value>) -> impl Future<Output = Result<Vec<Row>>> + Send;
 
+    /// Like [`Executor::execute`], for what may be undone by a power cut, such as leases.
+    fn execute_lightly(
+        &mut self,
+        sql: &'static str,
+        values: Vec<Value>,
+    ) -> impl Future<Output = Result<u64>> + Send {
+        self.execute(sql, values)
+    }
+
+    /// Like [`Executor::change`], for what may be undone by a power cut, such as leases.
+    fn change_lightly(
+        &mut self,
+        sql: &'static str,
+        values: Vec<Value>,
+    ) -> impl Future<Output = Result<Vec<Row>>> + Send {
+        self.change(sql, values)
+    }
+
     /// Like [`Executor::rows`] for a text that was put together; it must hold no value, only placeholders.
     fn rows_of(&mut self, sql: String, values: Vec<Value>) -> impl Future<Output = Result<Vec<Row>>> + Send;
 
@@ -156,6 +194,12 @@ pub trait Executor: Send {
 
 impl Executor for &Db {
     async fn execute(&mut self, sql: &'static str, values: Vec<Value>) -> Result<u64> {
+        let changed = self.execute_lightly(sql, values).await?;
+        self.wait_until_durable().await?;
+        Ok(changed)
+    }
+
+    async fn execute_lightly(&mut self, sql: &'static str, values: Vec<Value>) -> Result<u64> {
         reach(Point::Apart).await;
         match self {
             Db::Sqlite { writer, .. } => Ok(sqlite(sql, values).execute(writer).await?.rows_affected()),
@@ -172,6 +216,12 @@ impl Executor for &Db {
     }
 
     async fn change(&mut self, sql: &'static str, values: Vec<Value>) -> Result<Vec<Row>> {
+        let rows = self.change_lightly(sql, values).await?;
+        self.wait_until_durable().await?;
+        Ok(rows)
+    }
+
+    async fn change_lightly(&mut self, sql: &'static str, values: Vec<Value>) -> Result<Vec<Row>> {
         reach(Point::Apart).await;
         match self {
             Db::Sqlite { writer, .. } => of_sqlite(sqlite(sql, values).fetch_all(writer).await),
@@ -192,7 +242,7 @@ impl Executor for &mut Tx {
     async fn execute(&mut self, sql: &'static str, values: Vec<Value>) -> Result<u64> {
         reach(Point::Within).await;
         match self {
-            Tx::Sqlite(tx) => Ok(sqlite(sql, values).execute(&mut **tx).await?.rows_affected()),
+            Tx::Sqlite(tx, _) => Ok(sqlite(sql, values).execute(&mut **tx).await?.rows_affected()),
             Tx::Postgres(tx) => Ok(postgres(sql, values).execute(&mut **tx).await?.rows_affected()),
         }
     }
@@ -200,7 +250,7 @@ impl Executor for &mut Tx {
     async fn rows(&mut self, sql: &'static str, values: Vec<Value>) -> Result<Vec<Row>> {
         reach(Point::Within).await;
         match self {
-            Tx::Sqlite(tx) => of_sqlite(sqlite(sql, values).fetch_all(&mut **tx).await),
+            Tx::Sqlite(tx, _) => of_sqlite(sqlite(sql, values).fetch_all(&mut **tx).await),
             Tx::Postgres(tx) => of_postgres(postgres(sql, values).fetch_all(&mut **tx).await),
         }
     }
@@ -212,7 +262,7 @@ impl Executor for &mut Tx {
     async fn rows_of(&mut self, sql: String, values: Vec<Value>) -> Result<Vec<Row>> {
         reach(Point::Within).await;
         match self {
-            Tx::Sqlite(tx) => of_sqlite(sqlite(AssertSqlSafe(sql), values).fetch_all(&mut **tx).await),
+            Tx::Sqlite(tx, _) => of_sqlite(sqlite(AssertSqlSafe(sql), values).fetch_all(&mut **tx).await),
             Tx::Postgres(tx) => of_postgres(postgres(AssertSqlSafe(sql), values).fetch_all(&mut **tx).await),
         }
     }

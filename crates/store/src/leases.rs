@@ -76,7 +76,7 @@ pub async fn claim(
     );
     let now = now.as_microsecond();
     let until = now + LEASE_SECS * 1_000_000;
-    let rows = db.change(sql, values![until, owner, now, limit]).await?;
+    let rows = db.change_lightly(sql, values![until, owner, now, limit]).await?;
     let mut ids: Vec<Uuid> = rows.iter().map(|row| row.id(0)).collect::<Result<_>>()?;
     // No engine promises an order of what it returns, and simulations must repeat themselves.
     ids.sort_unstable();
@@ -114,7 +114,7 @@ pub async fn release(mut db: impl Executor, table: Table, id: Uuid, owner: &str,
         " SET due_at = CASE WHEN due_at <> leased_until AND due_at < $1 THEN due_at ELSE $1 END, \
          leased_until = 0, leased_by = '' WHERE id = $2 AND leased_by = $3"
     );
-    db.execute(sql, values![due_at, id, owner]).await?;
+    db.execute_lightly(sql, values![due_at, id, owner]).await?;
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 //! else wrote first.
 
 pub mod db;
+mod durable;
 mod error;
 mod migrations;
 mod page;
