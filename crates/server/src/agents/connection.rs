@@ -305,10 +305,18 @@ async fn once(
     let request =
         HelloRequest { server_id: around.server_id, epoch: around.epoch, protocol: PROTOCOL_VERSION };
     let hello: Hello = sender.send("POST", "/v1/hello", &request).await?;
-    let events = sender.stream("/v1/events").await?;
-    connection.connected(around, sender, hello);
+    let mut events = Events { stream: sender.stream("/v1/events").await?, buffer: BytesMut::new() };
+    // Orders are given only after the snapshot: a task that is given before it is read would be missing in it, and
+    // what an agent does not know that it should is taken for lost.
+    let Some(AgentEvent::Snapshot(tasks)) = events.next().await? else {
+        anyhow::bail!("the agent did not begin with a snapshot");
+    };
+    connection.connected(around, sender, Hello { tasks, ..hello });
     touch_instance(around, connection.instance).await;
-    listen(connection, around, events).await
+    while let Some(event) = events.next().await? {
+        connection.apply(around, event);
+    }
+    Ok(())
 }
 
 async fn handshake<S>(stream: S, epoch: u64) -> anyhow::Result<Sender>
@@ -333,20 +341,30 @@ where
     Ok(Sender { http, epoch })
 }
 
-/// Reads events until the stream ends or falls silent.
-async fn listen(connection: &Arc<Connection>, around: &Surroundings, mut events: Incoming) -> anyhow::Result<()> {
-    let mut buffer = BytesMut::new();
-    loop {
-        let frame = tokio::time::timeout(SILENCE, events.frame()).await;
-        let Ok(frame) = frame else { anyhow::bail!("the agent has been silent for {} s", SILENCE.as_secs()) };
-        let Some(frame) = frame else { return Ok(()) };
-        let Ok(data) = frame?.into_data() else { continue };
-        buffer.extend_from_slice(&data);
-        while let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
-            let line = buffer.split_to(end + 1);
-            connection.apply(around, serde_json::from_slice(&line)?);
+/// The events of one connection.
+struct Events {
+    stream: Incoming,
+    buffer: BytesMut,
+}
+
+impl Events {
+    /// The next event; none when the stream ends. An error when it falls silent.
+    async fn next(&mut self) -> anyhow::Result<Option<AgentEvent>> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                return Ok(Some(serde_json::from_slice(&self.buffer.split_to(end + 1))?));
+            }
+            anyhow::ensure!(
+                self.buffer.len() <= LINE_LIMIT,
+                "the agent sent a line of more than {LINE_LIMIT} bytes"
+            );
+            let frame = tokio::time::timeout(SILENCE, self.stream.frame()).await;
+            let Ok(frame) = frame else { anyhow::bail!("the agent has been silent for {} s", SILENCE.as_secs()) };
+            let Some(frame) = frame else { return Ok(None) };
+            if let Ok(data) = frame?.into_data() {
+                self.buffer.extend_from_slice(&data);
+            }
         }
-        anyhow::ensure!(buffer.len() <= LINE_LIMIT, "the agent sent a line of more than {LINE_LIMIT} bytes");
     }
 }
 
