@@ -48,7 +48,9 @@ pub(crate) fn is_shell_at_its_prompt(process: Pid, argv: &[String]) -> bool {
     let is_interactive = argv.get(1).is_some_and(|flag| flag == "-i");
     let command_line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
     let args: Vec<&[u8]> = command_line.strip_suffix(b"\0").unwrap_or_default().split(|byte| *byte == 0).collect();
-    is_interactive && args.len() == argv.len() && args.iter().zip(argv).all(|(left, right)| *left == right.as_bytes())
+    is_interactive
+        && args.len() == argv.len()
+        && args.iter().zip(argv).all(|(left, right)| *left == right.as_bytes())
 }
 
 /// Tells a shell that its terminal is gone.

@@ -7,7 +7,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::backends::BackendType;
-use crate::configurations::{BackendOptions, Memory, Mount, RegistryAuth, ResourcesSpec, RetryEvent, UtilizationPolicy};
+use crate::configurations::{
+    BackendOptions, Memory, Mount, RegistryAuth, ResourcesSpec, RetryEvent, UtilizationPolicy,
+};
 use crate::ids::JobId;
 use crate::instances::{GpuDriver, InstanceType, Offer};
 use crate::repos::RepoData;

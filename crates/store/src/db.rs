@@ -15,7 +15,7 @@ use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
     SqliteSynchronous,
 };
-use sqlx::{AssertSqlSafe, Postgres, Row as _, Sqlite, SqlSafeStr};
+use sqlx::{AssertSqlSafe, Postgres, Row as _, SqlSafeStr, Sqlite};
 use uuid::Uuid;
 
 use crate::durable::Durable;
@@ -416,8 +416,8 @@ macro_rules! value_from_id {
 }
 
 use api::ids::{
-    BackendId, EventId, FileArchiveId, FleetId, InstanceId, JobId, LaunchId, ProjectId, RepoRowId, RunId, SecretId,
-    ServerId, UserId, VolumeId,
+    BackendId, EventId, FileArchiveId, FleetId, InstanceId, JobId, LaunchId, ProjectId, RepoRowId, RunId,
+    SecretId, ServerId, UserId, VolumeId,
 };
 
 value_from_id!(

@@ -45,7 +45,10 @@ impl Durable {
         let is_first = *lasting == 0;
         let log = self.log.clone();
         let synced = tokio::task::spawn_blocking(move || sync(&log, is_first)).await;
-        synced.map_err(io::Error::other).and_then(|synced| synced).map_err(|error| Error::Database(error.into()))?;
+        synced
+            .map_err(io::Error::other)
+            .and_then(|synced| synced)
+            .map_err(|error| Error::Database(error.into()))?;
         *lasting = all;
         Ok(())
     }

@@ -39,7 +39,11 @@ pub async fn get(mut db: impl Executor, id: FleetId) -> Result<Option<Versioned<
 }
 
 /// The fleet of that name that is not terminated.
-pub async fn get_by_name(mut db: impl Executor, project: ProjectId, name: &str) -> Result<Option<Versioned<Fleet>>> {
+pub async fn get_by_name(
+    mut db: impl Executor,
+    project: ProjectId,
+    name: &str,
+) -> Result<Option<Versioned<Fleet>>> {
     let row = db
         .row(
             "SELECT version, id, project_id, user_id, name, created_at, status, wanted, spec, state \
@@ -101,10 +105,7 @@ pub async fn list(mut db: impl Executor, filter: &FleetFilter) -> Result<Vec<Ver
 /// Every project that has a fleet that is not terminated.
 pub async fn projects_with_fleets(mut db: impl Executor) -> Result<Vec<ProjectId>> {
     let rows = db
-        .rows(
-            "SELECT DISTINCT project_id FROM fleets WHERE status <> 'terminated' ORDER BY project_id",
-            vec![],
-        )
+        .rows("SELECT DISTINCT project_id FROM fleets WHERE status <> 'terminated' ORDER BY project_id", vec![])
         .await?;
     rows.iter().map(|row| row.id(0)).collect()
 }
@@ -156,11 +157,8 @@ pub async fn move_on(mut db: impl Executor, fleet: &Versioned<Fleet>) -> Result<
 
 /// Says that nobody wants the fleet any more, and makes it due.
 pub async fn set_unwanted(mut db: impl Executor, id: FleetId, now: Timestamp) -> Result<()> {
-    db.execute(
-        "UPDATE fleets SET version = version + 1, wanted = 0, due_at = $1 WHERE id = $2",
-        values![now, id],
-    )
-    .await?;
+    db.execute("UPDATE fleets SET version = version + 1, wanted = 0, due_at = $1 WHERE id = $2", values![now, id])
+        .await?;
     Ok(())
 }
 

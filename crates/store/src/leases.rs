@@ -85,11 +85,8 @@ pub async fn claim(
 
 /// When the next row falls due that nobody has claimed, if any will.
 pub async fn next_due(mut db: impl Executor, table: Table, now: Timestamp) -> Result<Option<Timestamp>> {
-    let sql = per_table!(
-        table,
-        "SELECT MIN(due_at) FROM ",
-        " WHERE due_at < 9223372036854775807 AND leased_until < $1"
-    );
+    let sql =
+        per_table!(table, "SELECT MIN(due_at) FROM ", " WHERE due_at < 9223372036854775807 AND leased_until < $1");
     match db.row(sql, values![now]).await? {
         Some(row) => row.time_or_null(0),
         None => Ok(None),

@@ -249,9 +249,8 @@ pub async fn set_deleted(mut db: impl Executor, id: RunId) -> Result<()> {
 
 /// Whether any run of the project, deleted ones too, has or had that name.
 pub async fn name_is_used(mut db: impl Executor, project: ProjectId, name: &str) -> Result<bool> {
-    let row = db
-        .row("SELECT 1 FROM runs WHERE project_id = $1 AND name = $2 LIMIT 1", values![project, name])
-        .await?;
+    let row =
+        db.row("SELECT 1 FROM runs WHERE project_id = $1 AND name = $2 LIMIT 1", values![project, name]).await?;
     Ok(row.is_some())
 }
 

@@ -329,7 +329,8 @@ fn end(now: Timestamp, seen: &Seen, around: &Surroundings<'_>, decision: &mut Jo
 /// perhaps it was the first, and the peer only followed.
 fn correct_reason(task: &TaskState, decision: &mut JobDecision) {
     let state = &mut decision.job.state;
-    let ordered = decision.job.end.is_some() && state.termination_reason == Some(JobTerminationReason::TerminatedByServer);
+    let ordered =
+        decision.job.end.is_some() && state.termination_reason == Some(JobTerminationReason::TerminatedByServer);
     if let Some(exit) = task.exit.as_ref().filter(|exit| ordered && exit.reason != ExitReason::Stopped) {
         let (reason, message) = exit_reason(exit);
         state.termination_reason = Some(reason);

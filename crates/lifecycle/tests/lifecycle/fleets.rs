@@ -3,7 +3,9 @@
 use api::fleets::FleetStatus;
 use api::ids::{InstanceId, RunId};
 use api::instances::{InstanceStatus, InstanceTerminationReason};
-use lifecycle::fleet::{Effect, Fleet, FleetDecision, Home, LaunchPlan, OffersSeen, Purchase, Surroundings, decide};
+use lifecycle::fleet::{
+    Effect, Fleet, FleetDecision, Home, LaunchPlan, OffersSeen, Purchase, Surroundings, decide,
+};
 use lifecycle::instance::{EndOrder, Instance};
 use lifecycle::launch::{Launch, LaunchStatus};
 use serde_json::json;
@@ -132,7 +134,10 @@ fn each_gang_is_bought_whole_and_by_itself() {
     // The other gang's turn is next.
     assert_eq!(decision.look_again_at, Some(at(10)));
     let runs = vec![(id(202), first)];
-    check(&Case { runs, ..case(nodes("0..4"), vec![pending(0), for_a_job(2)]) }.with_offers(), "active, buys 1..1 at 1");
+    check(
+        &Case { runs, ..case(nodes("0..4"), vec![pending(0), for_a_job(2)]) }.with_offers(),
+        "active, buys 1..1 at 1",
+    );
 }
 
 #[test]

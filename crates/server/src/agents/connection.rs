@@ -148,9 +148,10 @@ impl Connection {
         let news = {
             let mut state = self.state();
             // An order's answer may be older than an event that came before it.
-            let older = state.tasks.get(&job).is_some_and(|known| {
-                (task.generation, task.phase) < (known.generation, known.phase)
-            });
+            let older = state
+                .tasks
+                .get(&job)
+                .is_some_and(|known| (task.generation, task.phase) < (known.generation, known.phase));
             if older {
                 return;
             }
@@ -302,8 +303,7 @@ async fn once(
         AgentAccess::Simulated => anyhow::bail!("the machine exists only in a simulation"),
     };
     let sender = handshake(stream, around.epoch).await?;
-    let request =
-        HelloRequest { server_id: around.server_id, epoch: around.epoch, protocol: PROTOCOL_VERSION };
+    let request = HelloRequest { server_id: around.server_id, epoch: around.epoch, protocol: PROTOCOL_VERSION };
     let hello: Hello = sender.send("POST", "/v1/hello", &request).await?;
     let mut events = Events { stream: sender.stream("/v1/events").await?, buffer: BytesMut::new() };
     // Orders are given only after the snapshot: a task that is given before it is read would be missing in it, and

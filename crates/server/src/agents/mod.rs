@@ -40,8 +40,13 @@ pub trait Agents: fmt::Debug + Send + Sync {
     async fn go(&self, instance: InstanceId, job: JobId, generation: u64) -> Result<(), OrderError>;
 
     /// Tells a task to end. Safe to repeat.
-    async fn stop(&self, instance: InstanceId, job: JobId, generation: u64, grace_secs: u64)
-    -> Result<(), OrderError>;
+    async fn stop(
+        &self,
+        instance: InstanceId,
+        job: JobId,
+        generation: u64,
+        grace_secs: u64,
+    ) -> Result<(), OrderError>;
 
     /// Lets the agent forget a task that is sealed. Safe to repeat.
     async fn forget(&self, instance: InstanceId, job: JobId, generation: u64) -> Result<(), OrderError>;

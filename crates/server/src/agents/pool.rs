@@ -79,8 +79,7 @@ impl Agents for AgentPool {
     }
 
     fn host(&self, instance: InstanceId) -> HostSeen {
-        self.find(instance)
-            .map_or(HostSeen::Unknown { since: None, error: None }, |connection| connection.host())
+        self.find(instance).map_or(HostSeen::Unknown { since: None, error: None }, |connection| connection.host())
     }
 
     fn task(&self, instance: InstanceId, job: JobId) -> TaskSeen {

@@ -95,8 +95,7 @@ fn at_most_one(
     let set: Vec<_> = filters.iter().filter_map(|(name, ids)| Some((*name, ids.clone()?))).collect();
     if 1 < set.len() {
         let names: Vec<&str> = set.iter().map(|(name, _)| *name).collect();
-        let message =
-            format!("At most one {kind} filter can be set at a time. Got {}", names.join(", "));
+        let message = format!("At most one {kind} filter can be set at a time. Got {}", names.join(", "));
         return Err(Error::invalid_value(&[], message, without_nulls(request)));
     }
     let Some((name, ids)) = set.into_iter().next() else { return Ok(None) };

@@ -177,7 +177,8 @@ impl JobLog {
             std::fs::create_dir_all(&self.folder)?;
             let mut options = OpenOptions::new();
             options.create(true).append(true).mode(0o600);
-            let (data, index) = (options.open(self.folder.join("data"))?, options.open(self.folder.join("index"))?);
+            let (data, index) =
+                (options.open(self.folder.join("data"))?, options.open(self.folder.join("index"))?);
             index.set_len((state.entries.len() * ENTRY_BYTES) as u64)?;
             state.writer = Some(Writer { data, index });
         }
@@ -243,7 +244,10 @@ impl JobLog {
     pub(super) fn sync(&self) -> io::Result<()> {
         // The files are cloned so that readers need not wait for the disk.
         let files = self.with(|state| {
-            state.writer.as_ref().map(|writer| Ok::<_, io::Error>((writer.index.try_clone()?, writer.data.try_clone()?)))
+            state
+                .writer
+                .as_ref()
+                .map(|writer| Ok::<_, io::Error>((writer.index.try_clone()?, writer.data.try_clone()?)))
         });
         if let Some(files) = files {
             let (index, data) = files?;

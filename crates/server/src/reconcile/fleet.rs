@@ -51,7 +51,8 @@ async fn ask_offers(deps: &Deps, fleet: &Fleet, instances: &[(Instance, u32)]) -
     let bought = u32::try_from(bought).unwrap_or(u32::MAX);
     let missing = u32::try_from(instances.len()).unwrap_or(u32::MAX).saturating_sub(bought).max(1);
     // A machine that is split among the nodes of a fleet is split for all that the fleet may still have.
-    let room = configuration.nodes.as_ref().and_then(|nodes| nodes.max).map_or(0, |max| max.saturating_sub(bought));
+    let room =
+        configuration.nodes.as_ref().and_then(|nodes| nodes.max).map_or(0, |max| max.saturating_sub(bought));
     let query = OffersQuery {
         project_id: fleet.project_id,
         nodes: missing.max(room),
@@ -66,8 +67,8 @@ async fn ask_offers(deps: &Deps, fleet: &Fleet, instances: &[(Instance, u32)]) -
     if collected.plans.is_empty() && collected.unknown {
         return Ok(OffersSeen::Unknown);
     }
-    let obstacle = (!collected.obstacles.is_empty())
-        .then(|| format!("No offers found: {}", collected.obstacles.join("; ")));
+    let obstacle =
+        (!collected.obstacles.is_empty()).then(|| format!("No offers found: {}", collected.obstacles.join("; ")));
     Ok(OffersSeen::Known { offers: collected.plans, obstacle })
 }
 

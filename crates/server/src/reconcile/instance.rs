@@ -5,7 +5,9 @@ use api::ids::InstanceId;
 use api::instances::InstanceStatus;
 use backends::{Machine, MachineKey, MachineState};
 use lifecycle::events::Target;
-use lifecycle::instance::{AgentSeen, ContainerNetwork, Effect, Instance, InstanceDecision, MachineSeen, Surroundings};
+use lifecycle::instance::{
+    AgentSeen, ContainerNetwork, Effect, Instance, InstanceDecision, MachineSeen, Surroundings,
+};
 use lifecycle::launch::Launch;
 use lifecycle::planted::{self, Bug};
 use store::leases::Table;
@@ -73,7 +75,9 @@ async fn surroundings<'a>(
     };
     Ok(Surroundings {
         machine: match machine {
-            None if planted::has(Bug::SilenceTakenForAbsence) && instance.launch_id.is_some() => MachineSeen::Absent,
+            None if planted::has(Bug::SilenceTakenForAbsence) && instance.launch_id.is_some() => {
+                MachineSeen::Absent
+            }
             None => MachineSeen::Unknown,
             Some(None) => MachineSeen::Absent,
             Some(Some(machine)) => MachineSeen::Present(Box::new(facts(machine))),
@@ -114,11 +118,7 @@ fn facts(machine: &Machine) -> lifecycle::instance::Machine {
     }
 }
 
-async fn save(
-    deps: &Deps,
-    loaded: &Versioned<Instance>,
-    decision: &InstanceDecision,
-) -> store::Result<()> {
+async fn save(deps: &Deps, loaded: &Versioned<Instance>, decision: &InstanceDecision) -> store::Result<()> {
     let instance = &decision.instance;
     if *instance == loaded.value && decision.events.is_empty() {
         return Ok(());

@@ -45,10 +45,8 @@ type Failures = Arc<Mutex<HashMap<Uuid, u32>>>;
 
 /// Starts all reconcilers. They end when `shutdown` is cancelled.
 pub fn start(deps: &Deps, shutdown: &CancellationToken) -> Vec<JoinHandle<()>> {
-    let mut tasks: Vec<JoinHandle<()>> = TABLES
-        .into_iter()
-        .map(|table| tokio::spawn(run_loop(deps.clone(), table, shutdown.clone())))
-        .collect();
+    let mut tasks: Vec<JoinHandle<()>> =
+        TABLES.into_iter().map(|table| tokio::spawn(run_loop(deps.clone(), table, shutdown.clone()))).collect();
     tasks.push(tokio::spawn(placement::run_loop(deps.clone(), shutdown.clone())));
     tasks.push(tokio::spawn(sweep::run_loop(deps.clone(), shutdown.clone())));
     tasks

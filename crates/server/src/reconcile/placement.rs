@@ -170,8 +170,10 @@ async fn record_placed(
     let now = deps.clock.now();
     let mut tx = deps.db.begin().await?;
     let Some(mut row) = runs::get(&mut tx, run_id).await? else { return Ok(()) };
-    let may_be_placed = matches!(row.value.status, RunStatus::Submitted | RunStatus::Pending) && row.value.stop.is_none();
-    let Some(fleet) = fleets::get(&mut tx, fleet_id).await?.filter(|fleet| fleet.value.wanted && may_be_placed) else {
+    let may_be_placed =
+        matches!(row.value.status, RunStatus::Submitted | RunStatus::Pending) && row.value.stop.is_none();
+    let Some(fleet) = fleets::get(&mut tx, fleet_id).await?.filter(|fleet| fleet.value.wanted && may_be_placed)
+    else {
         return Ok(());
     };
     // Whoever decides about the fleet at the same time sees that it has moved: nobody ends what was just given away.
@@ -275,7 +277,8 @@ async fn place_job(
         format!("Job assigned to instance. Instance blocks: {busy}/{} busy", instance.state.total_blocks.max(1)),
         "Job status changed SUBMITTED -> PROVISIONING".to_owned(),
     ];
-    let job_target = Target::job(placed.value.project_id, placed.value.run_id, placed.value.id, &placed.value.spec.job_name);
+    let job_target =
+        Target::job(placed.value.project_id, placed.value.run_id, placed.value.id, &placed.value.spec.job_name);
     let machine: InstanceId = instance.id;
     let instance_target = Target::instance(instance.project_id, instance.fleet_id, machine, &instance.state.name);
     record::events(deps, tx, &messages[..1], &[job_target.clone(), instance_target]).await?;

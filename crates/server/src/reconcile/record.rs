@@ -8,7 +8,12 @@ use store::leases::{Table, touch};
 use crate::deps::Deps;
 
 /// Records events about `targets`, caused by the server itself.
-pub(super) async fn events(deps: &Deps, tx: &mut Tx, messages: &[String], targets: &[Target]) -> store::Result<()> {
+pub(super) async fn events(
+    deps: &Deps,
+    tx: &mut Tx,
+    messages: &[String],
+    targets: &[Target],
+) -> store::Result<()> {
     for message in messages {
         let event = NewEvent::by_server(message.as_str(), targets.to_vec());
         store::events::insert(&mut *tx, deps.ids.id::<EventId>(), deps.clock.now(), &event).await?;

@@ -166,7 +166,12 @@ async fn give_blobs(
     Ok(Ok(()))
 }
 
-async fn spec_of(deps: &Deps, job: &Job, run: &Run, instance: &Instance) -> store::Result<Result<TaskSpec, String>> {
+async fn spec_of(
+    deps: &Deps,
+    job: &Job,
+    run: &Run,
+    instance: &Instance,
+) -> store::Result<Result<TaskSpec, String>> {
     let Some(project) = projects::get(&deps.db, job.project_id).await? else {
         return Ok(Err("its project no longer exists".to_owned()));
     };
@@ -184,10 +189,11 @@ async fn spec_of(deps: &Deps, job: &Job, run: &Run, instance: &Instance) -> stor
         return Ok(Err(format!("Secrets interpolation error: {missing}")));
     }
     let cluster = job.state.cluster.clone().unwrap_or_default();
-    let argv = match interpolation::resolve_commands(&job_spec.commands, &run.spec.configuration, &cluster.node_ips) {
-        Ok(argv) => argv,
-        Err(message) => return Ok(Err(message)),
-    };
+    let argv =
+        match interpolation::resolve_commands(&job_spec.commands, &run.spec.configuration, &cluster.node_ips) {
+            Ok(argv) => argv,
+            Err(message) => return Ok(Err(message)),
+        };
     let in_container = runs_in_container(run, instance);
     let argv = if in_container { argv } else { for_processes(&argv) };
     let files = match file_deliveries(deps, &job_spec).await? {
