@@ -56,21 +56,36 @@ fn page(logs: &LogStore, request: &PollLogsRequest, token: Option<u64>) -> std::
         None => logs.end(job).length,
     };
     let limit = request.limit as usize;
-    let (chunks, next) = if request.descending {
-        last_chunks(logs, job, start, token.map_or(end, |token| token.min(end)), limit)?
+    let (events, next) = if request.descending {
+        let end = token.map_or(end, |token| token.min(end));
+        let (chunks, next) = last_chunks(logs, job, start, end, limit)?;
+        (chunks.iter().map(|chunk| event(chunk, 0)).collect(), next)
     } else {
-        first_chunks(logs, job, token.map_or(start, |token| token.max(start)), end, limit)?
+        let mut position = token.map_or(start, |token| token.max(start));
+        let (chunks, next) = first_chunks(logs, job, position, end, limit)?;
+        let events = chunks.iter().map(|chunk| {
+            let lost = if chunk.gap_before { chunk.offset.saturating_sub(position) } else { 0 };
+            position = end_of(chunk);
+            event(chunk, lost)
+        });
+        (events.collect(), next)
     };
-    let events = chunks.into_iter().map(|chunk| LogEvent {
+    Ok(JobSubmissionLogs { logs: events, external_url: None, next_token: next.map(|offset| offset.to_string()) })
+}
+
+/// A piece as clients see it; where bytes before it are lost, it says how many.
+fn event(chunk: &LogChunk, lost: u64) -> LogEvent {
+    let message = if lost > 0 {
+        let told = format!("\r\n[{lost} bytes of output were lost]\r\n");
+        STANDARD.encode([told.as_bytes(), &chunk.bytes].concat())
+    } else {
+        STANDARD.encode(&chunk.bytes)
+    };
+    LogEvent {
         timestamp: Timestamp::from_microsecond(chunk.time_micros).unwrap_or(Timestamp::UNIX_EPOCH),
         log_source: "stdout".to_owned(),
-        message: STANDARD.encode(&chunk.bytes),
-    });
-    Ok(JobSubmissionLogs {
-        logs: events.collect(),
-        external_url: None,
-        next_token: next.map(|offset| offset.to_string()),
-    })
+        message,
+    }
 }
 
 // The log's times are whole microseconds.
@@ -222,6 +237,17 @@ mod tests {
         assert!(page.len() > 100 && page.iter().all(|text| text.len() == 30_000));
         assert_eq!(token.unwrap().parse::<u64>().unwrap(), (400 - page.len() as u64) * 30_000);
         assert_eq!(poll(&logs, &json!({ "limit": 0 })), (vec![], Some("0".to_owned())));
+    }
+
+    #[test]
+    fn lost_bytes_are_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let logs = LogStore::open(folder.path().to_owned()).unwrap();
+        logs.append(JOB, 0, 0, b"one").unwrap();
+        logs.append(JOB, 100, 1_000_000, b"two").unwrap();
+        let (page, token) = poll(&logs, &json!({}));
+        assert_eq!(page, ["one", "\r\n[97 bytes of output were lost]\r\ntwo"]);
+        assert_eq!(token, None);
     }
 
     #[test]
