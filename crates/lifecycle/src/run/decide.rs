@@ -180,6 +180,7 @@ fn wait(now: Timestamp, jobs: &[Job], decision: &mut RunDecision) {
     }
     if wait.not_before <= now {
         decision.run.state.retry = None;
+        decision.run.state.cause = None;
         decision.run.status = RunStatus::Submitted;
         decision.resubmit = true;
         decision.wants_place = true;
@@ -333,7 +334,6 @@ fn fail_or_retry(now: Timestamp, jobs: &[Job], decision: &mut RunDecision) {
             decision.run.state.attempt += 1;
             decision.run.state.last_placed_at = last_placed(&decision.run, jobs);
             decision.run.status = RunStatus::Pending;
-            decision.run.state.cause = None;
             let not_before = now + SignedDuration::from_secs(delay);
             let for_capacity = event == RetryEvent::NoCapacity;
             decision.run.state.retry = Some(RetryWait { not_before, until, for_capacity });

@@ -70,7 +70,7 @@ pub struct RunState {
     pub last_processed_at: Option<Timestamp>,
     /// Why it ends.
     pub termination_reason: Option<RunTerminationReason>,
-    /// The job whose end made the run end or retry.
+    /// The job whose end made the run end, or wait to be tried again.
     pub cause: Option<Cause>,
     /// Grows with each change in place.
     pub deployment_num: u32,

@@ -269,6 +269,8 @@ fn a_retry_waits_longer_each_time() {
         assert_eq!((told(&decision), decision.run.state.attempt), ("pending".to_owned(), attempt + 1));
         let wait = decision.run.state.retry.unwrap();
         assert_eq!((wait.not_before, wait.until, wait.for_capacity), (at(10 + delay), at(5 + 36_000), false));
+        // Until then it says why it waits.
+        assert_eq!(decision.run.state.cause.as_ref().map(|cause| cause.job_num), Some(0));
         check(10 + delay - 1, &decision.run, std::slice::from_ref(&failed), "pending");
         check(10 + delay, &decision.run, &[failed], "submitted, resubmits, wants place");
     }

@@ -198,6 +198,7 @@ async fn record_placed(
         let from = row.value.status;
         row.value.status = RunStatus::Submitted;
         row.value.state.retry = None;
+        row.value.state.cause = None;
         let message = format!("Run status changed {} -> SUBMITTED", from.as_str().to_uppercase());
         let target = Target::run(row.value.project_id, run_id, &row.value.name);
         record::events(deps, &mut tx, &[message], &[target]).await?;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use api::ids::{FleetId, InstanceId, JobId, LaunchId, RunId};
-use api::instances::InstanceStatus;
+use api::instances::{InstanceStatus, InstanceTerminationReason};
 use api::jobs::{JobStatus, JobTerminationReason};
 use api::runs::{RunStatus, RunTerminationReason};
 use backends::fake::Ledger;
@@ -27,6 +27,8 @@ pub(crate) struct Known {
     /// How many rows had been changed.
     changes: Option<i64>,
     versions: BTreeMap<Uuid, i64>,
+    /// Launches that arrived when nobody waited for them any more: only the sweep ends their machines.
+    pub(crate) late: BTreeSet<LaunchId>,
     pub(crate) rows: Rows,
 }
 
@@ -77,12 +79,15 @@ impl World {
         let ledger = self.outside.cloud.ledger();
         check_blocks(rows)?;
         check_gangs(rows)?;
-        check_machines(rows, &ledger)?;
+        check_machines(rows, &ledger, &self.known.late)?;
         check_launches(rows, &ledger)?;
         let hosts = self.outside.hosts.lock().unwrap();
         check_tasks(rows, &hosts.book)?;
         for run in rows.runs.iter().filter(|run| run.status.is_finished()) {
             check_end(run, &rows.latest(run))?;
+        }
+        let judged = |run: &&Run| run.status.is_finished() || run.status == RunStatus::Pending;
+        for run in rows.runs.iter().filter(judged) {
             check_cause(run, &rows.latest(run), &hosts.book)?;
         }
         Ok(())
@@ -186,9 +191,11 @@ impl World {
 
 /// The rows that are new or have moved.
 async fn moved(mut db: &Db, versions: &mut BTreeMap<Uuid, i64>) -> Vec<(Table, Uuid)> {
-    let sql = "SELECT 0, id, version FROM fleets UNION ALL SELECT 1, id, version FROM launches \
-               UNION ALL SELECT 2, id, version FROM instances UNION ALL SELECT 3, id, version FROM runs \
-               UNION ALL SELECT 4, id, version FROM jobs ORDER BY 1, 2";
+    let sql = "SELECT CAST(0 AS BIGINT), id, version FROM fleets \
+               UNION ALL SELECT CAST(1 AS BIGINT), id, version FROM launches \
+               UNION ALL SELECT CAST(2 AS BIGINT), id, version FROM instances \
+               UNION ALL SELECT CAST(3 AS BIGINT), id, version FROM runs \
+               UNION ALL SELECT CAST(4 AS BIGINT), id, version FROM jobs ORDER BY 1, 2";
     let mut moved = vec![];
     for row in db.rows(sql, vec![]).await.unwrap() {
         let (id, version) = (row.id::<Uuid>(1).unwrap(), row.int(2).unwrap());
@@ -201,11 +208,11 @@ async fn moved(mut db: &Db, versions: &mut BTreeMap<Uuid, i64>) -> Vec<(Table, U
 
 /// When the next row of each table falls due that nobody has claimed, in the order of [`TABLES`].
 pub(crate) async fn next_due(mut db: &Db, now: Timestamp) -> Vec<Option<Timestamp>> {
-    let sql = "SELECT 0, MIN(due_at) FROM fleets WHERE leased_until < $1 \
-               UNION ALL SELECT 1, MIN(due_at) FROM launches WHERE leased_until < $1 \
-               UNION ALL SELECT 2, MIN(due_at) FROM instances WHERE leased_until < $1 \
-               UNION ALL SELECT 3, MIN(due_at) FROM runs WHERE leased_until < $1 \
-               UNION ALL SELECT 4, MIN(due_at) FROM jobs WHERE leased_until < $1 ORDER BY 1";
+    let sql = "SELECT CAST(0 AS BIGINT), MIN(due_at) FROM fleets WHERE leased_until < $1 \
+               UNION ALL SELECT CAST(1 AS BIGINT), MIN(due_at) FROM launches WHERE leased_until < $1 \
+               UNION ALL SELECT CAST(2 AS BIGINT), MIN(due_at) FROM instances WHERE leased_until < $1 \
+               UNION ALL SELECT CAST(3 AS BIGINT), MIN(due_at) FROM runs WHERE leased_until < $1 \
+               UNION ALL SELECT CAST(4 AS BIGINT), MIN(due_at) FROM jobs WHERE leased_until < $1 ORDER BY 1";
     let rows = db.rows(sql, store::values![now]).await.unwrap();
     let due = rows.iter().map(|row| row.int_or_null(1).unwrap().filter(|due| *due != NEVER));
     due.map(|due| due.map(|micros| Timestamp::from_microsecond(micros).unwrap())).collect()
@@ -262,11 +269,23 @@ fn check_blocks(rows: &Rows) -> Verdict {
         must!(job.instance_id == Some(*instance), "{name} holds a block of an instance that it is not on");
         must!(job.state.blocks.contains(block), "{name} does not know that it holds block {block}");
     }
+    for instance in &rows.instances {
+        use InstanceTerminationReason::{IdleTimeout, MaxInstancesLimit};
+        let spare = instance.end.as_ref().is_some_and(|end| matches!(end.reason, IdleTimeout | MaxInstancesLimit));
+        let held = rows.assignments.iter().any(|(holder, _, _)| *holder == instance.id);
+        must!(!spare || !held, "{} is ended as spare, and a job has a place on it", instance.state.name);
+    }
     for job in rows.jobs.iter().filter(|job| !job.status.is_finished()) {
         let Some(instance) = job.instance_id else { continue };
         let mine = |block: &u32| rows.assignments.contains(&(instance, *block, job.id));
         must!(job.state.blocks.iter().all(mine), "{} does not hold its blocks", rows.name_of(job));
-        must!(!job.state.blocks.is_empty(), "{} has a place without blocks", rows.name_of(job));
+        let machine = rows.instances.iter().find(|known| known.id == instance);
+        let total =
+            machine.filter(|machine| machine.state.instance_type.is_some()).map(|it| it.state.total_blocks);
+        let held = job.state.blocks.len() as u32;
+        let enough =
+            if job.spec.jobs_per_replica > 1 { total.is_none_or(|total| held == total) } else { held > 0 };
+        must!(enough, "{} holds {held} of {total:?} blocks", rows.name_of(job));
     }
     Ok(())
 }
@@ -289,9 +308,9 @@ fn check_gangs(rows: &Rows) -> Verdict {
 }
 
 /// An instance is terminated only when its machine is gone.
-fn check_machines(rows: &Rows, ledger: &Ledger) -> Verdict {
+fn check_machines(rows: &Rows, ledger: &Ledger, late: &BTreeSet<LaunchId>) -> Verdict {
     for instance in rows.instances.iter().filter(|instance| instance.status == InstanceStatus::Terminated) {
-        let lives = ledger.living().any(|machine| {
+        let lives = ledger.living().filter(|machine| !late.contains(&machine.key.launch_id)).any(|machine| {
             Some(machine.key.launch_id) == instance.launch_id && Some(machine.key.index) == instance.launch_index
         });
         must!(!lives, "{} is terminated, and its machine lives", instance.state.name);

@@ -1,8 +1,9 @@
 //! What goes wrong in the pretended cloud.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use api::ids::LaunchId;
 use backends::fake::{Call, CallFault, FakeCloud, FakeOffer, FakeSetup, FaultPlan};
 use backends::{ErrorKind, MachineKey};
 use jiff::{SignedDuration, Timestamp};
@@ -14,7 +15,8 @@ use crate::drive::Control;
 use crate::trace::Trace;
 
 /// A cloud of three kinds of machines, some of them scarce; how truthful its lists are depends on the seed.
-pub(crate) fn open(seed: u64, control: &Arc<Control>, clock: &Clock, trace: &Trace) -> FakeCloud {
+pub(crate) fn open(seed: u64, control: &Arc<Control>, clock: &Clock, trace: &Trace) -> (FakeCloud, Late) {
+    let late = Late::default();
     let mut rng = StdRng::seed_from_u64(seed ^ 0xc10d);
     let mut setup = FakeSetup {
         offers: vec![
@@ -44,8 +46,9 @@ pub(crate) fn open(seed: u64, control: &Arc<Control>, clock: &Clock, trace: &Tra
         rng,
         omitted: BTreeMap::new(),
         silent_until: clock.now(),
+        late: late.clone(),
     });
-    cloud
+    (cloud, late)
 }
 
 /// Faults by chance, and bounded as a real cloud's are: a machine is left out of lists once, for less than a minute.
@@ -58,7 +61,11 @@ struct Plan {
     omitted: BTreeMap<MachineKey, (Timestamp, Timestamp)>,
     /// The cloud does not answer at all before this.
     silent_until: Timestamp,
+    late: Late,
 }
+
+/// Launches that were on their way when the server crashed, and when they arrive.
+pub(crate) type Late = Arc<Mutex<Vec<(Timestamp, LaunchId)>>>;
 
 impl Plan {
     fn some_fault(&mut self, faults: &[(f64, CallFault, &'static str)]) -> CallFault {
@@ -73,14 +80,24 @@ impl Plan {
         CallFault::None
     }
 
-    /// The server crashes before its request has an effect, or after it.
-    fn crash(&mut self) -> CallFault {
-        if self.rng.random_bool(0.5) {
-            self.trace.mark("crash before a cloud's effect");
-            CallFault::Refuse(ErrorKind::Unavailable)
-        } else {
-            self.trace.mark("crash after a cloud's effect");
-            CallFault::LoseReply
+    /// The server crashes before its request has an effect, or after it, or while it is on its way.
+    fn crash(&mut self, call: &Call) -> CallFault {
+        let dice = self.rng.random_range(0..3);
+        match (dice, call) {
+            (0, Call::Launch(launch)) => {
+                self.trace.mark("launch: arrives late");
+                let arrives_at = self.clock.now() + SignedDuration::from_secs(self.rng.random_range(1..40));
+                self.late.lock().unwrap().push((arrives_at, *launch));
+                CallFault::Refuse(ErrorKind::Unavailable)
+            }
+            (0 | 1, _) => {
+                self.trace.mark("crash before a cloud's effect");
+                CallFault::Refuse(ErrorKind::Unavailable)
+            }
+            _ => {
+                self.trace.mark("crash after a cloud's effect");
+                CallFault::LoseReply
+            }
         }
     }
 }
@@ -93,7 +110,7 @@ impl FaultPlan for Plan {
         }
         let is_order = matches!(call, Call::Launch(_) | Call::Terminate(_));
         if is_order && self.control.crashes_at_order() {
-            return self.crash();
+            return self.crash(call);
         }
         if !self.control.has_chaos() {
             return CallFault::None;

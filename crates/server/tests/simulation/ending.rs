@@ -57,7 +57,7 @@ impl World {
                 break;
             }
             let step = self.next_step().await;
-            self.pass_time(step);
+            self.pass_time(step).await;
         }
         Ok(())
     }

@@ -153,7 +153,7 @@ impl Hosts {
             for (id, task) in &mut host.tasks {
                 let is_peer = *id != failed && self.book.get(id).is_some_and(|record| record.run == run);
                 let runs = task.state.phase == TaskPhase::Running && !task.stopped && at < task.next_at;
-                if is_peer && runs && self.rng.random_bool(0.6) {
+                if is_peer && runs && self.rng.random_bool(0.8) {
                     task.fate = Fate::Fails;
                     task.next_at = at + seconds(&mut self.rng, 0.1, 5.0);
                 }
@@ -171,9 +171,9 @@ impl Hosts {
         record.run = Some(spec.run_id);
         record.machines.push(machine.clone());
         let fate = match rng.random_range(0..100) {
-            0..65 => Fate::Succeeds,
-            65..80 => Fate::Fails,
-            80..97 => Fate::RunsForEver,
+            0..58 => Fate::Succeeds,
+            58..82 => Fate::Fails,
+            82..97 => Fate::RunsForEver,
             _ => Fate::CannotBeMade,
         };
         let state = TaskState {

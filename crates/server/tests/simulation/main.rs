@@ -20,12 +20,14 @@ mod world;
 
 use lifecycle::planted::Bug;
 
-use crate::seeds::{catch, many_seeds, replayed, run_seed};
+use crate::seeds::{catch, judged, many_seeds, replayed, run_seed, run_seed_on_postgres};
 
 #[test]
 fn nothing_is_lost_doubled_or_left_behind() {
     let marks = many_seeds();
     let interesting = [
+        "a request meanwhile",
+        "a spare is used at the last moment",
         "agent: away for a while",
         "agent: away for long",
         "agent: connection broken",
@@ -40,6 +42,7 @@ fn nothing_is_lost_doubled_or_left_behind() {
         "gang done",
         "gang runs",
         "job tried again",
+        "launch: arrives late",
         "launch: lost after its effect",
         "launch: lost before its effect",
         "launch: no capacity",
@@ -60,6 +63,7 @@ fn nothing_is_lost_doubled_or_left_behind() {
         "terminate: lost after its effect",
         "terminate: lost before its effect",
         "two at once",
+        "two owners of one row",
         "user aborts",
         "user deletes a fleet",
         "user resizes a fleet",
@@ -74,6 +78,16 @@ fn the_same_seed_gives_the_same_story() {
     for seed in [1, 2, 3] {
         let (first, second) = (run_seed(seed), run_seed(seed));
         assert_eq!(first.hash, second.hash, "seed {seed} told two stories");
+    }
+}
+
+#[test]
+fn postgres_tells_the_same_story() {
+    let Ok(url) = std::env::var("DSTACK_TEST_POSTGRES_URL") else { return };
+    for seed in 0..10 {
+        let on_postgres = run_seed_on_postgres(&url, seed);
+        assert_eq!(on_postgres.hash, run_seed(seed).hash, "seed {seed} differs:\n{}", on_postgres.tail);
+        judged(seed, on_postgres);
     }
 }
 

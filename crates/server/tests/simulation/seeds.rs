@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lifecycle::planted::{Bug, plant};
-use store::Db;
+use store::{Db, Executor};
 
 use crate::trace::Marks;
 use crate::world::{Verdict, World};
@@ -42,8 +42,30 @@ pub(crate) fn run_seed(seed: u64) -> Story {
 
 /// A runtime without anything else on it: what is spawned by the database's pool is all that it runs.
 fn on_a_thread_of_its_own<F: Future<Output = Story>>(story: impl FnOnce() -> F) -> Story {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(story())
+}
+
+/// One seed on Postgres, in a schema of its own that is dropped when all went well.
+pub(crate) fn run_seed_on_postgres(url: &str, seed: u64) -> Story {
+    on_a_thread_of_its_own(|| async {
+        let schema = format!("simulation_{}_{seed}", std::process::id());
+        let admin = Db::open_postgres(url).await.unwrap();
+        let sql = |sql: String| {
+            let admin = &admin;
+            async move { (&mut &*admin).rows_of(sql, vec![]).await.unwrap() }
+        };
+        sql(format!("CREATE SCHEMA {schema}")).await;
+        let joint = if url.contains('?') { '&' } else { '?' };
+        let db = Db::open_postgres(&format!("{url}{joint}options=-csearch_path%3D{schema}")).await.unwrap();
+        let story = live(seed, db.clone()).await;
+        db.close().await;
+        if story.verdict.is_ok() {
+            sql(format!("DROP SCHEMA {schema} CASCADE")).await;
+        }
+        admin.close().await;
+        story
+    })
 }
 
 async fn live(seed: u64, db: Db) -> Story {
@@ -85,7 +107,7 @@ pub(crate) fn many_seeds() -> Marks {
     marks
 }
 
-fn judged(seed: u64, story: Story) -> Marks {
+pub(crate) fn judged(seed: u64, story: Story) -> Marks {
     if let Err(broken) = &story.verdict {
         panic!("seed {seed}: {broken}\n\n{}\nhave it again with SIM_SEED={seed}", story.tail);
     }

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use api::instances::InstanceStatus;
+use jiff::SignedDuration;
+use lifecycle::run::StopRequest;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use server::reconcile::TABLES;
@@ -36,10 +39,11 @@ impl World {
             22..36 => self.two_at_once().await,
             36..41 => self.place().await,
             41..43 => self.sweep().await,
-            43..67 => self.wait_a_little(),
+            43..67 => self.wait_a_little().await,
             67..79 => self.hear_everybody().await,
             79..89 => self.settle_down().await,
-            89..95 => self.use_it().await,
+            89..94 => self.use_it().await,
+            94 => self.use_a_spare_at_the_last_moment().await,
             95..98 => self.break_an_agent().await,
             98 => self.lose_a_machine(),
             _ => {
@@ -63,8 +67,16 @@ impl World {
         if self.outside.control.has_chaos() { self.some_fuse() } else { Fuse::Never }
     }
 
+    /// The tables of which something is due.
+    async fn due_tables(&self) -> Vec<Table> {
+        let due = next_due(&self.server.deps.db, self.now()).await;
+        let due = TABLES.into_iter().zip(due).filter(|(_, due)| due.is_some_and(|due| due <= self.now()));
+        due.map(|(table, _)| table).collect()
+    }
+
     async fn some_pass(&mut self) {
-        let table = *TABLES.choose(&mut self.rng).unwrap();
+        let due = self.due_tables().await;
+        let Some(table) = due.choose(&mut self.rng).copied() else { return self.wait_a_little().await };
         let fuse = self.some_fuse();
         self.pass_over(table, fuse).await;
     }
@@ -75,16 +87,66 @@ impl World {
         self.note_crash(ending);
     }
 
-    /// Two reconcilers, or a reconciler and the placement, at the same time.
+    /// Two things at the same time, of which one is a reconciler.
     async fn two_at_once(&mut self) {
-        let tables = [*TABLES.choose(&mut self.rng).unwrap(), *TABLES.choose(&mut self.rng).unwrap()];
-        let with_placement = self.rng.random_bool(0.4);
+        let due = self.due_tables().await;
+        let Some(table) = due.choose(&mut self.rng).copied() else { return self.wait_a_little().await };
+        let other = due.choose(&mut self.rng).copied().unwrap_or(table);
+        let first = Chore::Pass(table);
+        let second = self.some_chore(table, other);
         let fuse = self.some_fuse();
-        let second = if with_placement { Chore::Place } else { Chore::Pass(tables[1]) };
-        self.say(format_args!("{:?} and {second:?} at once{}", tables[0], shown_fuse(fuse)));
-        let ending = self.serve(fuse, &[Chore::Pass(tables[0]), second]).await;
-        self.outside.trace.mark("two at once");
+        self.say(format_args!("{first:?} and {} at once{}", self.shown(second), shown_fuse(fuse)));
+        let ending = self.serve(fuse, &[first, second]).await;
+        self.trace_chore(second);
         self.note_crash(ending);
+    }
+
+    /// A run is submitted when the fleet is about to end the machine that would serve it.
+    async fn use_a_spare_at_the_last_moment(&mut self) {
+        let ends = self.known.rows.instances.iter().filter_map(|instance| {
+            let idle_since = instance.state.idle_since.filter(|_| instance.status == InstanceStatus::Idle)?;
+            Some(idle_since + SignedDuration::from_secs(instance.state.idle_duration_secs?))
+        });
+        let Some(ends_at) = ends.min() else { return };
+        let wait = Duration::try_from(ends_at.duration_since(self.now())).unwrap_or(Duration::ZERO);
+        self.pass_time(wait.min(Duration::from_secs(90))).await;
+        self.hear_everybody().await;
+        self.submit_run().await;
+        self.say("the fleets and the placement at once");
+        self.serve(Fuse::Never, &[Chore::Pass(Table::Fleets), Chore::Place]).await;
+        self.outside.trace.mark("a spare is used at the last moment");
+    }
+
+    fn some_chore(&mut self, table: Table, other: Table) -> Chore {
+        let rng = &mut self.rng;
+        let run = self.runs.choose(rng).copied();
+        let fleet = self.fleets.choose(rng).copied();
+        match (rng.random_range(0..100), run, fleet) {
+            (0..25, _, _) => Chore::TakeOver(table),
+            (25..32, Some(run), _) => Chore::Stop(run, StopRequest::Stop),
+            (32..36, Some(run), _) => Chore::Stop(run, StopRequest::Abort),
+            (36..37, _, Some(fleet)) => Chore::Delete(fleet),
+            (37..75, _, _) => Chore::Place,
+            _ => Chore::Pass(other),
+        }
+    }
+
+    fn trace_chore(&self, chore: Chore) {
+        self.outside.trace.mark(match chore {
+            Chore::TakeOver(_) => "two owners of one row",
+            Chore::Stop(_, _) | Chore::Delete(_) => "a request meanwhile",
+            Chore::Pass(_) | Chore::Place | Chore::Sweep => "two at once",
+        });
+    }
+
+    fn shown(&self, chore: Chore) -> String {
+        let number = |run| self.runs.iter().position(|known| *known == run).unwrap_or_default();
+        let fleet_number = |fleet| self.fleets.iter().position(|known| *known == fleet).unwrap_or_default();
+        match chore {
+            Chore::Stop(run, stop) => format!("{stop:?} run{}", number(run)),
+            Chore::Delete(fleet) => format!("Delete fleet{}", fleet_number(fleet)),
+            Chore::Pass(_) | Chore::TakeOver(_) | Chore::Place | Chore::Sweep => format!("{chore:?}"),
+        }
     }
 
     pub(crate) async fn place(&mut self) {
@@ -107,13 +169,13 @@ impl World {
         }
     }
 
-    fn wait_a_little(&mut self) {
+    async fn wait_a_little(&mut self) {
         let millis = match self.rng.random_range(0..10) {
             0..6 => self.rng.random_range(1..3_000),
             6..9 => self.rng.random_range(1_000..15_000),
             _ => self.rng.random_range(15_000..90_000),
         };
-        self.pass_time(Duration::from_millis(millis));
+        self.pass_time(Duration::from_millis(millis)).await;
     }
 
     /// Agents come, and tell what is new.
@@ -134,17 +196,13 @@ impl World {
     pub(crate) async fn settle_down(&mut self) {
         self.hear_everybody().await;
         for _ in 0..8 {
-            let mut idle = true;
-            let due = next_due(&self.server.deps.db, self.now()).await;
-            for (table, due) in TABLES.into_iter().zip(due) {
-                if due.is_some_and(|due| due <= self.now()) {
-                    idle = false;
-                    let fuse = self.chaos_fuse();
-                    self.pass_over(table, fuse).await;
-                }
-            }
-            if idle {
+            let due = self.due_tables().await;
+            if due.is_empty() {
                 break;
+            }
+            for table in due {
+                let fuse = self.chaos_fuse();
+                self.pass_over(table, fuse).await;
             }
             self.hear_everybody().await;
             self.place().await;
@@ -162,7 +220,7 @@ impl World {
             5..9 => {
                 let long = self.rng.random_bool(0.25);
                 let secs = self.rng.random_range(if long { 250..600 } else { 1..60 });
-                let until = self.now() + jiff::SignedDuration::from_secs(secs);
+                let until = self.now() + SignedDuration::from_secs(secs);
                 self.say(format_args!("an agent is away for {secs} s"));
                 self.outside.trace.mark(if long { "agent: away for long" } else { "agent: away for a while" });
                 self.outside.hosts.lock().unwrap().go_offline(&machine, until);

@@ -17,8 +17,10 @@ impl World {
     /// A cluster to begin with, and a fleet for single jobs.
     pub(crate) async fn add_first_fleets(&mut self) {
         let least = self.rng.random_range(0..3);
-        self.add_fleet(json!({"nodes": format!("{least}..5"), "placement": "cluster", "idle_duration": "60s"}))
-            .await;
+        let nodes = format!("{least}..5");
+        let blocks = if self.rng.random_bool(0.3) { json!("auto") } else { json!(1) };
+        let cluster = json!({"nodes": nodes, "placement": "cluster", "blocks": blocks, "idle_duration": "60s"});
+        self.add_fleet(cluster).await;
         let blocks = if self.rng.random_bool(0.5) { json!("auto") } else { json!(1) };
         self.add_fleet(json!({"nodes": "0..3", "blocks": blocks, "idle_duration": "30s"})).await;
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use api::ids::{BackendId, FleetId, InstanceId, ProjectId, RunId, UserId};
 use backends::fake::FakeCloud;
 use jiff::Timestamp;
+use lifecycle::run::StopRequest;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use server::backend_pool::BackendPool;
@@ -22,11 +23,12 @@ use server::settings::Settings;
 use server::wake::Wake;
 use store::Db;
 use store::backends::BackendRow;
-use store::leases::{Table, touch};
+use store::leases::{LEASE_SECS, Table, touch};
 use store::projects::ProjectRow;
 
 use crate::agents::{News, SimAgents};
 use crate::checks::Known;
+use crate::cloud::Late;
 use crate::drive::{Control, Ending, Fuse, Work, drive};
 use crate::hosts::Hosts;
 use crate::trace::Trace;
@@ -46,6 +48,8 @@ pub(crate) struct World {
     pub(crate) server: Server,
     pub(crate) known: Known,
     starts: u64,
+    /// Until when the cloud's and the hosts' time has passed.
+    passed_until: Timestamp,
 }
 
 /// What outlives a server.
@@ -56,6 +60,7 @@ pub(crate) struct Outside {
     pub(crate) hosts: Arc<Mutex<Hosts>>,
     pub(crate) control: Arc<Control>,
     pub(crate) trace: Trace,
+    late: Late,
     ids: Ids,
     sealer: Arc<Sealer>,
     folder: tempfile::TempDir,
@@ -74,8 +79,13 @@ pub(crate) struct Server {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Chore {
     Pass(Table),
+    /// A pass by a replica that takes over what somebody else has claimed and is slow with.
+    TakeOver(Table),
     Place,
     Sweep,
+    /// A user's request that comes meanwhile.
+    Stop(RunId, StopRequest),
+    Delete(FleetId),
 }
 
 /// Rows that one pass takes.
@@ -86,6 +96,16 @@ impl Server {
         match chore {
             Chore::Pass(table) => Box::pin(async move {
                 server::reconcile::pass(&self.deps, table, &self.owner, ROWS).await.unwrap();
+            }),
+            Chore::TakeOver(table) => Box::pin(async move {
+                self.deps.clock.advance(Duration::from_secs(LEASE_SECS.unsigned_abs() + 1));
+                server::reconcile::pass(&self.deps, table, "a replica", ROWS).await.unwrap();
+            }),
+            Chore::Stop(run, stop) => Box::pin(async move {
+                store::runs::set_stop(&self.deps.db, run, stop, self.deps.clock.now()).await.unwrap();
+            }),
+            Chore::Delete(fleet) => Box::pin(async move {
+                store::fleets::set_unwanted(&self.deps.db, fleet, self.deps.clock.now()).await.unwrap();
             }),
             Chore::Place => Box::pin(async move { placement::pass(&self.deps, &self.gangs).await.unwrap() }),
             Chore::Sweep => Box::pin(async move { sweep::pass(&self.deps, &self.unclaimed).await.unwrap() }),
@@ -98,9 +118,11 @@ impl Outside {
         let (clock, trace) = (Clock::manual(began_at), Trace::new());
         let control = Arc::new(Control::default());
         let ids = Ids::seeded(seed);
+        let (cloud, late) = crate::cloud::open(seed, &control, &clock, &trace);
         Outside {
             seed,
-            cloud: crate::cloud::open(seed, &control, &clock, &trace),
+            cloud,
+            late,
             hosts: Arc::new(Mutex::new(Hosts::new(seed))),
             sealer: Arc::new(Sealer::ephemeral(&ids)),
             folder: tempfile::tempdir().unwrap(),
@@ -155,6 +177,7 @@ impl World {
             server,
             known: Known::default(),
             starts: 0,
+            passed_until: began_at,
         };
         world.add_first_fleets().await;
         world
@@ -173,6 +196,7 @@ impl World {
     pub(crate) async fn serve(&mut self, fuse: Fuse, chores: &[Chore]) -> Ending {
         let works = chores.iter().map(|chore| self.server.work(*chore)).collect();
         let ending = drive(&self.outside.control, &mut self.rng, works, fuse).await;
+        self.catch_up().await;
         if ending == Ending::Crashed {
             self.restart().await;
         }
@@ -184,24 +208,48 @@ impl World {
         self.starts += 1;
         self.outside.trace.mark("crash");
         let away = Duration::from_millis(self.rng.random_range(100..40_000));
-        self.pass_time(away);
+        self.pass_time(away).await;
         self.say(format_args!("the server restarts after {} ms", away.as_millis()));
         self.server = self.outside.start(self.server.deps.db.clone(), self.starts);
         server::reconcile::touch_all(&self.server.deps).await.unwrap();
     }
 
     /// Time passes for everybody.
-    pub(crate) fn pass_time(&mut self, by: Duration) {
-        let ticks_before = self.now().duration_since(self.began_at).as_secs();
+    pub(crate) async fn pass_time(&mut self, by: Duration) {
         self.outside.clock.advance(by);
-        let ticks = self.now().duration_since(self.began_at).as_secs() - ticks_before;
-        (0..ticks).for_each(|_| self.outside.cloud.tick());
-        let living: Vec<_> = self.outside.cloud.ledger().machines;
+        self.catch_up().await;
+    }
+
+    /// The clock has moved: what was due meanwhile happens in the cloud and on the hosts.
+    pub(crate) async fn catch_up(&mut self) {
+        let (before, now) = (self.passed_until, self.now());
+        self.passed_until = now;
+        let secs = |until: Timestamp| until.duration_since(self.began_at).as_secs();
+        (0..secs(now) - secs(before)).for_each(|_| self.outside.cloud.tick());
+        self.let_late_launches_arrive().await;
         let mut hosts = self.outside.hosts.lock().unwrap();
-        for machine in living.iter().filter(|machine| machine.ended.is_some()) {
+        for machine in self.outside.cloud.ledger().machines.iter().filter(|machine| machine.ended.is_some()) {
             hosts.vanish(&machine.key);
         }
-        hosts.pass_time(self.outside.clock.now());
+        hosts.pass_time(now);
+    }
+
+    async fn let_late_launches_arrive(&mut self) {
+        let now = self.now();
+        let arrived: Vec<_> = {
+            let mut late = self.outside.late.lock().unwrap();
+            late.extract_if(.., |(arrives_at, _)| *arrives_at <= now).collect()
+        };
+        let had_chaos = self.outside.control.has_chaos();
+        self.outside.control.set_chaos(false);
+        for (_, launch) in arrived {
+            let order = self.outside.cloud.ledger().launches[&launch].order.clone();
+            let backend = self.outside.cloud.backend(api::ids::ServerId(uuid::Uuid::nil()));
+            let made = backend.launch(&order).await.is_ok();
+            self.known.late.insert(launch);
+            self.say(format_args!("a launch of {} machines arrives late: {made}", order.count));
+        }
+        self.outside.control.set_chaos(had_chaos);
     }
 
     /// What agents told makes rows due, as their connections would.
