@@ -166,26 +166,38 @@ hello ssh (local) - $0 exited (0) now"
     assert_eq!(run["status"], "done");
     assert_eq!(run["run_spec"]["configuration"]["type"], "task");
 
-    assert_eq!(
-        official.says(&["event", "--within-run", "hello"]),
-        "[DATE TIME [👤admin] [run hello] Run submitted. Status: SUBMITTED
-[DATE TIME [job hello-0-0] Job created on run submission. Status: SUBMITTED
-[DATE TIME [job hello-0-0, instance pair-0] Job assigned to instance. Instance blocks: 1/1 busy
-[DATE TIME [job hello-0-0] Job status changed SUBMITTED -> PROVISIONING
-[DATE TIME [run hello] Run status changed SUBMITTED -> PROVISIONING
-[DATE TIME [job hello-0-0] Job status changed PROVISIONING -> PULLING
-[DATE TIME [job hello-0-0] Job status changed PULLING -> RUNNING
-[DATE TIME [run hello] Run status changed PROVISIONING -> RUNNING
-[DATE TIME [job hello-0-0] Job status changed RUNNING -> TERMINATING. Termination reason: DONE_BY_RUNNER
-[DATE TIME [job hello-0-0] Job status changed TERMINATING -> DONE
-[DATE TIME [job hello-0-0, instance pair-0] Job unassigned from instance. Instance blocks: 0/1 busy
-[DATE TIME [run hello] Run status changed RUNNING -> TERMINATING. Termination reason: ALL_JOBS_DONE
-[DATE TIME [run hello] Run status changed TERMINATING -> DONE"
-    );
+    events_tell_the_story(official);
     assert_eq!(official.says(&["delete", "-f", "hello.dstack.yml", "-y"]), "Run hello deleted");
 
     let missing = official.run(&["logs", "nosuch"]).expect_status(1);
     assert_eq!(normal(&missing.text()), "Run nosuch not found");
+}
+
+fn events_tell_the_story(official: &Official<'_>) {
+    // The run and its job are reconciled side by side, so only the order within each of them is certain.
+    let events = official.says(&["event", "--within-run", "hello"]);
+    let (of_jobs, of_runs): (Vec<&str>, Vec<&str>) =
+        events.lines().partition(|line| line.starts_with("[DATE TIME [job "));
+    assert_eq!(
+        of_jobs.join("\n"),
+        "[DATE TIME [job hello-0-0] Job created on run submission. Status: SUBMITTED
+[DATE TIME [job hello-0-0, instance pair-0] Job assigned to instance. Instance blocks: 1/1 busy
+[DATE TIME [job hello-0-0] Job status changed SUBMITTED -> PROVISIONING
+[DATE TIME [job hello-0-0] Job status changed PROVISIONING -> PULLING
+[DATE TIME [job hello-0-0] Job status changed PULLING -> RUNNING
+[DATE TIME [job hello-0-0] Job status changed RUNNING -> TERMINATING. Termination reason: DONE_BY_RUNNER
+[DATE TIME [job hello-0-0] Job status changed TERMINATING -> DONE
+[DATE TIME [job hello-0-0, instance pair-0] Job unassigned from instance. Instance blocks: 0/1 busy"
+    );
+    assert_eq!(
+        of_runs.join("\n"),
+        "[DATE TIME [👤admin] [run hello] Run submitted. Status: SUBMITTED
+[DATE TIME [run hello] Run status changed SUBMITTED -> PROVISIONING
+[DATE TIME [run hello] Run status changed PROVISIONING -> RUNNING
+[DATE TIME [run hello] Run status changed RUNNING -> TERMINATING. Termination reason: ALL_JOBS_DONE
+[DATE TIME [run hello] Run status changed TERMINATING -> DONE"
+    );
+    assert!(events.ends_with(of_runs[of_runs.len() - 1]), "the run ends last: {events}");
 }
 
 fn secrets_come_and_go(official: &Official<'_>) {

@@ -121,10 +121,25 @@ fn job_reason(reason: RunTerminationReason) -> JobTerminationReason {
     }
 }
 
+/// Whether a run ends because of a job. What jobs do while their user ends them is nobody's fault.
+fn is_failure(reason: RunTerminationReason) -> bool {
+    match reason {
+        RunTerminationReason::JobFailed | RunTerminationReason::RetryLimitExceeded => true,
+        RunTerminationReason::AllJobsDone
+        | RunTerminationReason::StoppedByUser
+        | RunTerminationReason::AbortedByUser
+        | RunTerminationReason::ServerError
+        | RunTerminationReason::GatewayError => false,
+    }
+}
+
 fn begin_end(reason: RunTerminationReason, jobs: &[Job], decision: &mut RunDecision) {
     decision.run.status = RunStatus::Terminating;
     decision.run.state.termination_reason = Some(reason);
     decision.run.state.retry = None;
+    if !is_failure(reason) {
+        decision.run.state.cause = None;
+    }
     let message = decision.run.state.cause.as_ref().filter(|_| jobs.len() > 1).map(cause_text);
     end_unfinished(job_reason(reason), message.as_deref(), jobs, decision);
 }
@@ -147,7 +162,9 @@ fn end(jobs: &[Job], decision: &mut RunDecision) {
     if aborted && decision.run.state.termination_reason == Some(RunTerminationReason::StoppedByUser) {
         decision.run.state.termination_reason = Some(RunTerminationReason::AbortedByUser);
     }
-    note_cause(jobs, decision);
+    if decision.run.state.termination_reason.is_some_and(is_failure) {
+        note_cause(jobs, decision);
+    }
     // A run that ends without a reason was written by an older release; it ends as our mistake.
     let reason = decision.run.state.termination_reason.unwrap_or(RunTerminationReason::ServerError);
     let all_finished = jobs.iter().all(|job| job.status.is_finished());

@@ -374,6 +374,11 @@ fn a_user_who_stops_a_run_is_no_cause() {
     run.state.termination_reason = Some(RunTerminationReason::StoppedByUser);
     let jobs = [ended_by_run(0, 2, Reason::TerminatedByUser, 4), ended_by_run(1, 2, Reason::AbortedByUser, 4)];
     assert_eq!(decide(at(10), &run, &jobs).run.state.cause, None);
+    // Nor is a job that fails while its user ends it.
+    let jobs = [ended(0, 2, Reason::ContainerExitedWithError, 4), in_phase(1, 2, TaskPhase::Running)];
+    assert_eq!(decide(at(10), &run, &jobs).run.state.cause, None);
+    let stopped = Run { stop: Some(StopRequest::Stop), ..running() };
+    assert_eq!(decide(at(10), &stopped, &jobs).run.state.cause, None);
 }
 
 #[test]
