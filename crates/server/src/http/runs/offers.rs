@@ -85,11 +85,15 @@ fn instance_offers(gang: &Gang, job: &JobSpec, pool: &Pool, wanted: Wanted) -> V
     gang.nodes.sort_by_key(|node| node.job_num != job.job_num);
     let candidates = gang.candidates(pool).into_iter();
     candidates
-        // Nodes of a cluster wait for nobody: what is busy is none of their offers.
-        .filter(|candidate| candidate.free || !(wanted.unallocated_only || gang.nodes.len() > 1))
+        .filter(|candidate| candidate.free || !wanted.unallocated_only)
         .filter_map(|candidate| {
             let fleet = pool.fleets.iter().find(|fleet| fleet.id == candidate.fleet_id)?;
             let instance = fleet.instances.iter().find(|instance| instance.id == candidate.instance_id)?;
+            // Nodes of a cluster take whole machines. Of one that is shared, nobody knows when all of it falls free.
+            let is_shared = instance.total_blocks > 1;
+            if !candidate.free && is_shared && gang.nodes.len() > 1 {
+                return None;
+            }
             let availability =
                 if candidate.free { InstanceAvailability::Idle } else { InstanceAvailability::Busy };
             instance_offer(instance, candidate.blocks, availability)
@@ -182,4 +186,85 @@ async fn fleet_offers(
         Some(Offer { blocks, total_blocks, ..offer })
     });
     Ok(suiting.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use api::backends::BackendType;
+    use api::ids::{FleetId, InstanceId, RunId};
+    use api::instances::InstanceStatus;
+    use lifecycle::placement::Node;
+    use serde_json::json;
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// What `nodes` nodes are offered of a fleet whose only instance is split so and has these blocks free.
+    fn check(nodes: u32, total_blocks: u32, free_blocks: &[u32], unallocated_only: bool, expected: &[&str]) {
+        let recorded: Vec<api::runs::Run> =
+            serde_json::from_str(include_str!("../../../tests/golden/run_views.json")).unwrap();
+        let mut job = recorded[0].jobs[0].job_spec.clone();
+        job.requirements.resources =
+            serde_json::from_value(json!({"cpu": "1..", "memory": "1GB..", "disk": null})).unwrap();
+        let node = |job_num| Node { job_num, requirements: job.requirements.clone() };
+        let gang = Gang {
+            run_id: RunId(Uuid::from_u128(1)),
+            profile: ProfileParams::default(),
+            user_is_admin: true,
+            needs_docker: false,
+            may_buy: true,
+            previous_fleet: None,
+            nodes: (0..nodes).map(node).collect(),
+        };
+        let resources =
+            json!({"cpus": 8, "memory_mib": 16384, "gpus": [], "spot": false, "disk": {"size_mib": 102_400}});
+        let instance = PoolInstance {
+            id: InstanceId(Uuid::from_u128(2)),
+            name: "pair-0".to_owned(),
+            instance_num: 0,
+            hostname: None,
+            status: InstanceStatus::Busy,
+            unusable: false,
+            admins_only: false,
+            has_docker: None,
+            backend: Some(BackendType::Remote),
+            region: Some("local".to_owned()),
+            zone: None,
+            price: 0.0,
+            instance_type: Some(serde_json::from_value(json!({"name": "local", "resources": resources})).unwrap()),
+            total_blocks,
+            free_blocks: free_blocks.to_vec(),
+        };
+        let fleet = PoolFleet {
+            id: FleetId(Uuid::from_u128(3)),
+            name: "pair".to_owned(),
+            project_name: "main".to_owned(),
+            cluster: true,
+            room: 0,
+            can_grow: false,
+            closing: false,
+            limits: ProfileParams::default(),
+            instances: vec![instance],
+        };
+        let wanted = Wanted { beyond_fleets: false, unallocated_only, reverse: false };
+        let offers = instance_offers(&gang, &job, &Pool { fleets: vec![fleet] }, wanted);
+        let shown: Vec<String> =
+            offers.iter().map(|offer| format!("{:?} {}", offer.availability, offer.blocks)).collect();
+        assert_eq!(shown, expected, "{nodes} nodes, {total_blocks} blocks, {free_blocks:?} free");
+    }
+
+    #[test]
+    fn busy_instances_are_offers_too() {
+        check(1, 1, &[0], false, &["Idle 1"]);
+        check(1, 1, &[], false, &["Busy 1"]);
+        check(2, 1, &[], false, &["Busy 1"]);
+        check(2, 1, &[], true, &[]);
+    }
+
+    #[test]
+    fn nodes_of_a_cluster_are_offered_whole_machines() {
+        check(2, 2, &[0, 1], false, &["Idle 2"]);
+        check(2, 2, &[1], false, &[]);
+        check(1, 2, &[], false, &["Busy 1"]);
+    }
 }
