@@ -57,7 +57,6 @@ pub fn run(
         .chunk_by(|left, right| (left.replica_num, left.job_num) == (right.replica_num, right.job_num))
         .collect();
     let (status, reason) = shown_status(row);
-    let latest: Vec<&Job> = by_job.iter().filter_map(|submissions| submissions.last()).collect();
     let mut wire_jobs = vec![];
     let mut cost = 0.0;
     for submissions in by_job.iter().filter(|_| detail.jobs) {
@@ -75,7 +74,7 @@ pub fn run(
         submitted_at: row.submitted_at,
         last_processed_at: row.state.last_processed_at.unwrap_or(row.submitted_at),
         status,
-        status_message: status_message(status, &latest),
+        status_message: status_message(status, &by_job),
         termination_reason: reason.map(|reason| reason.as_str().to_owned()),
         run_spec,
         latest_job_submission: first
@@ -105,18 +104,22 @@ pub fn shown_status(row: &Run) -> (RunStatus, Option<RunTerminationReason>) {
     }
 }
 
-fn status_message(status: RunStatus, latest: &[&Job]) -> String {
-    let all_pull = !latest.is_empty() && latest.iter().all(|job| job.status == JobStatus::Pulling);
-    if all_pull && !status.is_finished() && status != RunStatus::Terminating {
+/// A run's status for people. `by_job` has the submissions of each job, oldest first.
+fn status_message(status: RunStatus, by_job: &[&[Job]]) -> String {
+    let pulls = |submissions: &&[Job]| submissions.last().is_some_and(|job| job.status == JobStatus::Pulling);
+    if !by_job.is_empty() && by_job.iter().all(pulls) && !status.is_finished() && status != RunStatus::Terminating
+    {
         return "pulling".to_owned();
     }
     let waits = matches!(status, RunStatus::Submitted | RunStatus::Pending);
-    let retries = latest.iter().any(|job| {
-        let no_capacity = job.state.termination_reason == Some(JobTerminationReason::FailedToStartDueToNoCapacity);
-        let retry = job.spec.retry.as_ref();
-        no_capacity && retry.is_some_and(|retry| retry.on_events.contains(&RetryEvent::NoCapacity))
-    });
-    if waits && retries { "retrying".to_owned() } else { status.as_str().to_owned() }
+    let retries = |submissions: &&[Job]| {
+        // A submission that is new has not ended; what counts is why the one before it did.
+        let reason = submissions.iter().rev().find_map(|job| job.state.termination_reason);
+        let retry = submissions.last().and_then(|job| job.spec.retry.as_ref());
+        reason == Some(JobTerminationReason::FailedToStartDueToNoCapacity)
+            && retry.is_some_and(|retry| retry.on_events.contains(&RetryEvent::NoCapacity))
+    };
+    if waits && by_job.iter().any(retries) { "retrying".to_owned() } else { status.as_str().to_owned() }
 }
 
 fn job(sealer: &Sealer, run: &Run, all: &[Job], shown: &[Job]) -> Result<WireJob, SealingError> {
@@ -156,8 +159,14 @@ pub fn submission(run: &Run, job: &Job) -> JobSubmission {
             total_bytes: pull.total_bytes,
             is_total_bytes_final: pull.is_total_bytes_final,
         }),
-        waiting_for: state.waiting_for.clone(),
+        waiting_for: state.waiting_for.clone().or_else(|| next_try(run, job)),
     }
+}
+
+/// What a submission that ended waits for, if the run is to be tried again.
+fn next_try(run: &Run, job: &Job) -> Option<String> {
+    let retry = run.state.retry.filter(|_| run.status == RunStatus::Pending && job.status.is_finished())?;
+    Some(format!("the next try, until {}", retry.until.strftime("%Y-%m-%d %H:%M UTC")))
 }
 
 // Clients of this API read a text and a number here, never nothing.
@@ -322,6 +331,53 @@ mod tests {
             let shown = comparable(serde_json::to_value(&view).unwrap(), is_finished);
             assert_eq!(shown, comparable(answer, is_finished), "{} {:?}", row.name, row.status);
         }
+    }
+
+    /// A run whose only job ended for want of capacity and is tried again, and that job.
+    fn retried() -> (Run, Job) {
+        let recorded: Vec<WireRun> =
+            serde_json::from_str(include_str!("../../tests/golden/run_views.json")).unwrap();
+        let (mut row, mut jobs) = rows_of(recorded.iter().find(|run| run.jobs.len() == 1).unwrap());
+        let mut job = jobs.remove(0);
+        job.status = JobStatus::Failed;
+        job.state.termination_reason = Some(JobTerminationReason::FailedToStartDueToNoCapacity);
+        job.spec.retry =
+            Some(api::jobs::Retry { on_events: vec![RetryEvent::NoCapacity, RetryEvent::Error], duration: 3600 });
+        row.status = RunStatus::Pending;
+        row.stop = None;
+        (row, job)
+    }
+
+    #[test]
+    fn a_run_is_retried_until_a_new_try_has_a_place() {
+        let (_, ended) = retried();
+        let fresh =
+            Job { submission_num: 1, status: JobStatus::Submitted, state: JobState::default(), ..ended.clone() };
+        let tries = [ended, fresh];
+        let shown = |status, tries: &[Job]| status_message(status, &[tries]);
+        assert_eq!(shown(RunStatus::Pending, &tries[..1]), "retrying");
+        assert_eq!(shown(RunStatus::Submitted, &tries), "retrying");
+        assert_eq!(shown(RunStatus::Submitted, &tries[1..]), "submitted");
+        assert_eq!(shown(RunStatus::Provisioning, &tries), "provisioning");
+        let mut other = tries;
+        other[0].state.termination_reason = Some(JobTerminationReason::ContainerExitedWithError);
+        assert_eq!(shown(RunStatus::Pending, &other[..1]), "pending");
+    }
+
+    #[test]
+    fn a_retry_says_until_when() {
+        let (mut row, job) = retried();
+        assert_eq!(submission(&row, &job).waiting_for, None);
+        let time = |text: &str| text.parse().unwrap();
+        row.state.retry = Some(lifecycle::run::RetryWait {
+            not_before: time("2026-11-24T01:00:00Z"),
+            until: time("2026-11-24T02:30:40Z"),
+            for_capacity: true,
+        });
+        let waits = submission(&row, &job).waiting_for;
+        assert_eq!(waits.as_deref(), Some("the next try, until 2026-11-24 02:30 UTC"));
+        row.status = RunStatus::Failed;
+        assert_eq!(submission(&row, &job).waiting_for, None);
     }
 
     #[test]
