@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use jiff::{SignedDuration, Timestamp};
 
 use super::auth::ProjectMember;
+use super::diagnostics;
 use super::error::{Error, Result, check_bounds};
 use super::extract::Json;
 use crate::deps::Deps;
@@ -30,10 +31,11 @@ pub async fn poll(
     check_bounds("limit", request.limit, 0, MOST_EVENTS)?;
     let token = request.next_token.as_deref().map(parse_token).transpose()?;
     let job = store::jobs::get(&deps.db, request.job_submission_id).await?;
-    let is_here = job.is_some_and(|job| job.value.project_id == member.project.id);
-    // Supervisors keep no log of their own here: what they have to say is in the job's status.
-    if !is_here || request.diagnose {
+    let Some(job) = job.filter(|job| job.value.project_id == member.project.id) else {
         return Ok(Json(JobSubmissionLogs::default()));
+    };
+    if request.diagnose {
+        return Ok(Json(diagnostics::page(&deps, &job.value, &request, token).await?));
     }
     let logs = deps.logs.clone();
     let page = move || page(&logs, &request, token);

@@ -5,6 +5,7 @@ pub mod absent;
 pub mod account_views;
 pub mod auth;
 pub mod backends;
+mod diagnostics;
 pub mod docs;
 pub mod error;
 pub mod events;

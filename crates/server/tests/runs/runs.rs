@@ -1,5 +1,7 @@
 //! Runs: names, changes in place, stops, deletion, lists.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use crate::harness::TestServer;
@@ -186,4 +188,53 @@ async fn a_plan_warns_of_what_is_passed_literally() {
     let warnings = plan["warnings"].as_array().unwrap();
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert!(warnings[0].as_str().unwrap().contains("`$HOME`"), "{warnings:?}");
+}
+
+#[tokio::test]
+async fn the_diagnostics_of_a_job_are_read_as_a_log() {
+    let server = TestServer::new().await;
+    let run = server.apply(task("train", json!({}))).await;
+    let job = &run["jobs"][0]["job_submissions"][0]["id"];
+    let ended = server.wait_for_run("train", &["failed"]).await;
+    let last = &ended["jobs"][0]["job_submissions"][0];
+    let poll = async |keys: Value| {
+        let mut body = json!({"run_name": "train", "job_submission_id": job, "diagnose": true});
+        body.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        let page = server.post(&main("logs/poll"), body).await.ok();
+        let line = |event: &Value| {
+            let bytes = STANDARD.decode(event["message"].as_str().unwrap()).unwrap();
+            String::from_utf8(bytes).unwrap()
+        };
+        let lines: Vec<String> = page["logs"].as_array().unwrap().iter().map(line).collect();
+        (lines, page["next_token"].clone())
+    };
+    let (all, end) = poll(json!({})).await;
+    assert_eq!(end, Value::Null);
+    let text = all.concat();
+    for part in ["Job created", "FAILED_TO_START_DUE_TO_NO_CAPACITY", "failed_to_start_due_to_no_capacity"] {
+        assert!(text.contains(part), "no `{part}` in: {text}");
+    }
+    let message = last["termination_reason_message"].as_str().unwrap();
+    assert!(text.contains(&format!("| {}", message.lines().next().unwrap())), "{text}");
+    assert!(all.iter().all(|line| line.starts_with("20") && line.ends_with('\n')), "{text}");
+    let mut sorted = all.clone();
+    sorted.sort_by_key(|line| line.split(' ').next().unwrap().to_owned());
+    assert_eq!(all, sorted);
+    // A line at a time, and the other way round.
+    for descending in [false, true] {
+        let (mut pages, mut token) = (vec![], Value::Null);
+        loop {
+            let (page, next) = poll(json!({"limit": 1, "next_token": token, "descending": descending})).await;
+            pages.extend(page);
+            token = next;
+            if token.is_null() {
+                break;
+            }
+        }
+        if descending {
+            pages.reverse();
+        }
+        assert_eq!(pages, all);
+    }
+    assert_eq!(poll(json!({"start_time": "2100-01-01T00:00:00Z"})).await.0, Vec::<String>::new());
 }
