@@ -1,19 +1,47 @@
 //! Tables in the official layout: no borders, one space on both sides of a column, as wide as their contents.
 //!
-//! On a terminal that is too narrow the widest columns wrap; elsewhere nothing is ever cut.
+//! On a terminal that is too narrow, columns that say nothing go, long texts wrap between words, and names end in an
+//! ellipsis at last. Elsewhere nothing is ever cut.
 
 use anstyle::Style;
 
 use crate::printer::STRONG;
 
-/// A column never gets narrower than this on its own account.
-const LEAST_WIDTH: usize = 8;
+/// A column never gets narrower than this.
+const LEAST_WIDTH: usize = 4;
+
+/// What stands for what was cut.
+const ELLIPSIS: char = '…';
+
+/// What must not wrap is cut to less than this only when nothing else gives way any more.
+const NAME_WIDTH: usize = 14;
 
 /// Where a column's text stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Align {
     Left,
     Centre,
+}
+
+/// How a column gives way where there is too little room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Yielding {
+    /// It wraps before all others.
+    First,
+    /// It wraps.
+    Wrapping,
+    /// It stays on one line, and is cut when nothing else gives way any more.
+    Cut,
+}
+
+impl Yielding {
+    fn of(title: &str) -> Yielding {
+        match title {
+            "RESOURCES" | "ERROR" => Yielding::First,
+            "NAME" | "INSTANCE TYPE" | "SUBMITTED" => Yielding::Cut,
+            _ => Yielding::Wrapping,
+        }
+    }
 }
 
 /// A piece of text in one style.
@@ -46,6 +74,7 @@ impl From<&str> for Cell {
 struct Column {
     title: &'static str,
     align: Align,
+    yielding: Yielding,
 }
 
 /// Rows of cells under titles.
@@ -59,7 +88,9 @@ pub(crate) struct Table {
 impl Table {
     /// A table with these titles.
     pub(crate) fn new(titles: &[&'static str]) -> Table {
-        let columns = titles.iter().map(|title| Column { title, align: Align::Left }).collect();
+        let columns = titles.iter();
+        let columns = columns.map(|title| Column { title, align: Align::Left, yielding: Yielding::of(title) });
+        let columns = columns.collect();
         Table { columns, rows: Vec::new(), has_titles: true }
     }
 
@@ -101,32 +132,59 @@ impl Table {
         text
     }
 
-    fn widths(&self, limit: Option<usize>) -> Vec<usize> {
-        let mut widths: Vec<usize> = self.columns.iter().map(|column| length(column.title)).collect();
-        for row in &self.rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.text.lines().map(length).max().unwrap_or(0));
-            }
-        }
+    /// The width of each column; none for those that are left out.
+    fn widths(&self, limit: Option<usize>) -> Vec<Option<usize>> {
+        let mut widths: Vec<Option<usize>> =
+            (0..self.columns.len()).map(|index| Some(self.longest(index))).collect();
         let Some(limit) = limit else { return widths };
-        let padding = 2 * widths.len();
-        while limit < widths.iter().sum::<usize>() + padding {
-            let Some(widest) = widths.iter_mut().max() else { break };
-            if *widest <= LEAST_WIDTH {
-                break;
+        if limit < total(&widths) && !self.rows.is_empty() {
+            for (index, width) in widths.iter_mut().enumerate() {
+                *width = width.filter(|_| self.rows.iter().any(|row| !row[index].text.is_empty()));
             }
-            *widest -= 1;
         }
+        let words: Vec<usize> = (0..widths.len()).map(|index| self.longest_word(index)).collect();
+        let titles: Vec<usize> = self.columns.iter().map(|column| longest_word(column.title)).collect();
+        let yields = |index: usize, yielding: Yielding| self.columns[index].yielding == yielding;
+        let first = |index: usize| yields(index, Yielding::First).then_some(words[index]);
+        let wrapping = |index: usize| yields(index, Yielding::Wrapping).then_some(words[index]);
+        let cut = |index: usize| yields(index, Yielding::Cut).then_some(titles[index].max(NAME_WIDTH));
+        shrink(&mut widths, limit, first);
+        shrink(&mut widths, limit, wrapping);
+        shrink(&mut widths, limit, cut);
+        // From here on words break, and then titles, and names are the last to go.
+        let is_cut = |index: usize| yields(index, Yielding::Cut);
+        shrink(&mut widths, limit, |index| Some(titles[index].max(LEAST_WIDTH)).filter(|_| !is_cut(index)));
+        shrink(&mut widths, limit, |index| Some(LEAST_WIDTH).filter(|_| !is_cut(index)));
+        shrink(&mut widths, limit, |_| Some(LEAST_WIDTH));
         widths
     }
 
-    fn render_row(&self, row: &[Cell], widths: &[usize], colour: bool, text: &mut String) {
-        let wrapped: Vec<Vec<String>> =
-            row.iter().zip(widths).map(|(cell, width)| wrap(&cell.text, *width)).collect();
-        let height = wrapped.iter().map(Vec::len).max().unwrap_or(0).max(1);
+    /// The length of the longest line in a column.
+    fn longest(&self, index: usize) -> usize {
+        let cells = self.rows.iter().flat_map(|row| row[index].text.lines()).map(length);
+        cells.max().unwrap_or(0).max(length(self.columns[index].title))
+    }
+
+    /// The length of the longest word in a column.
+    fn longest_word(&self, index: usize) -> usize {
+        let cells = self.rows.iter().map(|row| longest_word(&row[index].text));
+        cells.max().unwrap_or(0).max(longest_word(self.columns[index].title))
+    }
+
+    fn render_row(&self, row: &[Cell], widths: &[Option<usize>], colour: bool, text: &mut String) {
+        let fit = |(column, (cell, width)): (&Column, (&Cell, &Option<usize>))| match (width, column.yielding) {
+            (None, _) => Vec::new(),
+            (Some(width), Yielding::Cut) if cell.text != column.title => {
+                cell.text.lines().map(|line| cut(line, *width)).collect()
+            }
+            (Some(width), _) => wrap(&cell.text, *width),
+        };
+        let fitted: Vec<Vec<String>> = self.columns.iter().zip(row.iter().zip(widths)).map(fit).collect();
+        let height = fitted.iter().map(Vec::len).max().unwrap_or(0).max(1);
         for line in 0..height {
             for (index, (cell, width)) in row.iter().zip(widths).enumerate() {
-                let part = wrapped[index].get(line).map_or("", String::as_str);
+                let Some(width) = width else { continue };
+                let part = fitted[index].get(line).map_or("", String::as_str);
                 let space = width.saturating_sub(length(part));
                 let before = match self.columns[index].align {
                     Align::Left => 0,
@@ -152,6 +210,34 @@ impl Table {
 
 fn length(text: &str) -> usize {
     text.chars().count()
+}
+
+fn longest_word(text: &str) -> usize {
+    text.split_whitespace().map(length).max().unwrap_or(0)
+}
+
+/// The width of a table with such columns; each has a space on both sides.
+fn total(widths: &[Option<usize>]) -> usize {
+    widths.iter().flatten().map(|width| width + 2).sum()
+}
+
+/// Makes the widest columns narrower until the table fits, none narrower than `least` says; none says that a column
+/// is not to change.
+fn shrink(widths: &mut [Option<usize>], limit: usize, least: impl Fn(usize) -> Option<usize>) {
+    while limit < total(widths) {
+        let yields = |index: &usize| widths[*index].zip(least(*index)).is_some_and(|(width, least)| least < width);
+        let widest = (0..widths.len()).filter(yields).max_by_key(|index| widths[*index]);
+        let Some(width) = widest.and_then(|index| widths[index].as_mut()) else { return };
+        *width -= 1;
+    }
+}
+
+/// A line of at most `width` characters.
+fn cut(line: &str, width: usize) -> String {
+    if length(line) <= width {
+        return line.to_owned();
+    }
+    line.chars().take(width.saturating_sub(1)).chain([ELLIPSIS]).collect()
 }
 
 /// Breaks text into lines of at most `width` characters, at spaces where there are any.
@@ -209,6 +295,55 @@ mod tests {
         assert!(text.lines().all(|line| length(line) <= 30), "{text}");
         let words: Vec<&str> = text.split_whitespace().collect();
         assert_eq!(words.join(" "), "NAME ERROR run the machine did not answer for ten minutes");
+    }
+
+    /// A listing of runs as people see it where the terminal is this wide.
+    fn listing(width: usize) -> String {
+        let titles = ["NAME", "BACKEND", "RESOURCES", "INSTANCE TYPE", "PRICE", "STATUS", "PROBES", "SUBMITTED"];
+        let mut table = Table::new(&titles);
+        let resources = "cpu=x86:192 mem=2048GB disk=100GB gpu=H100:80GB:8";
+        table.row(
+            [
+                "llama-3-70b-finetune",
+                "aws (us-east-1)",
+                resources,
+                "p5.48xlarge",
+                "$55.04",
+                "running",
+                "",
+                "2 hours ago",
+            ]
+            .map(Cell::from)
+            .to_vec(),
+        );
+        table.render(Some(width), false)
+    }
+
+    #[test]
+    fn words_and_titles_break_last() {
+        for width in [120, 110] {
+            let text = listing(width);
+            assert!(text.lines().all(|line| length(line) <= width), "{text}");
+            for word in ["llama-3-70b-finetune", "p5.48xlarge", "2 hours ago", "gpu=H100:80GB:8", "(us-east-1)"] {
+                assert!(text.contains(word), "no `{word}` at {width}:\n{text}");
+            }
+            assert!(!text.contains("PROBES"), "{text}");
+        }
+        let text = listing(80);
+        assert!(text.lines().all(|line| length(line) <= 80), "{text}");
+        assert!(text.contains("…") && text.contains("RESOURCES") && text.contains("SUBMITTED"), "{text}");
+    }
+
+    #[test]
+    fn columns_that_say_nothing_stay_where_there_is_room() {
+        assert!(listing(200).contains("PROBES"));
+        let empty = Table::new(&["NAME", "BACKEND", "STATUS"]).render(Some(12), false);
+        assert!(["NAME", "BACK", "STAT"].iter().all(|title| empty.contains(title)), "{empty}");
+    }
+
+    #[test]
+    fn names_stay_readable_where_nothing_else_does() {
+        assert!(listing(70).contains(" llama-3-70b-f… "), "{}", listing(70));
     }
 
     #[test]
