@@ -9,7 +9,9 @@
 mod args;
 mod commands;
 mod config;
+mod interrupts;
 mod logs;
+mod names;
 mod output;
 mod printer;
 mod profiles;
@@ -20,7 +22,9 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
+use clap_complete::CompleteEnv;
 
+pub use interrupts::Interrupts;
 pub use printer::{Printer, Terminal};
 pub use session::Session;
 
@@ -32,6 +36,9 @@ const USAGE: u8 = 2;
 
 /// The code of a command whose reader went away, as shells give it to one that SIGPIPE ended.
 const READER_GONE: u8 = 141;
+
+/// The code of a command that Ctrl-C ended, as shells give it to one that SIGINT ended.
+const INTERRUPTED: u8 = 130;
 
 /// What was typed makes no sense, which only the command itself could see.
 #[derive(Debug)]
@@ -52,10 +59,22 @@ enum Outcome {
     Done,
     /// It did not, and has said why.
     Failed,
+    /// Ctrl-C ended it where nothing else is to be said.
+    Interrupted,
 }
 
-/// Runs the command line `args`, whose first item is the program's name.
-pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+/// Runs the command line `args`, whose first item is the program's name. `server` says what `dstack server` takes, for
+/// completion.
+pub fn run(args: Vec<OsString>, server: impl Fn() -> clap::Command) -> ExitCode {
+    let command = || args::Cli::command().mut_subcommand("server", |_| server().name("server"));
+    let asked = CompleteEnv::with_factory(command).var(commands::COMPLETION_VARIABLE);
+    let here = std::env::current_dir().ok();
+    match asked.try_complete(args.clone(), here.as_deref()) {
+        Ok(true) => return ExitCode::SUCCESS,
+        Ok(false) => {}
+        // A shell that asks shows nobody an error.
+        Err(_) => return ExitCode::from(FAILURE),
+    }
     match Session::of_process() {
         Ok(mut session) => ExitCode::from(run_in(&mut session, args)),
         Err(_) => ExitCode::from(FAILURE),
@@ -75,6 +94,7 @@ pub fn run_in(session: &mut Session, args: impl IntoIterator<Item = OsString>) -
     match result {
         Ok(Outcome::Done) => 0,
         Ok(Outcome::Failed) => FAILURE,
+        Ok(Outcome::Interrupted) => INTERRUPTED,
         Err(error) => report(session, &error),
     }
 }

@@ -9,6 +9,7 @@ use std::io::{self, BufRead, BufWriter, IsTerminal, Write};
 use std::os::fd::AsFd;
 
 use anstyle::{AnsiColor, Style};
+use anyhow::Context;
 use serde::Serialize;
 
 use crate::output::Table;
@@ -32,6 +33,11 @@ pub struct Printer {
     out: BufWriter<Box<dyn Write + Send>>,
     err: Box<dyn Write + Send>,
     input: Box<dyn BufRead + Send>,
+    is_asking: bool,
+    /// The terminal is a real one, which may have another size later.
+    is_real: bool,
+    /// The width that the user wants, whatever the terminal has.
+    wanted_width: Option<usize>,
     /// What is known of the terminal.
     pub terminal: Terminal,
 }
@@ -47,6 +53,8 @@ pub struct Terminal {
     pub err: bool,
     /// Columns of stdout, if it is a terminal.
     pub width: Option<usize>,
+    /// Rows of stdout, if it is a terminal.
+    pub height: Option<usize>,
 }
 
 impl fmt::Debug for Printer {
@@ -66,14 +74,20 @@ impl Printer {
         let is_terminal = io::stdout().is_terminal();
         let refused = variables.get("NO_COLOR").is_some_and(|value| !value.is_empty())
             || variables.get("TERM").is_some_and(|term| term == "dumb");
-        let columns = variables.get("COLUMNS").and_then(|columns| columns.parse().ok());
+        let columns: Option<usize> = variables.get("COLUMNS").and_then(|columns| columns.parse().ok());
         let terminal = Terminal {
             colour: is_terminal && !refused,
             out: is_terminal,
             err: io::stderr().is_terminal(),
-            width: is_terminal.then(|| columns.or_else(columns_of_terminal)).flatten(),
+            width: columns.filter(|_| is_terminal),
+            height: None,
         };
-        Printer::new(out, Box::new(io::stderr()), Box::new(io::BufReader::new(io::stdin())), terminal)
+        let input = Box::new(io::BufReader::new(io::stdin()));
+        let mut printer = Printer::new(out, Box::new(io::stderr()), input, terminal);
+        printer.is_real = is_terminal;
+        printer.wanted_width = columns;
+        printer.measure();
+        printer
     }
 
     /// A printer to any streams.
@@ -83,7 +97,8 @@ impl Printer {
         input: Box<dyn BufRead + Send>,
         terminal: Terminal,
     ) -> Printer {
-        Printer { out: BufWriter::with_capacity(BUFFER, out), err, input, terminal }
+        let out = BufWriter::with_capacity(BUFFER, out);
+        Printer { out, err, input, is_asking: false, is_real: false, wanted_width: None, terminal }
     }
 
     /// `text` in `style`, if colours are seen.
@@ -154,59 +169,85 @@ impl Printer {
     }
 
     /// Everything that stdin has.
-    pub(crate) fn read_input(&mut self) -> io::Result<String> {
-        let mut text = String::new();
-        self.input.read_to_string(&mut text)?;
-        Ok(text)
+    pub(crate) async fn read_input(&mut self) -> io::Result<String> {
+        self.read(|input| {
+            let mut text = String::new();
+            input.read_to_string(&mut text).map(|_| text)
+        })
+        .await
     }
 
-    /// Asks without blocking what goes on meanwhile. None: `interrupt` came before the answer.
-    pub(crate) async fn confirm_unless(
-        &mut self,
-        question: &str,
-        interrupt: impl Future<Output = ()>,
-    ) -> io::Result<Option<bool>> {
-        write!(self.out, "{question} [y/n]: ")?;
-        self.flush()?;
-        let mut input = std::mem::replace(&mut self.input, Box::new(io::empty()));
-        // Not a thread of the runtime, whose end would wait for it.
-        let (sender, answer) = tokio::sync::oneshot::channel();
-        std::thread::spawn(move || {
-            let mut answer = String::new();
-            let read = input.read_line(&mut answer);
-            // Nobody listens after an interrupt.
-            let _ = sender.send((input, read.map(|_| answer)));
-        });
-        tokio::select! {
-            answer = answer => {
-                let (input, answer) = answer.map_err(io::Error::other)?;
-                self.input = input;
-                Ok(Some(answer?.trim().eq_ignore_ascii_case("y")))
-            }
-            // The thread keeps the input, which nobody asks for again.
-            () = interrupt => Ok(None),
-        }
+    /// Asks, until the answer is yes or no, and blocks nothing meanwhile. None: there is no one to ask any more. Whoever
+    /// drops the question takes the input with it; nothing can be asked after that.
+    pub(crate) async fn ask(&mut self, question: &str) -> io::Result<Option<bool>> {
+        self.is_asking = true;
+        let answer = self.ask_again(question).await;
+        self.is_asking = false;
+        answer
     }
 
-    /// Asks, until the answer is yes or no. No one to ask means no.
-    pub(crate) fn confirm(&mut self, question: &str) -> io::Result<bool> {
+    async fn ask_again(&mut self, question: &str) -> io::Result<Option<bool>> {
         loop {
             write!(self.out, "{question} [y/n]: ")?;
             self.flush()?;
-            let mut answer = String::new();
-            if self.input.read_line(&mut answer)? == 0 {
-                return Ok(false);
-            }
+            let answer = self.read_line().await?;
             match answer.trim().to_ascii_lowercase().as_str() {
-                "y" => return Ok(true),
-                "n" => return Ok(false),
+                "y" => return Ok(Some(true)),
+                "n" => return Ok(Some(false)),
+                // A line has its newline, so only the end of the input is empty.
+                _ if answer.is_empty() => {
+                    self.blank()?;
+                    return Ok(None);
+                }
                 _ => self.line("Please enter Y or N")?,
             }
         }
     }
-}
 
-fn columns_of_terminal() -> Option<usize> {
-    let (terminal_size::Width(columns), _) = terminal_size::terminal_size()?;
-    Some(usize::from(columns))
+    async fn read_line(&mut self) -> io::Result<String> {
+        self.read(|input| {
+            let mut line = String::new();
+            input.read_line(&mut line).map(|_| line)
+        })
+        .await
+    }
+
+    /// Reads on a thread of its own, so that Ctrl-C is heard meanwhile.
+    async fn read(
+        &mut self,
+        read: impl FnOnce(&mut dyn BufRead) -> io::Result<String> + Send + 'static,
+    ) -> io::Result<String> {
+        let mut input = std::mem::replace(&mut self.input, Box::new(io::empty()));
+        let (sender, answer) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            let text = read(&mut *input);
+            // Nobody listens after an interrupt.
+            let _ = sender.send((input, text));
+        });
+        let (input, text) = answer.await.map_err(io::Error::other)?;
+        self.input = input;
+        text
+    }
+
+    /// Whether a question was dropped without an answer.
+    pub(crate) fn is_asking(&self) -> bool {
+        self.is_asking
+    }
+
+    /// Asks, and takes no silence for an answer.
+    pub(crate) async fn confirm(&mut self, question: &str) -> anyhow::Result<bool> {
+        self.ask(question).await?.context("no answer: standard input is at its end; pass -y")
+    }
+
+    /// Looks how large the terminal is now.
+    pub(crate) fn measure(&mut self) {
+        if !self.is_real {
+            return;
+        }
+        if let Some((terminal_size::Width(columns), terminal_size::Height(rows))) = terminal_size::terminal_size()
+        {
+            self.terminal.width = self.wanted_width.or(Some(usize::from(columns)));
+            self.terminal.height = Some(usize::from(rows));
+        }
+    }
 }

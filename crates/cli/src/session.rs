@@ -1,4 +1,5 @@
-//! Everything that a command takes from the world around it: environment, directories, time, terminal.
+//! Everything that a command takes from the world around it: environment, directories, time, terminal,
+//! Ctrl-C.
 //!
 //! Commands never ask the process for these, so that tests run many sessions side by side.
 
@@ -11,6 +12,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::config::{self, ConfigFile};
+use crate::interrupts::Interrupts;
 use crate::printer::Printer;
 
 /// The world around one command.
@@ -28,6 +30,8 @@ pub struct Session {
     pub zone: TimeZone,
     /// The time, where it stands still.
     pub stopped_at: Option<Timestamp>,
+    /// Ctrl-C.
+    pub interrupts: Interrupts,
 }
 
 /// A project of a server, ready to be called.
@@ -52,6 +56,7 @@ impl Session {
             home,
             zone: TimeZone::system(),
             stopped_at: None,
+            interrupts: Interrupts::of_process(),
             variables,
         })
     }

@@ -1,8 +1,9 @@
 //! `dstack apply`
 
-use api::configurations::PortMapping;
-use clap::Args;
+use api::configurations::{ConfigurationType, PortMapping};
+use clap::{Args, ValueHint};
 
+use super::resources::shorthand;
 use super::{OfferOptions, ProjectOption, ResourceArgs, SelectionArgs};
 
 /// `dstack apply`
@@ -12,10 +13,11 @@ pub(crate) struct ApplyArgs {
     #[command(flatten)]
     pub(crate) project: ProjectOption,
     /// Show this help message and exit.
-    #[arg(short, long, value_name = "TYPE", num_args = 0..=1, default_missing_value = "", exclusive = true)]
-    pub(crate) help: Option<String>,
+    #[arg(short, long, value_name = "TYPE", num_args = 0..=1, value_parser = shorthand::<ConfigurationType>, exclusive = true)]
+    #[expect(clippy::option_option, reason = "an option whose value may be left out")]
+    pub(crate) help: Option<Option<ConfigurationType>>,
     /// The path to the configuration file. Specify - to read configuration from stdin. Defaults to $PWD/.dstack.yml
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) file: Option<String>,
     /// Do not ask for confirmation
     #[arg(short, long)]

@@ -5,6 +5,7 @@ use clap::{Args, Subcommand};
 
 use super::ProjectOption;
 use super::resources::shorthand;
+use crate::names::{self, Noun};
 
 /// `dstack event`
 #[derive(Debug, Args)]
@@ -35,28 +36,28 @@ pub(crate) struct EventFilters {
     #[arg(long, global = true)]
     pub(crate) since: Option<String>,
     /// Only show events that target the specified fleets
-    #[arg(long, value_name = "NAME", global = true, conflicts_with_all = ["target_run", "target_volume", "target_gateway", "target_secret"])]
+    #[arg(long, value_name = "NAME", global = true, add = names::of(Noun::Fleets), conflicts_with_all = ["target_run", "target_volume", "target_gateway", "target_secret"])]
     pub(crate) target_fleet: Vec<String>,
     /// Only show events that target the specified runs
-    #[arg(long, value_name = "NAME", global = true, conflicts_with_all = ["target_volume", "target_gateway", "target_secret"])]
+    #[arg(long, value_name = "NAME", global = true, add = names::of(Noun::Runs), conflicts_with_all = ["target_volume", "target_gateway", "target_secret"])]
     pub(crate) target_run: Vec<String>,
     /// Only show events that target the specified volumes
-    #[arg(long, value_name = "NAME", global = true, conflicts_with_all = ["target_gateway", "target_secret"])]
+    #[arg(long, value_name = "NAME", global = true, add = names::of(Noun::Volumes), conflicts_with_all = ["target_gateway", "target_secret"])]
     pub(crate) target_volume: Vec<String>,
     /// Only show events that target the specified gateways
-    #[arg(long, value_name = "NAME", global = true, conflicts_with = "target_secret")]
+    #[arg(long, value_name = "NAME", global = true, add = names::of(Noun::Gateways), conflicts_with = "target_secret")]
     pub(crate) target_gateway: Vec<String>,
     /// Only show events that target the specified secrets
-    #[arg(long, value_name = "NAME", global = true)]
+    #[arg(long, value_name = "NAME", global = true, add = names::of(Noun::Secrets))]
     pub(crate) target_secret: Vec<String>,
     /// Only show events that target the specified fleets or instances within those fleets
-    #[arg(long, value_name = "NAME", global = true, conflicts_with_all = ["within_run", "within_gateway"])]
+    #[arg(long, value_name = "NAME", global = true, add = names::of(Noun::Fleets), conflicts_with_all = ["within_run", "within_gateway"])]
     pub(crate) within_fleet: Vec<String>,
     /// Only show events that target the specified runs or jobs within those runs
-    #[arg(long, value_name = "NAME", global = true, conflicts_with = "within_gateway")]
+    #[arg(long, value_name = "NAME", global = true, add = names::of(Noun::Runs), conflicts_with = "within_gateway")]
     pub(crate) within_run: Vec<String>,
     /// Only show events that target the specified gateways or replicas within those gateways
-    #[arg(long, value_name = "NAME", global = true)]
+    #[arg(long, value_name = "NAME", global = true, add = names::of(Noun::Gateways))]
     pub(crate) within_gateway: Vec<String>,
     /// Only show events that target entities of the specified types
     #[arg(long, value_name = "TYPE", global = true, value_parser = shorthand::<EventTargetType>)]

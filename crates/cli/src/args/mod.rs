@@ -2,15 +2,24 @@
 
 mod apply;
 mod event;
+mod exchange;
+mod gateway;
+mod preset;
 mod resources;
 mod selection;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use api::configurations::{EntityReference, PortMapping};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 pub(crate) use apply::{ApplyArgs, RepoArgs, RunArgs};
 pub(crate) use event::{EventArgs, EventFilters};
+pub(crate) use exchange::{ExportArgs, ExportCommand, ImportArgs, ImportCommand};
+pub(crate) use gateway::{GatewayArgs, GatewayCommand};
+pub(crate) use preset::{PresetArgs, PresetCommand};
 pub(crate) use resources::ResourceArgs;
 pub(crate) use selection::SelectionArgs;
+
+use crate::names::{self, Noun};
 
 /// Run jobs on your own machines and on those of clouds.
 ///
@@ -45,11 +54,11 @@ pub(crate) enum Command {
     /// View events
     Event(EventArgs),
     /// Manage exports
-    Export(ExchangeArgs),
+    Export(ExportArgs),
     /// Manage fleets
     Fleet(FleetArgs),
     /// Manage imports
-    Import(ExchangeArgs),
+    Import(ImportArgs),
     /// Manage gateways
     Gateway(GatewayArgs),
     /// Initialize the repo
@@ -62,6 +71,8 @@ pub(crate) enum Command {
     Logs(LogsArgs),
     /// Show run metrics
     Metrics(MetricsArgs),
+    /// Manage model serving presets
+    Preset(PresetArgs),
     /// Manage projects configs
     Project(ProjectArgs),
     /// List runs
@@ -87,7 +98,7 @@ pub(crate) enum Command {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ProjectOption {
     /// The name of the project. Defaults to $DSTACK_PROJECT
-    #[arg(long, value_name = "NAME", global = true)]
+    #[arg(long, value_name = "NAME", global = true, add = names::of(Noun::Projects))]
     pub(crate) project: Option<String>,
 }
 
@@ -125,7 +136,16 @@ pub(crate) struct FormatOptions {
 impl FormatOptions {
     /// The form to print.
     pub(crate) fn format(self) -> Format {
-        if self.json { Format::Json } else { self.format.unwrap_or(Format::Plain) }
+        self.wanted().unwrap_or(Format::Plain)
+    }
+
+    /// The form to print, where `other` was typed before the subcommand.
+    pub(crate) fn or(self, other: FormatOptions) -> Format {
+        self.wanted().unwrap_or(other.format())
+    }
+
+    fn wanted(self) -> Option<Format> {
+        if self.json { Some(Format::Json) } else { self.format }
     }
 }
 
@@ -174,6 +194,7 @@ pub(crate) struct DeleteByNameArgs {
 /// `dstack attach`
 #[derive(Debug, Args)]
 pub(crate) struct AttachArgs {
+    #[arg(add = names::of(Noun::ActiveRuns))]
     pub(crate) run_name: String,
     #[command(flatten)]
     pub(crate) project: ProjectOption,
@@ -187,8 +208,8 @@ pub(crate) struct AttachArgs {
     #[arg(long)]
     pub(crate) host: Option<String>,
     /// Port mapping overrides
-    #[arg(short, long = "port", value_name = "MAPPING")]
-    pub(crate) ports: Vec<String>,
+    #[arg(short, long = "port", value_name = "MAPPING", value_parser = PortMapping::parse)]
+    pub(crate) ports: Vec<PortMapping>,
     /// The replica number. Defaults to any running replica.
     #[arg(long)]
     pub(crate) replica: Option<u32>,
@@ -206,21 +227,11 @@ pub(crate) struct DeleteArgs {
     #[command(flatten)]
     pub(crate) project: ProjectOption,
     /// The path to the configuration file. Defaults to $PWD/.dstack.yml
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) file: Option<String>,
     /// Do not ask for confirmation
     #[arg(short, long)]
     pub(crate) yes: bool,
-}
-
-/// `dstack export` and `dstack import`
-#[derive(Debug, Args)]
-pub(crate) struct ExchangeArgs {
-    #[command(flatten)]
-    pub(crate) project: ProjectOption,
-    /// What to do; servers without exports refuse everything alike
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
-    pub(crate) rest: Vec<String>,
 }
 
 /// `dstack fleet`
@@ -242,7 +253,8 @@ pub(crate) enum FleetCommand {
     /// Delete fleets and instances
     Delete {
         /// The name of the fleet
-        name: String,
+        #[arg(value_parser = EntityReference::parse, add = names::of(Noun::Fleets))]
+        name: EntityReference,
         /// The instances to delete
         #[arg(short, long = "instance", value_name = "INSTANCE_NUM")]
         instances: Vec<u32>,
@@ -250,32 +262,8 @@ pub(crate) enum FleetCommand {
         confirm: YesOption,
     },
     /// Get a fleet
+    #[command(mut_arg("name", |arg| arg.add(names::of(Noun::Fleets))))]
     Get(GetArgs),
-}
-
-/// `dstack gateway`
-#[derive(Debug, Args)]
-pub(crate) struct GatewayArgs {
-    #[command(flatten)]
-    pub(crate) project: ProjectOption,
-    #[command(flatten)]
-    pub(crate) list: ListOptions,
-    #[command(subcommand)]
-    pub(crate) command: Option<GatewayCommand>,
-}
-
-/// The commands of `dstack gateway`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum GatewayCommand {
-    /// List gateways
-    List {
-        #[command(flatten)]
-        format: FormatOptions,
-    },
-    /// Delete a gateway
-    Delete(DeleteByNameArgs),
-    /// Get a gateway
-    Get(GetByNameArgs),
 }
 
 /// `dstack init`
@@ -340,6 +328,7 @@ pub(crate) struct LoginArgs {
 /// `dstack logs`
 #[derive(Debug, Args)]
 pub(crate) struct LogsArgs {
+    #[arg(add = names::of(Noun::Runs))]
     pub(crate) run_name: String,
     #[command(flatten)]
     pub(crate) project: ProjectOption,
@@ -364,6 +353,7 @@ pub(crate) struct LogsArgs {
 /// `dstack metrics`
 #[derive(Debug, Args)]
 pub(crate) struct MetricsArgs {
+    #[arg(add = names::of(Noun::ActiveRuns))]
     pub(crate) run_name: String,
     #[command(flatten)]
     pub(crate) project: ProjectOption,
@@ -454,13 +444,14 @@ pub(crate) struct RunCommandArgs {
     #[command(flatten)]
     pub(crate) project: ProjectOption,
     #[command(subcommand)]
-    pub(crate) command: RunCommand,
+    pub(crate) command: Option<RunCommand>,
 }
 
 /// The commands of `dstack run`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum RunCommand {
     /// Get a run
+    #[command(mut_arg("name", |arg| arg.add(names::of(Noun::Runs))))]
     Get(GetArgs),
 }
 
@@ -481,16 +472,19 @@ pub(crate) enum SecretCommand {
     /// Get secret value
     Get {
         /// The name of the secret
+        #[arg(add = names::of(Noun::Secrets))]
         name: String,
     },
     /// Set secret
     Set {
         /// The name of the secret
+        #[arg(add = names::of(Noun::Secrets))]
         name: String,
         /// The value of the secret
         value: String,
     },
     /// Delete secrets
+    #[command(mut_arg("name", |arg| arg.add(names::of(Noun::Secrets))))]
     Delete(DeleteByNameArgs),
 }
 
@@ -505,6 +499,7 @@ pub(crate) struct ServerArgs {
 /// `dstack stop`
 #[derive(Debug, Args)]
 pub(crate) struct StopArgs {
+    #[arg(add = names::of(Noun::ActiveRuns))]
     pub(crate) run_name: String,
     #[command(flatten)]
     pub(crate) project: ProjectOption,
@@ -520,7 +515,7 @@ pub(crate) struct StopArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ValidateArgs {
     /// The configuration file; `-` is stdin
-    #[arg(value_name = "FILE")]
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) file: String,
     /// Output in JSON format, on one line
     #[arg(long)]
@@ -544,8 +539,10 @@ pub(crate) enum VolumeCommand {
     /// List volumes
     List,
     /// Delete volumes
+    #[command(mut_arg("name", |arg| arg.add(names::of(Noun::Volumes))))]
     Delete(DeleteByNameArgs),
     /// Get a volume
+    #[command(mut_arg("name", |arg| arg.add(names::of(Noun::Volumes))))]
     Get(GetByNameArgs),
 }
 

@@ -5,6 +5,7 @@ use api::configurations::{EntityReference, OffDuration, ProfileParams, Seconds, 
 use clap::Args;
 
 use super::resources::shorthand;
+use crate::names::{self, Noun};
 
 /// Options that replace keys of the configuration and of the profile.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
@@ -32,7 +33,7 @@ pub(crate) struct SelectionArgs {
     #[arg(long = "instance-type", value_name = "NAME")]
     pub(crate) instance_types: Vec<String>,
     /// Consider only the specified fleet(s)
-    #[arg(long = "fleet", value_name = "NAME", value_parser = EntityReference::parse, help_heading = "Fleets")]
+    #[arg(long = "fleet", value_name = "NAME", value_parser = EntityReference::parse, add = names::of(Noun::Fleets), help_heading = "Fleets")]
     pub(crate) fleets: Vec<EntityReference>,
     /// Reuse an existing instance from fleet (do not provision a new one)
     #[arg(short = 'R', long, conflicts_with_all = ["dont_destroy", "idle_duration"], help_heading = "Fleets")]

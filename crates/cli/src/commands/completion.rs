@@ -1,21 +1,28 @@
-//! `dstack completion`: a script for the user's shell.
+//! `dstack completion`: a script that has the user's shell ask this program what can be typed next.
 
-use clap::CommandFactory;
-use clap_complete::generate;
-use clap_complete::shells::{Bash, Fish, Zsh};
+use anyhow::Context;
+use clap_complete::env::Shells;
 
 use crate::Outcome;
-use crate::args::{Cli, CompletionArgs, Shell};
+use crate::args::{CompletionArgs, Shell};
 use crate::session::Session;
 
+/// The variable by which the script says that it asks.
+pub(crate) const VARIABLE: &str = "COMPLETE";
+
+/// The program's name; shells find it as they find every program.
+const PROGRAM: &str = "dstack";
+
 pub(super) fn run(session: &mut Session, args: &CompletionArgs) -> anyhow::Result<Outcome> {
+    let shell = match args.shell {
+        Shell::Bash => "bash",
+        Shell::Zsh => "zsh",
+        Shell::Fish => "fish",
+    };
+    let shells = Shells::builtins();
+    let shell = shells.completer(shell).with_context(|| format!("nothing is known of the shell `{shell}`"))?;
     let mut script = Vec::new();
-    let mut command = Cli::command();
-    match args.shell {
-        Shell::Bash => generate(Bash, &mut command, "dstack", &mut script),
-        Shell::Zsh => generate(Zsh, &mut command, "dstack", &mut script),
-        Shell::Fish => generate(Fish, &mut command, "dstack", &mut script),
-    }
+    shell.write_registration(VARIABLE, PROGRAM, PROGRAM, PROGRAM, &mut script)?;
     session.printer.raw(&script)?;
     Ok(Outcome::Done)
 }

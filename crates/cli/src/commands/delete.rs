@@ -10,6 +10,7 @@ use api::gateways::{DeleteGatewaysRequest, GetGatewayRequest};
 use api::runs::{DeleteRunsRequest, GetRunRequest};
 use api::volumes::{DeleteVolumesRequest, GetVolumeRequest};
 
+use super::apply::progress::Progress;
 use super::apply::source::ConfigurationFile;
 use crate::Outcome;
 use crate::args::DeleteArgs;
@@ -19,7 +20,7 @@ use crate::session::{Project, Session};
 const INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(session: &mut Session, args: &DeleteArgs) -> anyhow::Result<Outcome> {
-    let file = ConfigurationFile::read(session, args.file.as_deref())?;
+    let file = ConfigurationFile::read(session, args.file.as_deref()).await?;
     let kind = file.configuration.kind();
     let name =
         file.configuration.name().context("The configuration has no `name`, so nothing can be deleted by it")?;
@@ -34,10 +35,12 @@ pub(super) async fn run(session: &mut Session, args: &DeleteArgs) -> anyhow::Res
     if !exists(&project, kind, &name).await? {
         bail!("{title} {name} does not exist");
     }
-    if !super::agreed(session, args.yes, &format!("Delete the {noun} {name}?"))? {
+    if !super::agreed(session, args.yes, &format!("Delete the {noun} {name}?")).await? {
         return Ok(Outcome::Done);
     }
+    let progress = Progress::of(&mut session.printer, &format!("Deleting {noun}..."))?;
     delete(&project, kind, &name).await?;
+    drop(progress);
     session.printer.line(format!("{title} {name} deleted"))?;
     Ok(Outcome::Done)
 }

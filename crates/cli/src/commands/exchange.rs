@@ -1,20 +1,125 @@
-//! `dstack export` and `dstack import`, which servers of this kind refuse with a sentence.
+//! `dstack export` and `dstack import`: what projects give to each other. Servers that know neither refuse with a
+//! sentence of their own.
 
-use anyhow::bail;
-use api::client::endpoints;
+use api::client::{Endpoint, endpoints};
+use serde_json::{Value, json};
 
-use crate::Outcome;
-use crate::args::ExchangeArgs;
-use crate::session::Session;
+use crate::args::{ExportArgs, ExportCommand, ImportArgs, ImportCommand};
+use crate::output::Table;
+use crate::session::{Project, Session};
+use crate::{Outcome, UsageError};
 
-pub(super) async fn exports(session: &mut Session, args: &ExchangeArgs) -> anyhow::Result<Outcome> {
+/// A call whose answer is only shown.
+type Call = Endpoint<Value, Value>;
+
+const CREATE_EXPORT: Call = Endpoint::new("/api/project/{project}/exports/create");
+const UPDATE_EXPORT: Call = Endpoint::new("/api/project/{project}/exports/update");
+const DELETE_EXPORT: Call = Endpoint::new("/api/project/{project}/exports/delete");
+const DELETE_IMPORT: Call = Endpoint::new("/api/project/{project}/imports/delete");
+
+pub(super) async fn exports(session: &mut Session, args: ExportArgs) -> anyhow::Result<Outcome> {
     let project = session.project(args.project.project.as_deref())?;
-    project.client.call(&endpoints::LIST_EXPORTS, &project.name, &()).await?;
-    bail!("Exports are not supported by this version of the CLI")
+    match args.command.unwrap_or(ExportCommand::List) {
+        ExportCommand::List => {
+            let answer = project.client.call(&endpoints::LIST_EXPORTS, &project.name, &()).await?;
+            print_exports(session, &listed(&answer, "exports"))?;
+        }
+        ExportCommand::Create { name, importers, fleets, gateways, is_global } => {
+            let body = json!({
+                "name": name, "is_global": is_global, "importer_projects": importers,
+                "exported_fleets": fleets, "exported_gateways": gateways,
+            });
+            let export = call(&project, &CREATE_EXPORT, body).await?;
+            print_exports(session, &[&export])?;
+        }
+        ExportCommand::Update { name, changes } => {
+            let body = json!({
+                "name": name, "set_global": changes.set_global, "unset_global": changes.unset_global,
+                "add_importer_projects": changes.add_importers, "remove_importer_projects": changes.remove_importers,
+                "add_exported_fleets": changes.add_fleets, "remove_exported_fleets": changes.remove_fleets,
+                "add_exported_gateways": changes.add_gateways, "remove_exported_gateways": changes.remove_gateways,
+            });
+            let export = call(&project, &UPDATE_EXPORT, body).await?;
+            print_exports(session, &[&export])?;
+        }
+        ExportCommand::Delete { name, confirm } => {
+            if super::agreed(session, confirm.yes, &format!("Delete the export {name}?")).await? {
+                call(&project, &DELETE_EXPORT, json!({ "name": name })).await?;
+                session.printer.line(format!("Export {name} deleted"))?;
+            }
+        }
+    }
+    Ok(Outcome::Done)
 }
 
-pub(super) async fn imports(session: &mut Session, args: &ExchangeArgs) -> anyhow::Result<Outcome> {
+pub(super) async fn imports(session: &mut Session, args: ImportArgs) -> anyhow::Result<Outcome> {
     let project = session.project(args.project.project.as_deref())?;
-    project.client.call(&endpoints::LIST_IMPORTS, &project.name, &()).await?;
-    bail!("Imports are not supported by this version of the CLI")
+    match args.command.unwrap_or(ImportCommand::List) {
+        ImportCommand::List => {
+            let answer = project.client.call(&endpoints::LIST_IMPORTS, &project.name, &()).await?;
+            print_imports(session, &listed(&answer, "imports"))?;
+        }
+        ImportCommand::Delete { name, confirm } => {
+            let parts = name.split_once('/').filter(|(from, export)| !from.is_empty() && !export.is_empty());
+            let Some((from, export)) = parts.filter(|(_, export)| !export.contains('/')) else {
+                let wanted = "Expected <export-project>/<export-name>";
+                return Err(UsageError(format!("Invalid format: '{name}'. {wanted}")).into());
+            };
+            if super::agreed(session, confirm.yes, &format!("Delete the import {name}?")).await? {
+                let body = json!({ "export_name": export, "export_project_name": from });
+                call(&project, &DELETE_IMPORT, body).await?;
+                session.printer.line(format!("Import {name} deleted"))?;
+            }
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+async fn call(project: &Project, endpoint: &Call, body: Value) -> anyhow::Result<Value> {
+    Ok(project.client.call(endpoint, &project.name, &body).await?)
+}
+
+fn listed<'a>(answer: &'a Value, key: &str) -> Vec<&'a Value> {
+    let list = answer.get(key).unwrap_or(answer);
+    list.as_array().into_iter().flatten().collect()
+}
+
+fn print_exports(session: &mut Session, exports: &[&Value]) -> anyhow::Result<()> {
+    let mut table = Table::new(&["NAME", "FLEETS", "GATEWAYS", "IMPORTERS"]);
+    for export in exports {
+        let is_global = export["is_global"].as_bool().unwrap_or(false);
+        let importers = if is_global { "*".to_owned() } else { names(&export["imports"], "project_name") };
+        table.row(vec![
+            export["name"].as_str().unwrap_or_default().into(),
+            names(&export["exported_fleets"], "name").into(),
+            names(&export["exported_gateways"], "name").into(),
+            importers.into(),
+        ]);
+    }
+    print(session, &table)
+}
+
+fn print_imports(session: &mut Session, imports: &[&Value]) -> anyhow::Result<()> {
+    let mut table = Table::new(&["NAME", "FLEETS", "GATEWAYS"]);
+    for import in imports {
+        let export = &import["export"];
+        let text = |key: &str| export[key].as_str().unwrap_or_default().to_owned();
+        table.row(vec![
+            format!("{}/{}", text("project_name"), text("name")).into(),
+            names(&export["exported_fleets"], "name").into(),
+            names(&export["exported_gateways"], "name").into(),
+        ]);
+    }
+    print(session, &table)
+}
+
+fn print(session: &mut Session, table: &Table) -> anyhow::Result<()> {
+    session.printer.table(table)?;
+    session.printer.blank()?;
+    Ok(())
+}
+
+fn names(list: &Value, key: &str) -> String {
+    let names: Vec<&str> = list.as_array().into_iter().flatten().filter_map(|item| item[key].as_str()).collect();
+    if names.is_empty() { "-".to_owned() } else { names.join(", ") }
 }

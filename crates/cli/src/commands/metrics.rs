@@ -1,5 +1,6 @@
 //! `dstack metrics`: what the jobs of a run use.
 
+use anyhow::bail;
 use api::client::endpoints;
 use api::jobs::Job;
 use api::runs::{GetRunRequest, Run};
@@ -49,7 +50,18 @@ async fn table(project: &Project, run: &Run, args: &MetricsArgs) -> anyhow::Resu
         args.replica.is_none_or(|replica| replica == spec.replica_num)
             && args.job.is_none_or(|num| num == spec.job_num)
     };
-    for job in run.jobs.iter().filter(wanted) {
+    let jobs: Vec<&Job> = run.jobs.iter().filter(wanted).collect();
+    if jobs.is_empty() {
+        let named = |name: &str, number: Option<u32>| number.map(|number| format!("{name}={number}"));
+        let wanted = [named("replica", args.replica), named("job", args.job)];
+        let wanted: Vec<String> = wanted.into_iter().flatten().collect();
+        bail!("Run {} has no job matching {}", args.run_name, wanted.join(" "));
+    }
+    let several = jobs.iter().any(|job| job.job_spec.replica_num != jobs[0].job_spec.replica_num);
+    for (index, job) in jobs.into_iter().enumerate() {
+        if index != 0 {
+            table.row(vec![]);
+        }
         let spec = &job.job_spec;
         let path = format!("/api/project/{}/metrics/job/{}", project.name, args.run_name);
         let query = [
@@ -58,12 +70,12 @@ async fn table(project: &Project, run: &Run, args: &MetricsArgs) -> anyhow::Resu
             ("limit", "1".to_owned()),
         ];
         let metrics: JobMetrics = project.client.get(&path, &query).await?;
-        add_job(&mut table, job, &metrics);
+        add_job(&mut table, job, several, &metrics);
     }
     Ok(table)
 }
 
-fn add_job(table: &mut Table, job: &Job, metrics: &JobMetrics) {
+fn add_job(table: &mut Table, job: &Job, several_replicas: bool, metrics: &JobMetrics) {
     let memory = |used: Option<f64>, all: Option<f64>| match (used, all) {
         (Some(used), Some(all)) => format!("{}/{}", gigabytes(used), gigabytes(all)),
         (Some(used), None) => gigabytes(used),
@@ -71,9 +83,11 @@ fn add_job(table: &mut Table, job: &Job, metrics: &JobMetrics) {
     };
     let percent =
         |value: Option<f64>| value.map(|value| format!("{}%", format::number(value, 0))).unwrap_or_default();
+    let replica = if several_replicas { format!("replica={} ", job.job_spec.replica_num) } else { String::new() };
+    let label = format!("{replica}job={}", job.job_spec.job_num);
     let cpus = metrics.newest("cpus_detected_num").filter(|cpus| 0.0 < *cpus).unwrap_or(1.0);
     table.row(vec![
-        format!("job={}", job.job_spec.job_num).into(),
+        label.into(),
         "cpu".into(),
         percent(metrics.newest("cpu_usage_percent").map(|sum| sum / cpus)).into(),
         memory(metrics.newest("memory_working_set_bytes"), metrics.newest("memory_total_bytes")).into(),

@@ -28,7 +28,10 @@ const HINT: &str = "Hint: Existing fleets are ignored, and all available offers 
 /// What offers may be grouped by.
 const GROUPS: [&str; 4] = ["backend", "count", "gpu", "region"];
 
-pub(super) async fn run(session: &mut Session, args: OfferArgs) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: &mut Session, mut args: OfferArgs) -> anyhow::Result<Outcome> {
+    for group in &mut args.group_by {
+        *group = group.trim().to_owned();
+    }
     check_groups(&args.group_by)?;
     let project = session.project(args.project.project.as_deref())?;
     let spec = spec(session, &args)?;

@@ -27,7 +27,7 @@ pub(super) async fn run(session: &mut Session, args: ProjectArgs) -> anyhow::Res
             session.printer.line("OK")?;
         }
         ProjectCommand::Delete { name, yes } => {
-            if super::agreed(session, yes, &format!("Are you sure you want to delete project {name}?"))? {
+            if super::agreed(session, yes, &format!("Are you sure you want to delete project {name}?")).await? {
                 file.projects.retain(|project| project.name != name);
                 file.write(&path)?;
                 session.printer.line("OK")?;
@@ -76,7 +76,7 @@ async fn add(
         (Some(_), Some(answer)) => answer,
         (Some(old), None) => {
             let question = format!("Set '{}' as your default project instead of '{}'?", project.name, old.name);
-            session.printer.confirm(&question)?
+            session.printer.confirm(&question).await?
         }
     };
     file.set(ProjectConfig { default, ..project });

@@ -18,6 +18,7 @@ struct Listing<'a> {
 pub(super) async fn run(session: &mut Session, args: &PsArgs) -> anyhow::Result<Outcome> {
     let project = session.project(args.project.project.as_deref())?;
     if args.format.format() == Format::Json {
+        super::refuse_watch(args.watch)?;
         let runs = list(&project, args).await?;
         session.printer.json(&Listing { project: &project.name, runs: &runs })?;
         return Ok(Outcome::Done);

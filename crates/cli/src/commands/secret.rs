@@ -28,7 +28,7 @@ pub(super) async fn run(session: &mut Session, args: SecretArgs) -> anyhow::Resu
             session.printer.line("OK")?;
         }
         SecretCommand::Delete(delete) => {
-            if super::agreed(session, delete.confirm.yes, &format!("Delete the secret {}?", delete.name))? {
+            if super::agreed(session, delete.confirm.yes, &format!("Delete the secret {}?", delete.name)).await? {
                 let request = DeleteSecretsRequest { secrets_names: vec![delete.name] };
                 client.call(&endpoints::DELETE_SECRETS, &project.name, &request).await?;
                 session.printer.line("OK")?;

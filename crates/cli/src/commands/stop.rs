@@ -12,7 +12,7 @@ pub(super) async fn run(session: &mut Session, args: &StopArgs) -> anyhow::Resul
     let request = GetRunRequest { run_name: Some(args.run_name.clone()), id: None };
     let run = project.client.call(&endpoints::GET_RUN, &project.name, &request).await;
     super::named(run, || format!("Run {} not found", args.run_name))?;
-    if !args.yes && !session.printer.confirm("Are you sure you want to stop the run?")? {
+    if !args.yes && !session.printer.confirm("Are you sure you want to stop the run?").await? {
         return Ok(Outcome::Done);
     }
     let request = StopRunsRequest { runs_names: vec![args.run_name.clone()], abort: args.abort };

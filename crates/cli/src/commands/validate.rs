@@ -9,8 +9,8 @@ use crate::Outcome;
 use crate::args::ValidateArgs;
 use crate::session::Session;
 
-pub(super) fn run(session: &mut Session, args: &ValidateArgs) -> anyhow::Result<Outcome> {
-    let file = ConfigurationFile::read(session, Some(&args.file))?;
+pub(super) async fn run(session: &mut Session, args: &ValidateArgs) -> anyhow::Result<Outcome> {
+    let file = ConfigurationFile::read(session, Some(&args.file)).await?;
     if args.json {
         print_json(session, &file.configuration)?;
     } else {

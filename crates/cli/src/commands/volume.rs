@@ -41,7 +41,7 @@ async fn delete(session: &mut Session, project: &Project, args: DeleteByNameArgs
     let request = GetVolumeRequest { name: name.clone() };
     let volume = project.client.call(&endpoints::GET_VOLUME, &project.name, &request).await;
     super::named(volume, || format!("Volume {name} does not exist"))?;
-    if super::agreed(session, args.confirm.yes, &format!("Delete the volume {name}?"))? {
+    if super::agreed(session, args.confirm.yes, &format!("Delete the volume {name}?")).await? {
         let request = DeleteVolumesRequest { names: vec![name.clone()] };
         project.client.call(&endpoints::DELETE_VOLUMES, &project.name, &request).await?;
         session.printer.line(format!("Volume {name} deleted"))?;

@@ -97,7 +97,6 @@ fn add_run(run: &Run, layout: &Layout, times: &Times, table: &mut Table) {
     if shows_deployments {
         title = format!("{title} deployment={}", run.deployment_num);
     }
-    let error = run.error.clone().unwrap_or_default();
     if let [job] = run.jobs.as_slice()
         && !shows_deployments
         && let Some(submission) = job.job_submissions.last()
@@ -105,9 +104,7 @@ fn add_run(run: &Run, layout: &Layout, times: &Times, table: &mut Table) {
         let mut row = job_row(job, submission, times);
         row.name = Cell::styled(title, STRONG);
         row.submitted = times.show(run.submitted_at);
-        if !error.is_empty() {
-            row.error = error;
-        }
+        row.error = run_error(run, Some(submission));
         table.row(layout.cells(row));
         return;
     }
@@ -115,7 +112,7 @@ fn add_run(run: &Run, layout: &Layout, times: &Times, table: &mut Table) {
         name: Cell::styled(title, STRONG),
         status: Cell::styled(run_status(run), run_style(run.status)),
         submitted: times.show(run.submitted_at),
-        error,
+        error: run_error(run, failure(run).map(|(_, submission)| submission)),
         ..unplaced()
     }));
     for (name, job) in job_names(run, shows_deployments).into_iter().zip(&run.jobs) {
@@ -123,6 +120,28 @@ fn add_run(run: &Run, layout: &Layout, times: &Times, table: &mut Table) {
         let mut row = job_row(job, submission, times);
         row.name = Cell::from(name);
         table.row(layout.cells(row));
+    }
+}
+
+/// What was said about a job that failed, its first line. Of a command that failed, the status says it, and what was
+/// said is the end of its log.
+fn message(submission: &JobSubmission) -> Option<&str> {
+    let exited = submission.termination_reason.as_deref() == Some("container_exited_with_error");
+    let line = submission.termination_reason_message.as_deref()?.lines().next()?;
+    (is_own_reason(submission) && !exited).then_some(line)
+}
+
+/// What went wrong with a job: what was said about it, or else its kind.
+fn job_error(submission: &JobSubmission) -> String {
+    message(submission).or(submission.error.as_deref()).unwrap_or_default().to_owned()
+}
+
+/// What went wrong with a run: of itself, such as that its retries ran out, and with the job that it failed for.
+fn run_error(run: &Run, cause: Option<&JobSubmission>) -> String {
+    match (&run.error, cause.and_then(message)) {
+        (Some(error), Some(message)) => format!("{error}: {message}"),
+        (Some(error), None) => error.clone(),
+        (None, _) => cause.map(job_error).unwrap_or_default(),
     }
 }
 
@@ -135,7 +154,7 @@ fn job_row(job: &Job, submission: &JobSubmission, times: &Times) -> Row {
         status: Cell::styled(job_status(submission), job_style(submission)),
         probes: probes(job, submission),
         submitted: times.show(submission.submitted_at),
-        error: submission.error.clone().unwrap_or_default(),
+        error: job_error(submission),
         ..unplaced()
     };
     let Some(placed) = &submission.job_provisioning_data else { return row };
@@ -158,6 +177,39 @@ pub(crate) fn share(offer: &Offer) -> String {
         0 | 1 => String::new(),
         total => format!(" ({}/{total})", offer.blocks),
     }
+}
+
+/// Reasons that say only that something else was the cause.
+const CONSEQUENCES: [&str; 4] =
+    ["done_by_runner", "terminated_by_server", "terminated_by_user", "aborted_by_user"];
+
+/// The job that the others ended for: the first one that ended by itself and not well.
+pub(crate) fn cause(run: &Run) -> Option<(&Job, &JobSubmission)> {
+    let ended = || run.jobs.iter().filter_map(|job| Some((job, job.job_submissions.last()?)));
+    let own = ended().filter(|(_, submission)| is_own_reason(submission));
+    own.min_by_key(|(_, submission)| submission.finished_at.unwrap_or(submission.last_processed_at))
+        .or_else(|| ended().next())
+}
+
+fn is_own_reason(submission: &JobSubmission) -> bool {
+    submission.termination_reason.as_deref().is_some_and(|reason| !CONSEQUENCES.contains(&reason))
+}
+
+/// Which node it is that a run of several ended for, to follow how it ended.
+pub(crate) fn of_node(run: &Run, job: &Job, submission: &JobSubmission) -> String {
+    if 1 < run.jobs.len() && is_own_reason(submission) {
+        format!(", node {}", job.job_spec.job_num)
+    } else {
+        String::new()
+    }
+}
+
+/// Why a run failed: the job that the others ended for, if it ended by itself.
+fn failure(run: &Run) -> Option<(&Job, &JobSubmission)> {
+    if run.status != RunStatus::Failed {
+        return None;
+    }
+    cause(run).filter(|(_, submission)| is_own_reason(submission))
 }
 
 /// A run's name.
@@ -231,8 +283,12 @@ fn probes(job: &Job, submission: &JobSubmission) -> String {
     marks.collect()
 }
 
-/// A run's status for people. That of its first job says more once it has ended.
+/// A run's status for people. That of a job says more once it has ended: of the one that the run failed for, or of the
+/// first.
 pub(crate) fn run_status(run: &Run) -> String {
+    if let Some((job, submission)) = failure(run) {
+        return format!("{}{}", job_status(submission), of_node(run, job, submission));
+    }
     let message = match &run.latest_job_submission {
         Some(last) if run.status.is_finished() => &last.status_message,
         _ => &run.status_message,

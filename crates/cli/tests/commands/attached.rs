@@ -5,14 +5,14 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::server::{Server, Socket};
-use crate::terminal::User;
+use crate::terminal::{Act, User};
 
-const FIRST: &str = "80b0f384-8ca7-4baa-bf48-2e3cf3f42b7b";
+pub(crate) const FIRST: &str = "80b0f384-8ca7-4baa-bf48-2e3cf3f42b7b";
 const SECOND: &str = "152fa45c-b906-41b0-b502-d8982f9cd98b";
 const STREAM: &str = "/api/project/main/runs/long/stream";
 
 /// A run with this many nodes, all in one state.
-fn run(nodes: usize, status: &str, job_status: &str) -> Value {
+pub(crate) fn run(nodes: usize, status: &str, job_status: &str) -> Value {
     let path = format!("{}/tests/golden/ps-verbose-running.json", env!("CARGO_MANIFEST_DIR"));
     let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let mut run = golden["calls"][0]["body"][0].clone();
@@ -24,11 +24,12 @@ fn run(nodes: usize, status: &str, job_status: &str) -> Value {
         let last = &mut job["job_submissions"][0];
         last["status"] = json!(job_status);
         last["status_message"] = json!(job_status);
+        last["image_pull_progress"] = Value::Null;
     }
     run
 }
 
-fn failed(run: &mut Value, job: usize, finished_at: &str, reason: &str, exit_status: i32) {
+pub(crate) fn failed(run: &mut Value, job: usize, finished_at: &str, reason: &str, exit_status: i32) {
     let last = &mut run["jobs"][job]["job_submissions"][0];
     last["status"] = json!("failed");
     last["status_message"] = json!(format!("exited ({exit_status})"));
@@ -37,19 +38,19 @@ fn failed(run: &mut Value, job: usize, finished_at: &str, reason: &str, exit_sta
     last["finished_at"] = json!(finished_at);
 }
 
-fn is(run: &Value) -> Message {
+pub(crate) fn is(run: &Value) -> Message {
     Message::text(json!({ "run": run }).to_string())
 }
 
-fn begins(job_num: u32, id: &str) -> Message {
+pub(crate) fn begins(job_num: u32, id: &str) -> Message {
     Message::text(json!({"submission": {"job_num": job_num, "id": id}}).to_string())
 }
 
-fn end() -> Message {
+pub(crate) fn end() -> Message {
     Message::text("\"end\"")
 }
 
-fn log(job_num: u32, offset: u64, text: &str) -> Message {
+pub(crate) fn log(job_num: u32, offset: u64, text: &str) -> Message {
     let mut bytes = job_num.to_be_bytes().to_vec();
     // In two frames, as a server may cut them.
     let (head, tail) = text.split_at(text.len() / 2);
@@ -61,12 +62,12 @@ fn log(job_num: u32, offset: u64, text: &str) -> Message {
     Message::binary(bytes)
 }
 
-fn says_goodbye(messages: Vec<Message>) -> Socket {
-    Socket { messages, hangs: false }
+pub(crate) fn says_goodbye(messages: Vec<Message>) -> Socket {
+    Socket { messages, hangs: false, after_stop: Vec::new() }
 }
 
 /// A server where a plan of the run is made and applied.
-fn server(nodes: usize) -> Server {
+pub(crate) fn server(nodes: usize) -> Server {
     let server = Server::start();
     let path = format!("{}/tests/golden/apply-task-two-nodes-detach.json", env!("CARGO_MANIFEST_DIR"));
     let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
@@ -82,7 +83,7 @@ fn server(nodes: usize) -> Server {
     server
 }
 
-fn user(server: &Server) -> User {
+pub(crate) fn user(server: &Server) -> User {
     User::of(server).file("t.yml", "type: task\nname: long\ncommands: [x]\n")
 }
 
@@ -103,7 +104,8 @@ fn one_node_is_shown_as_it_writes_and_its_success_is_the_commands() {
                     long provisioning completed (running)\n\
                     hello\r\n50%\rno newline\nDone\n";
     assert!(ran.out.ends_with(expected), "{}", ran.out);
-    assert_eq!(ran.err, "submitted\npulling\n");
+    // It has no image that could be pulled.
+    assert_eq!(ran.err, "submitted\npreparing\n");
     assert_eq!(ran.code, 0);
     let request = server.requests().into_iter().find(|request| request.path == STREAM).unwrap();
     assert_eq!(request.query, "logs=true&replica=0&follow=true");
@@ -141,7 +143,7 @@ fn a_failure_names_the_node_that_was_its_cause() {
     last["jobs"][1]["job_submissions"][0]["termination_reason_message"] = json!("rank 1 gave up");
     server.stream(says_goodbye(vec![is(&run(2, "running", "running")), is(&last), end()]));
     let ran = user(&server).runs("apply -f t.yml -y");
-    let expected = "Exited (3), node 1\nrank 1 gave up\nCheck dstack logs -d long for more details.\n";
+    let expected = "Exited (3), node 1\n[1] rank 1 gave up\nCheck dstack logs -d long for more details.\n";
     assert!(ran.out.ends_with(expected), "{}", ran.out);
     assert_eq!(ran.code, 1);
 }
@@ -158,8 +160,8 @@ fn no_capacity_is_told_as_the_official_client_does() {
     job["termination_reason_message"] = json!("Could not reuse any instance for this job");
     server.stream(says_goodbye(vec![is(&last), end()]));
     let ran = user(&server).runs("apply -f t.yml -y");
-    let expected = " NAME  BACKEND  RESOURCES  INSTANCE TYPE  PRICE  STATUS       PROBES  SUBMITTED  ERROR \n \
-                    long           -                         -      no capacity          02:11            \n\n\
+    let expected = " NAME  BACKEND  RESOURCES  INSTANCE TYPE  PRICE  STATUS       PROBES  SUBMITTED  ERROR                                     \n \
+                    long           -                         -      no capacity          02:11      Could not reuse any instance for this job \n\n\
                     long provisioning completed (failed)\nNo capacity\nCould not reuse any instance for this job\n";
     assert!(ran.out.ends_with(expected), "{}", ran.out);
     assert_eq!(ran.code, 1);
@@ -172,7 +174,7 @@ fn what_a_node_waits_for_is_told_once() {
     waiting["jobs"][0]["job_submissions"][0]["waiting_for"] = json!("node 1 to be ready");
     server.stream(says_goodbye(vec![is(&waiting), is(&waiting), is(&run(2, "done", "done")), end()]));
     let ran = user(&server).runs("apply -f t.yml -y");
-    assert_eq!(ran.err.matches("[0] provisioning: node 1 to be ready").count(), 1, "{}", ran.err);
+    assert_eq!(ran.err.matches("[0] provisioning, waiting for node 1 to be ready").count(), 1, "{}", ran.err);
     assert_eq!(ran.err.matches("[1] provisioning p5.48xlarge on aws").count(), 1, "{}", ran.err);
 }
 
@@ -303,4 +305,134 @@ fn an_active_run_that_cannot_be_changed_is_stopped_first() {
                     - Configuration properties:\n  - priority\n\nRun long submitted, detaching...\n";
     assert!(ran.out.ends_with(expected), "{}", ran.out);
     assert_eq!(server.bodies("/api/project/main/runs/stop"), [json!({"runs_names": ["long"], "abort": false})]);
+}
+
+#[test]
+fn log_bytes_wait_for_the_news_that_the_nodes_are_up() {
+    let server = server(1);
+    server.stream(says_goodbye(vec![
+        is(&run(1, "provisioning", "pulling")),
+        begins(0, FIRST),
+        log(0, 0, "hello\n"),
+        is(&run(1, "running", "running")),
+        log(0, 6, "again\n"),
+        is(&run(1, "done", "done")),
+        end(),
+    ]));
+    let ran = user(&server).runs("apply -f t.yml -y");
+    assert!(ran.out.ends_with("long provisioning completed (running)\nhello\nagain\nDone\n"), "{}", ran.out);
+    // News that do not come are waited for only so long.
+    let server = self::server(1);
+    server.stream(Socket {
+        messages: vec![is(&run(1, "provisioning", "pulling")), begins(0, FIRST), log(0, 0, "hello\n")],
+        hangs: true,
+        after_stop: Vec::new(),
+    });
+    let ran = user(&server).at("hello", Act::Interrupt).runs("apply -f t.yml -y");
+    assert!(ran.out.ends_with("long provisioning completed (provisioning)\nhello\nDetached\n"), "{}", ran.out);
+}
+
+#[test]
+fn a_retry_says_why_and_until_when() {
+    let server = server(2);
+    let mut waiting = run(2, "pending", "terminated");
+    failed(&mut waiting, 0, "2026-11-23T02:20:05Z", "terminated_by_server", 143);
+    failed(&mut waiting, 1, "2026-11-23T02:20:04Z", "container_exited_with_error", 3);
+    waiting["jobs"][1]["job_submissions"][0]["waiting_for"] = json!("the next try, until 2026-11-23 03:11 UTC");
+    let mut last = run(2, "failed", "terminated");
+    failed(&mut last, 1, "2026-11-23T02:20:04Z", "container_exited_with_error", 3);
+    last["error"] = json!("retry limit exceeded");
+    server.stream(says_goodbye(vec![is(&run(2, "running", "running")), is(&waiting), is(&last), end()]));
+    let ran = user(&server).runs("apply -f t.yml -y");
+    let expected = "retrying: exited (3), node 1, waiting for the next try, until 2026-11-23 03:11 UTC\n";
+    assert!(ran.err.ends_with(expected), "{}", ran.err);
+    assert!(ran.out.contains("Exited (3), node 1\nRetry limit exceeded\nCheck dstack logs -d"), "{}", ran.out);
+}
+
+#[test]
+fn nobody_is_sent_to_look_why_a_run_that_was_stopped_ended() {
+    let server = server(1);
+    let mut last = run(1, "terminated", "terminated");
+    last["termination_reason"] = json!("stopped_by_user");
+    last["latest_job_submission"]["status_message"] = json!("stopped");
+    last["jobs"][0]["job_submissions"][0]["status_message"] = json!("stopped");
+    last["jobs"][0]["job_submissions"][0]["termination_reason"] = json!("terminated_by_user");
+    server.stream(says_goodbye(vec![is(&run(1, "running", "running")), is(&last), end()]));
+    let ran = user(&server).runs("apply -f t.yml -y");
+    assert!(ran.out.ends_with("Stopped\n"), "{}", ran.out);
+    assert_eq!(ran.code, 1);
+}
+
+#[test]
+fn attaching_shows_the_log_of_one_job() {
+    let server = server(2);
+    let messages = vec![is(&run(2, "running", "running")), begins(1, FIRST), log(1, 0, "hello\n")];
+    server.stream(Socket { messages: messages.clone(), hangs: true, after_stop: Vec::new() });
+    let ran = user(&server).at("hello", Act::Interrupt).runs("attach long --logs --job 1");
+    let attached = "Attached to run long (replica=0 job=1)\nPress Ctrl+C to detach...\nhello\n";
+    assert_eq!(ran.out, format!("{attached}\nDetached\n"));
+    assert_eq!(ran.code, 0);
+    let request = server.requests().into_iter().find(|request| request.path == STREAM).unwrap();
+    assert_eq!(request.query, "logs=true&replica=0&follow=true&job=1");
+    server.stream(says_goodbye([messages, vec![is(&run(2, "done", "done")), end()]].concat()));
+    let ran = user(&server).runs("attach long --logs --job 1");
+    assert_eq!((ran.out, ran.code), (format!("{attached}Done\n"), 0));
+    let ran = user(&server).runs("attach long --logs --job 7");
+    assert_eq!(ran.out, "Failed to attach to run long: it has no replica=0 job=7\n");
+    assert_eq!(ran.code, 1);
+}
+
+#[test]
+fn attaching_waits_for_the_run_and_refuses_one_that_failed() {
+    let golden = run(1, "provisioning", "provisioning");
+    let waiting = Server::start();
+    waiting.answer("/api/project/main/runs/get", 200, &golden);
+    waiting.stream(says_goodbye(vec![
+        is(&golden),
+        is(&run(1, "running", "running")),
+        begins(0, FIRST),
+        log(0, 0, "hello\n"),
+        is(&run(1, "done", "done")),
+        end(),
+    ]));
+    let ran = user(&waiting).runs("attach long --logs");
+    let expected = "\nProvisioning long completed (running)\nAttached to run long (replica=0 job=0)\n";
+    assert!(ran.out.contains(expected) && ran.out.ends_with("hello\nDone\n"), "{}", ran.out);
+    let failed = Server::start();
+    failed.answer("/api/project/main/runs/get", 200, &run(1, "failed", "failed"));
+    let ran = user(&failed).runs("attach long --logs");
+    assert_eq!((ran.out.as_str(), ran.code), ("Run long is failed\n", 1));
+}
+
+#[test]
+fn an_image_is_pulled_and_counted() {
+    let server = server(1);
+    let mut pulling = run(1, "provisioning", "pulling");
+    pulling["jobs"][0]["job_submissions"][0]["waiting_for"] = json!("its image");
+    pulling["jobs"][0]["job_submissions"][0]["image_pull_progress"] =
+        json!({"downloaded_bytes": 5, "extracted_bytes": 0, "total_bytes": 10, "is_total_bytes_final": true});
+    server.stream(says_goodbye(vec![is(&pulling), is(&run(1, "done", "done")), end()]));
+    let ran = user(&server).runs("apply -f t.yml -y");
+    assert_eq!(ran.err, "submitted\npulling\n");
+}
+
+#[test]
+fn listings_name_the_node_that_a_run_failed_for_and_why() {
+    let server = server(2);
+    let mut failed_run = run(2, "failed", "terminated");
+    failed(&mut failed_run, 0, "2026-11-23T02:20:05Z", "terminated_by_server", 143);
+    failed(&mut failed_run, 1, "2026-11-23T02:20:04Z", "creating_container_error", 1);
+    let last = &mut failed_run["jobs"][1]["job_submissions"][0];
+    last["status_message"] = json!("error");
+    last["error"] = json!("runner error");
+    last["termination_reason_message"] = json!("cannot pull `nosuch`: not found\nmore");
+    server.answer("/api/runs/list", 200, &json!([failed_run]));
+    let ran = user(&server).runs("ps");
+    assert!(ran.out.lines().nth(1).unwrap().contains("  error, node 1  "), "{}", ran.out);
+    let ran = user(&server).runs("ps -v");
+    let lines: Vec<&str> = ran.out.lines().map(str::trim_end).collect();
+    for line in [1, 3] {
+        assert!(lines[line].ends_with("cannot pull `nosuch`: not found"), "{}", ran.out);
+    }
+    assert!(!lines[2].contains("cannot"), "{}", ran.out);
 }

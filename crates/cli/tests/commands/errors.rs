@@ -91,7 +91,9 @@ fn files_that_cannot_be_applied_say_why() {
         .file("env.yml", "type: task\nname: x1\ncommands: [x]\nenv: [NOT_SET]\n")
         .file("ref.yml", "type: task\nname: x1\ncommands: ['echo ${{ env.X }}']\n")
         .file("repo.yml", "type: task\nname: x1\ncommands: [x]\nrepos: [\"https://example.com/a/b.git\"]\n")
-        .file("files.yml", "type: task\nname: x1\ncommands: [x]\nfiles: [missing.py]\n");
+        .file("files.yml", "type: task\nname: x1\ncommands: [x]\nfiles: [missing.py]\n")
+        .file("dir.yml", "type: task\ncommands: [x]\nworking_dir: sub\n")
+        .file("task.yml", "type: task\ncommands: [x]\n");
     let cases = [
         ("apply -f missing.yml", "Configuration file missing.yml does not exist\n"),
         ("apply", "No configuration file specified via `-f` and no default .dstack.yml configuration found\n"),
@@ -101,7 +103,13 @@ fn files_that_cannot_be_applied_say_why() {
         ("apply -f ref.yml -y", "Failed to interpolate due to missing vars: ['env.X']\n"),
         ("apply -f repo.yml -y", "Git repositories are not supported yet"),
         ("init", "No default project"),
-        ("attach x", "`dstack attach` arrives together with SSH support"),
+        ("attach x", "`dstack attach` by SSH and forwarded ports are not supported yet"),
+        ("attach x --logs -p 8000", "`dstack attach` by SSH and forwarded ports are not supported yet"),
+        ("apply -f dir.yml -y", "error: working_dir must be absolute\n --> dir.yml:3:14\n"),
+        ("validate dir.yml", "error: working_dir must be absolute\n"),
+        ("apply -f task.yml -y -p 80:8000", "`-p 80:8000` asks for another local port"),
+        ("apply -f task.yml -y --host 0.0.0.0", "`--host` is of no use yet"),
+        ("apply -f -", "Cannot read configuration from stdin if -y/--yes is not specified\n"),
         ("logs x --since soon", "Invalid datetime format\n"),
         ("run get --id zz --json", "Invalid UUID format: zz\n"),
         ("offer --group-by region", "Cannot group by 'region' without also grouping by 'gpu'\n"),
@@ -152,4 +160,21 @@ fn missing_things_are_named() {
         assert_eq!(ran.out, expected, "`{line}`");
         assert_eq!(ran.code, 1, "`{line}`");
     }
+}
+
+#[test]
+fn jobs_that_are_not_there_have_no_metrics() {
+    let path = format!("{}/tests/golden/run-get.json", env!("CARGO_MANIFEST_DIR"));
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let server = Server::start();
+    server.answer("/api/project/main/runs/get", 200, &golden["calls"][0]["body"]);
+    let user = User::of(&server);
+    for (line, wanted) in [("metrics x --job 9", "job=9"), ("metrics x --replica 2 --job 0", "replica=2 job=0")] {
+        let ran = user.runs(line);
+        assert_eq!(ran.out, format!("Run x has no job matching {wanted}\n"));
+        assert_eq!(ran.code, 1);
+    }
+    server.answer("/api/runs/list", 200, &json!([]));
+    let ran = user.runs("ps --json -w");
+    assert_eq!((ran.out.as_str(), ran.code), ("JSON output is not supported together with --watch\n", 1));
 }

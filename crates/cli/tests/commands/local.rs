@@ -35,7 +35,7 @@ fn options_win_over_the_configuration() {
     );
     let line = "apply -f t.yml -y -e BAZ=2 -e BAR=3 --gpu H100:2 --cpu 4.. --memory 1GB.. --disk 50GB -n nm -b aws \
                 -b local -r us-east-1 --instance-type p5 --fleet f -R --spot-auto --retry --max-price 3 \
-                --max-duration 1h -p 9000:8000 -p 77 --max-offers 7 --full-offers --unallocated x y";
+                --max-duration 1h -p 8000:8000 -p 77 --max-offers 7 --full-offers --unallocated x y";
     let plan = planned(&user, &server, line);
     let configuration = &plan["run_spec"]["configuration"];
     assert_eq!(configuration["commands"], json!(["echo x y ${{ secrets.S }}", "b"]));
@@ -45,7 +45,7 @@ fn options_win_over_the_configuration() {
         configuration["ports"],
         json!([
             {"local_port": 8080, "container_port": 8080},
-            {"local_port": 9000, "container_port": 8000},
+            {"local_port": 8000, "container_port": 8000},
             {"local_port": 77, "container_port": 77},
         ])
     );
@@ -93,6 +93,18 @@ fn profiles_are_sent_beside_the_configuration() {
     assert_eq!(profile(&named, "apply -f t.yml -y --profile usual")["name"], "usual");
     let none = User::of(&server).with("DSTACK_NO_PROFILE", "1").file("t.yml", task);
     assert_eq!(profile(&none, "apply -f t.yml -y")["name"], "no-profile");
+    // What is typed wins over the environment, and there wanting none over wanting one.
+    let both = User::of(&server)
+        .with("DSTACK_NO_PROFILE", "on")
+        .with("DSTACK_PROFILE", "big")
+        .file("t.yml", task)
+        .file(".dstack/profiles.yaml", profiles);
+    assert_eq!(profile(&both, "apply -f t.yml -y")["name"], "no-profile");
+    assert_eq!(profile(&both, "apply -f t.yml -y --profile big")["name"], "big");
+    let off = User::of(&server).with("DSTACK_NO_PROFILE", "0").file("t.yml", task);
+    assert_eq!(profile(&off, "apply -f t.yml -y")["name"], "default");
+    let odd = User::of(&server).with("DSTACK_NO_PROFILE", "maybe").file("t.yml", task);
+    assert_eq!(odd.runs("apply -f t.yml -y").out, "Invalid bool value: DSTACK_NO_PROFILE=maybe\n");
     let plain = User::of(&server).file("t.yml", task);
     assert_eq!(profile(&plain, "apply -f t.yml -y")["name"], "default");
 }
@@ -253,6 +265,11 @@ fn help_names_every_command_and_every_official_option() {
         ),
         ("project add -h", "--name --url --token --yes --no"),
         ("metrics -h", "--watch --replica --job"),
+        ("export create --help", "--importer --fleet --gateway --global"),
+        ("export update -h", "--add-importer --remove-fleet --set-global --unset-global"),
+        ("import delete --help", "--yes"),
+        ("gateway -h", "--format --json --watch --verbose"),
+        ("gateway update -h", "--set-default --domain"),
         ("login -h", "--url --provider --yes --no"),
     ];
     for (line, expected) in options {
@@ -273,11 +290,11 @@ fn the_version_is_that_of_the_official_client() {
 }
 
 #[test]
-fn completion_scripts_know_the_commands() {
-    for (shell, word) in [("bash", "complete -F"), ("zsh", "#compdef dstack"), ("fish", "complete -c dstack")] {
+fn completion_scripts_have_the_shell_ask_this_program() {
+    for (shell, word) in [("bash", "complete -o"), ("zsh", "#compdef dstack"), ("fish", "complete --keep-order")] {
         let ran = User::new().runs(&format!("completion {shell}"));
         assert_eq!(ran.code, 0);
-        assert!(ran.out.contains(word) && ran.out.contains("validate"), "{shell}");
+        assert!(ran.out.contains(word) && ran.out.contains("COMPLETE"), "{shell}: {}", ran.out);
     }
 }
 
@@ -294,4 +311,123 @@ fn fleets_take_a_name_and_the_default_profile() {
     assert_eq!(spec["configuration"]["name"], "mine");
     assert_eq!(spec["profile"]["regions"], json!(["r1"]));
     assert_eq!(spec["configuration"]["nodes"], json!({"min": 0, "max": 2}));
+}
+
+#[test]
+fn help_is_that_of_the_type() {
+    let shown = |line: &str| {
+        let ran = User::new().runs(line);
+        assert_eq!(ran.code, 0, "`{line}`: {}", ran.err);
+        ran.out
+    };
+    let general = shown("apply -h");
+    assert!(general.contains("--detach") && !general.contains("--gpu") && !general.contains("--env"), "{general}");
+    assert!(
+        general.ends_with("Type `dstack apply -h CONFIGURATION_TYPE` to see configuration-specific options.\n\n")
+    );
+    let fleet = shown("apply -h fleet");
+    assert!(fleet.contains("--name") && fleet.contains("--env") && !fleet.contains("--gpu"), "{fleet}");
+    let volume = shown("apply -h volume");
+    assert!(volume.contains("--name") && !volume.contains("--env"), "{volume}");
+    let service = shown("apply -h service");
+    assert!(service.contains("--gpu") && !service.contains("--port"), "{service}");
+    assert_eq!(User::new().runs("apply -h bogus").code, 2);
+    let run = shown("run");
+    assert!(run.contains("get") && run.contains("Usage: dstack run"), "{run}");
+}
+
+#[test]
+fn there_are_no_presets() {
+    for line in ["preset list", "preset"] {
+        let ran = User::new().runs(line);
+        assert_eq!(ran.out, " NAME  ID  BASE  CONSTRAINTS  BENCHMARK    STATUS  SUBMITTED \n\n");
+        assert_eq!(ran.code, 0);
+    }
+    let ran = User::new().runs("preset create -f x.yml");
+    assert_eq!(ran.out, "`dstack preset create` is not supported yet by this version of dstack\n");
+    assert_eq!(ran.code, 1);
+}
+
+#[test]
+fn one_file_has_one_name() {
+    let server = curious();
+    let user = User::of(&server).file("a/t.yml", "type: task\ncommands: [x]\n");
+    for path in ["a/t.yml", "./a/t.yml", "a/../a/t.yml"] {
+        let plan = planned(&user, &server, &format!("apply -f {path} -y"));
+        assert_eq!(plan["run_spec"]["configuration_path"], "a/t.yml");
+    }
+}
+
+#[test]
+fn what_groups_are_called_may_have_spaces() {
+    let server = Server::start();
+    server.answer("/api/project/main/gpus/list", 200, &json!({"gpus": []}));
+    let ran = User::of(&server).runs_words(&["offer", "--group-by", "gpu, backend"]);
+    assert_eq!(ran.code, 0, "{}", ran.out);
+    assert_eq!(server.bodies("/api/project/main/gpus/list")[0]["group_by"], json!(["backend"]));
+}
+
+#[test]
+fn gateways_are_listed_deleted_and_updated_as_the_official_client_does() {
+    let path = format!("{}/tests/golden/gateway-get.json", env!("CARGO_MANIFEST_DIR"));
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let gateway = &golden["calls"][0]["body"];
+    let server = Server::start();
+    for verb in ["get", "list", "delete", "set_default"] {
+        let body = if verb == "list" { json!([gateway]) } else { gateway.clone() };
+        server.answer(&format!("/api/project/main/gateways/{verb}"), 200, &body);
+    }
+    let user = User::of(&server);
+    for line in ["gateway --json", "gateway list --format json", "gateway --json list"] {
+        let listing: Value = serde_json::from_str(&user.runs(line).out).unwrap();
+        assert_eq!(listing["gateways"][0]["name"], gateway["name"], "`{line}`");
+    }
+    let ran = user.runs("gateway --json -w");
+    assert_eq!((ran.out.as_str(), ran.code), ("JSON output is not supported together with --watch\n", 1));
+    let ran = user.runs("gateway delete gw1 -y");
+    assert!(ran.out.starts_with(" NAME") && ran.out.ends_with("\n\nGateway deleted\n"), "{}", ran.out);
+    let ran = User::of(&server).typing("n\n").runs("gateway delete gw1");
+    assert!(ran.out.ends_with("Do you want to delete the gateway? [y/n]: Exiting...\n"), "{}", ran.out);
+    let ran = user.runs("gateway update gw1 --set-default");
+    assert!(ran.out.starts_with(" NAME") && ran.code == 0, "{}", ran.out);
+    assert_eq!(server.bodies("/api/project/main/gateways/set_default"), [json!({"name": "gw1"})]);
+}
+
+#[test]
+fn fleets_of_other_projects_can_be_read_but_not_deleted() {
+    let path = format!("{}/tests/golden/fleet-get.json", env!("CARGO_MANIFEST_DIR"));
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let server = Server::start();
+    server.answer("/api/project/team/fleets/get", 200, &golden["calls"][0]["body"]);
+    let user = User::of(&server);
+    let ran = user.runs("fleet get team/tpl --json");
+    assert_eq!(ran.code, 0, "{}", ran.out);
+    assert_eq!(server.bodies("/api/project/team/fleets/get")[0]["name"], "tpl");
+    let ran = user.runs("fleet delete team/tpl -y");
+    assert!(ran.out.starts_with("The <project>/<fleet> format is not supported for fleet names."), "{}", ran.out);
+    assert_eq!(ran.code, 1);
+}
+
+#[test]
+fn a_fleet_is_retried_while_it_owes_instances() {
+    let path = format!("{}/tests/golden/apply-fleet-fixed.json", env!("CARGO_MANIFEST_DIR"));
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let cases = [
+        (1, "\nSome instances failed. Provisioning will be retried in the background.\n"),
+        (0, "\nSome instances failed. Check the table above for errors.\n"),
+    ];
+    for (least, expected) in cases {
+        let server = Server::start();
+        for call in golden["calls"].as_array().unwrap() {
+            let mut body = call["body"].clone();
+            if let Some(instance) = body.pointer_mut("/instances/0") {
+                instance["status"] = json!("terminated");
+                body["spec"]["configuration"]["nodes"] = json!({"min": least, "target": 1, "max": 1});
+            }
+            server.answer(call["path"].as_str().unwrap(), 200, &body);
+        }
+        let ran = User::of(&server).file("f.yml", "type: fleet\nname: fix\nnodes: 1\n").runs("apply -f f.yml -y");
+        assert!(ran.out.ends_with(expected), "{}", ran.out);
+        assert_eq!(ran.code, 1);
+    }
 }

@@ -8,6 +8,7 @@
 mod attached;
 mod errors;
 mod golden;
+mod interrupts;
 mod local;
 mod server;
 mod terminal;

@@ -23,6 +23,8 @@ pub(crate) struct Socket {
     pub(crate) messages: Vec<Message>,
     /// Nothing more is sent, and the connection stays, until the client goes.
     pub(crate) hangs: bool,
+    /// What is sent once the run was asked to stop.
+    pub(crate) after_stop: Vec<Message>,
 }
 
 /// A request that came in.
@@ -106,7 +108,7 @@ fn serve(stream: TcpStream, script: &Mutex<Script>) {
                 respond(&stream, &Answer { status: 404, body: r#"{"detail":"Not Found"}"#.to_owned() });
                 continue;
             };
-            return serve_socket(stream, &key, socket);
+            return serve_socket(stream, &key, socket, script);
         }
         let mut script = script.lock().unwrap();
         let answer = match script.answers.get_mut(&request.path) {
@@ -144,7 +146,8 @@ fn respond(mut stream: &TcpStream, answer: &Answer) {
     let _ = stream.write_all([head.as_bytes(), answer.body.as_bytes()].concat().as_slice());
 }
 
-fn serve_socket(mut stream: TcpStream, key: &str, socket: Socket) {
+#[expect(clippy::disallowed_methods, reason = "requests come in on other threads, which know nothing of this one")]
+fn serve_socket(mut stream: TcpStream, key: &str, socket: Socket, script: &Mutex<Script>) {
     let accept = derive_accept_key(key.as_bytes());
     let head = format!(
         "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
@@ -156,6 +159,13 @@ fn serve_socket(mut stream: TcpStream, key: &str, socket: Socket) {
         if websocket.send(message).is_err() {
             return;
         }
+    }
+    let is_stopped = || script.lock().unwrap().requests.iter().any(|request| request.path.ends_with("runs/stop"));
+    while !socket.after_stop.is_empty() && !is_stopped() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    for message in socket.after_stop {
+        websocket.send(message).unwrap();
     }
     while socket.hangs && websocket.read().is_ok() {}
 }

@@ -1,10 +1,12 @@
 //! A session of the command line whose terminal is a test.
 
-use std::io::{self, Cursor, Write};
+use std::collections::VecDeque;
+use std::io::{self, BufRead, BufReader, Cursor, Write};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex};
 
-use cli::{Printer, Session, Terminal};
+use cli::{Interrupts, Printer, Session, Terminal};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use tempfile::TempDir;
@@ -23,16 +25,63 @@ pub(crate) struct Ran {
 pub(crate) struct User {
     pub(crate) home: TempDir,
     pub(crate) now: Option<Timestamp>,
+    pub(crate) terminal: Terminal,
     variables: Vec<(String, String)>,
     answers: String,
+    reactions: Vec<(String, Act)>,
 }
 
-#[derive(Clone, Default)]
-struct Shared(Arc<Mutex<Vec<u8>>>);
+/// What the user does at something that is seen.
+#[derive(Debug, Clone)]
+pub(crate) enum Act {
+    /// Types this.
+    Type(&'static str),
+    /// Presses Ctrl-C.
+    Interrupt,
+    /// Ends the input, as Ctrl-D does.
+    End,
+}
 
-impl Write for Shared {
+/// The screen, and the user who watches it.
+#[derive(Clone)]
+struct Screen {
+    text: Arc<Mutex<Vec<u8>>>,
+    watcher: Arc<Mutex<Watcher>>,
+}
+
+struct Watcher {
+    /// What is done next, once its text has appeared.
+    reactions: VecDeque<(String, Act)>,
+    /// What has appeared since the last act.
+    seen: Vec<u8>,
+    keyboard: Option<Sender<String>>,
+    interrupts: Interrupts,
+}
+
+impl Watcher {
+    fn watch(&mut self, bytes: &[u8]) {
+        self.seen.extend_from_slice(bytes);
+        while let Some((text, act)) = self.reactions.front().cloned() {
+            if !String::from_utf8_lossy(&self.seen).contains(&text) {
+                return;
+            }
+            self.reactions.pop_front();
+            self.seen.clear();
+            match (act, &self.keyboard) {
+                (Act::Type(text), Some(keyboard)) => keyboard.send(text.to_owned()).unwrap(),
+                (Act::Type(_), None) => panic!("nothing can be typed"),
+                (Act::Interrupt, _) => self.interrupts.press(),
+                (Act::End, _) => self.keyboard = None,
+            }
+        }
+    }
+}
+
+impl Write for Screen {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
+        self.text.lock().unwrap().extend_from_slice(bytes);
+        self.watcher.lock().unwrap().watch(bytes);
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -40,15 +89,40 @@ impl Write for Shared {
     }
 }
 
-impl Shared {
+impl Screen {
     fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+        String::from_utf8_lossy(&self.text.lock().unwrap()).into_owned()
+    }
+}
+
+/// What is typed while a command runs; reading waits for it.
+struct Keyboard {
+    typed: Receiver<String>,
+    rest: Cursor<Vec<u8>>,
+}
+
+impl io::Read for Keyboard {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = io::Read::read(&mut self.rest, buffer)?;
+        if read != 0 {
+            return Ok(read);
+        }
+        let Ok(text) = self.typed.recv() else { return Ok(0) };
+        self.rest = Cursor::new(text.into_bytes());
+        io::Read::read(&mut self.rest, buffer)
     }
 }
 
 impl User {
     pub(crate) fn new() -> User {
-        User { home: tempfile::tempdir().unwrap(), now: None, variables: Vec::new(), answers: String::new() }
+        User {
+            home: tempfile::tempdir().unwrap(),
+            now: None,
+            terminal: Terminal::default(),
+            variables: Vec::new(),
+            answers: String::new(),
+            reactions: Vec::new(),
+        }
     }
 
     /// A user of the project `main` of `server`.
@@ -57,6 +131,12 @@ impl User {
             .with("DSTACK_SERVER_URL", &server.url)
             .with("DSTACK_TOKEN", "secret")
             .with("DSTACK_PROJECT", "main")
+    }
+
+    /// Does something once `text` is seen, after what was asked for before. The input stays open.
+    pub(crate) fn at(mut self, text: &str, act: Act) -> User {
+        self.reactions.push((text.to_owned(), act));
+        self
     }
 
     pub(crate) fn with(mut self, name: &str, value: &str) -> User {
@@ -97,9 +177,23 @@ impl User {
 
     pub(crate) fn runs_words(&self, words: &[&str]) -> Ran {
         std::fs::create_dir_all(self.directory()).unwrap();
-        let (out, err) = (Shared::default(), Shared::default());
-        let input = Box::new(Cursor::new(self.answers.clone()));
-        let printer = Printer::new(Box::new(out.clone()), Box::new(err.clone()), input, Terminal::default());
+        let interrupts = Interrupts::default();
+        let (sender, typed) = std::sync::mpsc::channel();
+        let input: Box<dyn BufRead + Send> = if self.reactions.is_empty() {
+            Box::new(Cursor::new(self.answers.clone()))
+        } else {
+            Box::new(BufReader::new(Keyboard { typed, rest: Cursor::default() }))
+        };
+        let watcher = Watcher {
+            reactions: self.reactions.iter().cloned().collect(),
+            seen: Vec::new(),
+            keyboard: Some(sender),
+            interrupts: interrupts.clone(),
+        };
+        let watcher = Arc::new(Mutex::new(watcher));
+        let screen = || Screen { text: Arc::default(), watcher: Arc::clone(&watcher) };
+        let (out, err) = (screen(), screen());
+        let printer = Printer::new(Box::new(out.clone()), Box::new(err.clone()), input, self.terminal);
         let mut session = Session {
             printer,
             variables: self.variables.iter().cloned().collect(),
@@ -107,10 +201,13 @@ impl User {
             home: self.home.path().to_owned(),
             zone: TimeZone::UTC,
             stopped_at: self.now,
+            interrupts,
         };
         let words = std::iter::once(&"dstack").chain(words).map(Into::into);
         let code = cli::run_in(&mut session, words);
         drop(session);
+        let left = watcher.lock().unwrap().reactions.clone();
+        assert!(left.is_empty(), "never seen: {left:?}\n{}{}", out.text(), err.text());
         Ran { code, out: out.text(), err: err.text() }
     }
 }

@@ -14,7 +14,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::clock::Clock;
@@ -36,6 +36,11 @@ impl Surroundings {
     pub fn of_process() -> Surroundings {
         Surroundings { home: std::env::home_dir(), clock: Clock::System, ids: Ids::Random }
     }
+}
+
+/// What `dstack server` takes.
+pub fn command() -> clap::Command {
+    ServerArgs::command()
 }
 
 /// Runs `dstack server` with the arguments that follow these words, until it is told to end.

@@ -20,7 +20,9 @@ pub(super) async fn upload(
 ) -> anyhow::Result<Vec<FileArchiveMapping>> {
     let mut archives = Vec::new();
     for file in files {
-        let archive = pack(Path::new(&file.local_path))?;
+        let path = PathBuf::from(&file.local_path);
+        // Large folders take a while, in which Ctrl-C is to be heard.
+        let archive = tokio::task::spawn_blocking(move || pack(&path)).await.context("pack files")??;
         let hash = hex::encode(Sha256::digest(&archive));
         let uploaded = project.client.upload_archive(&hash, archive).await?;
         archives.push(FileArchiveMapping { id: uploaded.id, path: file.path.clone() });

@@ -1,9 +1,9 @@
 //! A run's configuration with everything that only the user's side knows: options, environment, arguments, paths.
 
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, bail};
-use api::configurations::{Env, EnvValue, RunConfiguration};
+use api::configurations::{Env, EnvValue, PortMapping, RunConfiguration};
 
 use super::interpolate::{Value, interpolate, quoted};
 use super::options;
@@ -50,6 +50,16 @@ pub(super) fn complete_env(session: &Session, typed: &[String], env: &mut Env) -
 
 fn set_ports(args: &ApplyArgs, configuration: &mut RunConfiguration) -> anyhow::Result<()> {
     let typed = &args.run.ports;
+    if args.run.host.is_some() {
+        bail!("`--host` is of no use yet: this version of dstack forwards no ports");
+    }
+    let is_elsewhere = |port: &&PortMapping| port.local_port.is_some_and(|local| local != port.container_port);
+    if let Some(PortMapping { local_port: Some(local), container_port }) = typed.iter().find(is_elsewhere) {
+        bail!(
+            "`-p {local}:{container_port}` asks for another local port, but this version of dstack forwards no \
+             ports"
+        );
+    }
     match configuration {
         RunConfiguration::Task(task) => task.ports = options::with_ports(&task.ports, typed),
         RunConfiguration::DevEnvironment(environment) => {
@@ -112,15 +122,20 @@ pub(super) fn absolute(session: &Session, folder: &Path, path: &str) -> String {
         Some(rest) if rest.starts_with('/') => session.home.join(rest.trim_start_matches('/')),
         _ => folder.join(path),
     };
-    let mut clean = std::path::PathBuf::new();
+    clean(&path).to_string_lossy().into_owned()
+}
+
+/// A path without `.` and `..`.
+pub(super) fn clean(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::new();
     for part in path.components() {
         match part {
-            std::path::Component::CurDir => {}
-            std::path::Component::ParentDir => {
+            Component::CurDir => {}
+            Component::ParentDir => {
                 clean.pop();
             }
             part => clean.push(part),
         }
     }
-    clean.to_string_lossy().into_owned()
+    clean
 }

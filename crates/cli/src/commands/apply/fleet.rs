@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use api::client::endpoints;
 use api::configurations::FleetConfiguration;
 use api::fleets::{
@@ -11,7 +11,6 @@ use api::fleets::{
 };
 use api::instances::InstanceStatus;
 use api::runs::ApplyAction;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::USE_FORCE;
 use super::configure::complete_env;
@@ -34,7 +33,7 @@ pub(super) async fn apply(
     args: &ApplyArgs,
     mut configuration: FleetConfiguration,
     path: String,
-) -> anyhow::Result<Outcome> {
+) -> anyhow::Result<Option<(Project, Fleet)>> {
     if let Some(name) = &args.name {
         configuration.name = Some(name.clone());
     }
@@ -48,11 +47,12 @@ pub(super) async fn apply(
     let request = GetFleetPlanRequest { spec };
     let plan = project.client.call(&endpoints::GET_FLEET_PLAN, &project.name, &request).await?;
     print_plan(session, &plan)?;
-    let Some(decision) = decide(session, args, &plan)? else { return Ok(Outcome::Done) };
-    if !agreed(session, args.yes, decision.question)? {
-        return Ok(Outcome::Done);
+    let Some(decision) = decide(session, args, &plan)? else { return Ok(None) };
+    if !agreed(session, args.yes, decision.question).await? {
+        return Ok(None);
     }
     if let (true, Some(current)) = (decision.delete_first, &plan.current_resource) {
+        let _progress = Progress::of(&mut session.printer, "Deleting existing fleet...")?;
         delete::delete_fleet(&project, &current.name).await?;
     }
     let input = ApplyFleetPlanInput { spec: plan.spec, current_resource: plan.current_resource };
@@ -60,9 +60,9 @@ pub(super) async fn apply(
     let fleet = project.client.call(&endpoints::APPLY_FLEET, &project.name, &request).await?;
     if args.detach {
         session.printer.line("Fleet configuration submitted. Exiting...")?;
-        return Ok(Outcome::Done);
+        return Ok(None);
     }
-    follow(session, &project, args, fleet).await
+    Ok(Some((project, fleet)))
 }
 
 fn print_plan(session: &mut Session, plan: &FleetPlan) -> anyhow::Result<()> {
@@ -124,26 +124,26 @@ fn decide(session: &mut Session, args: &ApplyArgs, plan: &FleetPlan) -> anyhow::
 }
 
 /// Waits until no instance is on its way, and shows what became of them.
-async fn follow(
+pub(super) async fn follow(
     session: &mut Session,
     project: &Project,
     args: &ApplyArgs,
     mut fleet: Fleet,
 ) -> anyhow::Result<Outcome> {
-    let mut interrupts = signal(SignalKind::interrupt()).context("listen for Ctrl-C")?;
+    let interrupts = session.interrupts.clone();
     let mut progress = Progress::default();
     while fleet.instances.iter().any(|instance| is_on_its_way(instance.status)) {
         progress.show(&mut session.printer, &steps(&fleet))?;
-        let is_interrupted = tokio::select! {
-            _ = interrupts.recv() => true,
-            () = tokio::time::sleep(INTERVAL) => false,
+        let seen = tokio::select! {
+            biased;
+            () = interrupts.next() => None,
+            seen = look_again(project, &fleet.name) => Some(seen?),
         };
-        if is_interrupted {
+        let Some(seen) = seen else {
             progress.clear();
             return leave(session, project, args, &fleet.name).await;
-        }
-        let request = GetFleetRequest { name: Some(fleet.name.clone()), id: None };
-        fleet = project.client.call(&endpoints::GET_FLEET, &project.name, &request).await?;
+        };
+        fleet = seen;
     }
     progress.clear();
     let has_failed = fleet.instances.iter().any(|instance| instance.status == InstanceStatus::Terminated);
@@ -151,21 +151,58 @@ async fn follow(
     session.printer.table(&fleets::table(std::slice::from_ref(&fleet), has_failed || args.verbose, &times))?;
     if has_failed {
         session.printer.blank()?;
-        session.printer.error("Some instances failed. Provisioning will be retried in the background.")?;
+        session.printer.error(if is_retried(&fleet) {
+            "Some instances failed. Provisioning will be retried in the background."
+        } else {
+            "Some instances failed. Check the table above for errors."
+        })?;
         return Ok(Outcome::Failed);
     }
     Ok(Outcome::Done)
 }
 
+async fn look_again(project: &Project, name: &str) -> anyhow::Result<Fleet> {
+    tokio::time::sleep(INTERVAL).await;
+    let request = GetFleetRequest { name: Some(name.to_owned()), id: None };
+    Ok(project.client.call(&endpoints::GET_FLEET, &project.name, &request).await?)
+}
+
+/// Whether the fleet still owes instances, which its server goes on to provide.
+fn is_retried(fleet: &Fleet) -> bool {
+    let is_active = |status| match status {
+        InstanceStatus::Pending | InstanceStatus::Provisioning | InstanceStatus::Idle | InstanceStatus::Busy => {
+            true
+        }
+        InstanceStatus::Terminating | InstanceStatus::Terminated => false,
+    };
+    let active = fleet.instances.iter().filter(|instance| is_active(instance.status)).count();
+    fleet.spec.configuration.nodes.as_ref().is_some_and(|nodes| active < nodes.min as usize)
+}
+
 async fn leave(session: &mut Session, project: &Project, args: &ApplyArgs, name: &str) -> anyhow::Result<Outcome> {
-    let question = format!("Delete the fleet {name} before exiting?");
-    if !args.yes && session.printer.confirm(&question)? {
-        let request = DeleteFleetsRequest { names: vec![name.to_owned()] };
-        project.client.call(&endpoints::DELETE_FLEETS, &project.name, &request).await?;
-        session.printer.line("Exiting...")?;
-    } else {
-        session.printer.line("Exiting... Fleet provisioning will continue in the background.")?;
+    if !args.yes {
+        let interrupts = session.interrupts.clone();
+        let answer = tokio::select! {
+            biased;
+            () = interrupts.next() => None,
+            answer = session.printer.ask("Delete the fleet before exiting?") => Some(answer?),
+        };
+        match answer {
+            None => {
+                session.printer.line("\nCancelled by user")?;
+                return Ok(Outcome::Failed);
+            }
+            Some(Some(true)) => {
+                let _progress = Progress::of(&mut session.printer, "Deleting fleet...")?;
+                let request = DeleteFleetsRequest { names: vec![name.to_owned()] };
+                project.client.call(&endpoints::DELETE_FLEETS, &project.name, &request).await?;
+                return Ok(Outcome::Done);
+            }
+            // Whoever cannot be asked keeps what there is.
+            Some(Some(false) | None) => {}
+        }
     }
+    session.printer.line("Exiting... Fleet provisioning will continue in the background.")?;
     Ok(Outcome::Done)
 }
 

@@ -1,19 +1,28 @@
 //! Following a run over its live stream: progress until it runs, its logs, and how it ended.
 
-use anyhow::Context;
+use std::time::Duration;
+
 use api::client::{RunStream, RunStreamEvent, RunStreamOptions, endpoints};
-use api::jobs::{JobStatus, JobSubmission};
+use api::jobs::{ImagePullProgress, JobStatus, JobSubmission};
 use api::runs::{Run, RunStatus, StopRunsRequest};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::ending;
 use super::progress::{Progress, Step};
 use crate::Outcome;
+use crate::interrupts::Interrupts;
 use crate::logs::LogWriter;
 use crate::output::format;
 use crate::output::runs::{self, Times};
 use crate::printer::{ERROR, SUCCESS};
 use crate::session::{Project, Session};
+
+/// How long log bytes wait for the news that the nodes are up, which may come a little later.
+const HOLD_TIME: Duration = Duration::from_millis(200);
+
+/// Pieces of the log that wait at most.
+const HELD: usize = 1024;
 
 /// Prints the logs of a run until it is finished.
 pub(in crate::commands) async fn logs(
@@ -39,29 +48,8 @@ pub(in crate::commands) async fn logs(
     Ok(Outcome::Done)
 }
 
-/// Shows a submitted run until it is finished or left alone.
-pub(super) async fn run(session: &mut Session, project: &Project, run: Run, yes: bool) -> anyhow::Result<Outcome> {
-    let name = runs::run_name(&run).to_owned();
-    let options = RunStreamOptions { logs: true, replica: 0, job: None, since: None, follow: true };
-    let mut interrupts = signal(SignalKind::interrupt()).context("listen for Ctrl-C")?;
-    let stream = RunStream::open(&project.client, &project.name, &name, options).await?;
-    let several = 1 < run.jobs.len();
-    let mut follower = Follower {
-        name,
-        run,
-        stream,
-        writer: LogWriter::new(several),
-        progress: Progress::default(),
-        announced: false,
-        stopping: false,
-    };
-    let result = follower.follow(session, project, &mut interrupts, yes).await;
-    follower.progress.clear();
-    result
-}
-
 /// Says what happens to the stream itself.
-fn tell(session: &mut Session, event: &RunStreamEvent) -> anyhow::Result<()> {
+pub(in crate::commands) fn tell(session: &mut Session, event: &RunStreamEvent) -> anyhow::Result<()> {
     match event {
         RunStreamEvent::Gap { job_num, bytes } => {
             session
@@ -77,7 +65,9 @@ fn tell(session: &mut Session, event: &RunStreamEvent) -> anyhow::Result<()> {
     Ok(())
 }
 
-struct Follower {
+/// Shows a run until it is finished or left alone.
+pub(in crate::commands) struct Follower {
+    project: Project,
     name: String,
     run: Run,
     stream: RunStream,
@@ -85,31 +75,56 @@ struct Follower {
     progress: Progress,
     /// The user was told that provisioning is over.
     announced: bool,
+    /// Log bytes that came before the news that the nodes are up.
+    held: Vec<(u32, Bytes)>,
+    /// Until when they are held.
+    held_until: Option<Instant>,
     /// The user wants the run to stop.
     stopping: bool,
 }
 
 impl Follower {
-    async fn follow(
-        &mut self,
-        session: &mut Session,
-        project: &Project,
-        interrupts: &mut Signal,
-        yes: bool,
-    ) -> anyhow::Result<Outcome> {
+    /// Follows a run that was just submitted.
+    pub(super) async fn new(project: Project, run: Run) -> anyhow::Result<Follower> {
+        let name = runs::run_name(&run).to_owned();
+        let options = RunStreamOptions { logs: true, replica: 0, job: None, since: None, follow: true };
+        let stream = RunStream::open(&project.client, &project.name, &name, options).await?;
+        let writer = LogWriter::new(1 < run.jobs.len());
+        Ok(Follower {
+            project,
+            name,
+            run,
+            stream,
+            writer,
+            progress: Progress::default(),
+            announced: false,
+            held: Vec::new(),
+            held_until: None,
+            stopping: false,
+        })
+    }
+
+    /// Shows the run until it is finished; Ctrl-C asks what is to become of it.
+    pub(super) async fn run(&mut self, session: &mut Session, yes: bool) -> anyhow::Result<Outcome> {
+        let interrupts = session.interrupts.clone();
         self.show_progress(session)?;
         loop {
             if !self.stream.has_next() {
                 session.printer.flush()?;
             }
+            let held_until = self.held_until;
             // A flood of logs must not keep the user from stopping it.
             let event = tokio::select! {
                 biased;
-                _ = interrupts.recv() => {
-                    if self.interrupted(session, project, interrupts, yes).await? {
+                () = interrupts.next() => {
+                    if self.interrupted(session, &interrupts, yes).await? {
                         session.printer.line("Detached")?;
                         return Ok(Outcome::Done);
                     }
+                    continue;
+                }
+                () = until(held_until) => {
+                    self.announce(session)?;
                     continue;
                 }
                 event = self.stream.next() => event,
@@ -123,9 +138,15 @@ impl Follower {
 
     fn handle(&mut self, session: &mut Session, event: RunStreamEvent) -> anyhow::Result<()> {
         match event {
-            RunStreamEvent::Log { job_num, bytes } => {
-                self.announce(session)?;
+            RunStreamEvent::Log { job_num, bytes } if self.announced => {
                 self.writer.write(&mut session.printer, job_num, &bytes)?;
+            }
+            RunStreamEvent::Log { job_num, bytes } => {
+                self.held.push((job_num, bytes));
+                self.held_until.get_or_insert_with(|| Instant::now() + HOLD_TIME);
+                if HELD < self.held.len() {
+                    self.announce(session)?;
+                }
             }
             RunStreamEvent::Run(run) => {
                 self.run = *run;
@@ -153,21 +174,24 @@ impl Follower {
         Ok(())
     }
 
-    /// Shows once where the run ended up.
+    /// Shows once where the run ended up, and then what it has written meanwhile.
     fn announce(&mut self, session: &mut Session) -> anyhow::Result<()> {
-        if self.announced {
-            return Ok(());
+        self.held_until = None;
+        if !self.announced {
+            self.announced = true;
+            self.progress.clear();
+            let verbose = self.run.status == RunStatus::Failed;
+            let times = Times::At(session.zone.clone());
+            session.printer.table(&runs::table(std::slice::from_ref(&self.run), verbose, &times))?;
+            session.printer.blank()?;
+            let status = self.run.status.as_str();
+            session.printer.line(format!("{} provisioning completed ({status})", self.name))?;
+            if let Some(url) = self.run.service.as_ref().and_then(|service| service.get("url")?.as_str()) {
+                session.printer.line(format!("Service is published at:\n  {url}"))?;
+            }
         }
-        self.announced = true;
-        self.progress.clear();
-        let verbose = self.run.status == RunStatus::Failed;
-        let times = Times::At(session.zone.clone());
-        session.printer.table(&runs::table(std::slice::from_ref(&self.run), verbose, &times))?;
-        session.printer.blank()?;
-        let status = self.run.status.as_str();
-        session.printer.line(format!("{} provisioning completed ({status})", self.name))?;
-        if let Some(url) = self.run.service.as_ref().and_then(|service| service.get("url")?.as_str()) {
-            session.printer.line(format!("Service is published at:\n  {url}"))?;
+        for (job_num, bytes) in std::mem::take(&mut self.held) {
+            self.writer.write(&mut session.printer, job_num, &bytes)?;
         }
         Ok(())
     }
@@ -175,20 +199,25 @@ impl Follower {
     fn finish(&mut self, session: &mut Session) -> anyhow::Result<Outcome> {
         self.announce(session)?;
         self.writer.end_line(&mut session.printer)?;
-        let ending = ending::of(&self.run);
-        session.printer.styled_line(&ending.title, if ending.success { SUCCESS } else { ERROR })?;
-        for line in &ending.details {
-            session.printer.line(line)?;
+        // It ended as the user wanted, so there is nothing to explain.
+        match self.run.termination_reason.as_deref() {
+            Some("stopped_by_user") if self.stopping => {
+                session.printer.line("Stopped")?;
+                Ok(Outcome::Done)
+            }
+            Some("aborted_by_user") if self.stopping => {
+                session.printer.error("Aborted")?;
+                Ok(Outcome::Done)
+            }
+            _ => print_ending(session, &self.run),
         }
-        Ok(if ending.success { Outcome::Done } else { Outcome::Failed })
     }
 
     /// Acts on Ctrl-C. True: the run is left alone.
     async fn interrupted(
         &mut self,
         session: &mut Session,
-        project: &Project,
-        interrupts: &mut Signal,
+        interrupts: &Interrupts,
         yes: bool,
     ) -> anyhow::Result<bool> {
         self.progress.clear();
@@ -198,27 +227,47 @@ impl Follower {
         }
         if !self.stopping {
             let question = format!("Stop the run {} before detaching?", self.name);
-            let again = async {
-                interrupts.recv().await;
+            let answer = tokio::select! {
+                biased;
+                () = interrupts.next() => None,
+                answer = session.printer.ask(&question) => Some(answer?),
             };
-            match session.printer.confirm_unless(&question, again).await? {
-                Some(false) => return Ok(true),
-                Some(true) => return self.stop(session, project, false).await.map(|()| false),
+            match answer {
+                Some(Some(true)) => return self.stop(session, false).await.map(|()| false),
+                // Whoever cannot be asked lets it run.
+                Some(Some(false) | None) => return Ok(true),
                 None => session.printer.blank()?,
             }
         }
         // The second Ctrl-C.
-        self.stop(session, project, true).await?;
+        self.stop(session, true).await?;
         Ok(false)
     }
 
-    async fn stop(&mut self, session: &mut Session, project: &Project, abort: bool) -> anyhow::Result<()> {
+    async fn stop(&mut self, session: &mut Session, abort: bool) -> anyhow::Result<()> {
         session.printer.note(if abort { "Aborting..." } else { "Stopping..." })?;
         let request = StopRunsRequest { runs_names: vec![self.name.clone()], abort };
-        project.client.call(&endpoints::STOP_RUNS, &project.name, &request).await?;
+        self.project.client.call(&endpoints::STOP_RUNS, &self.project.name, &request).await?;
         self.stopping = true;
         Ok(())
     }
+}
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Says how a run ended.
+pub(in crate::commands) fn print_ending(session: &mut Session, run: &Run) -> anyhow::Result<Outcome> {
+    let ending = ending::of(run);
+    session.printer.styled_line(&ending.title, if ending.success { SUCCESS } else { ERROR })?;
+    for line in &ending.details {
+        session.printer.line(line)?;
+    }
+    Ok(if ending.success { Outcome::Done } else { Outcome::Failed })
 }
 
 /// Whether all nodes have got as far as running their commands.
@@ -231,7 +280,10 @@ fn is_up(run: &Run) -> bool {
 }
 
 /// What each node is doing.
-fn steps(run: &Run) -> Vec<Step> {
+pub(in crate::commands) fn steps(run: &Run) -> Vec<Step> {
+    if let Some(step) = retrying(run) {
+        return vec![step];
+    }
     let several = 1 < run.jobs.len();
     let mut steps = Vec::new();
     for job in &run.jobs {
@@ -242,7 +294,7 @@ fn steps(run: &Run) -> Vec<Step> {
             (true, 0) => spec.job_num.to_string(),
             (true, replica) => format!("{replica}/{}", spec.job_num),
         };
-        steps.push(Step { node, doing: doing(submission), detail: detail(submission) });
+        steps.push(Step { node, doing: doing(run, submission), detail: detail(submission) });
     }
     if steps.is_empty() {
         steps.push(Step { node: String::new(), doing: runs::run_status(run), detail: String::new() });
@@ -250,16 +302,37 @@ fn steps(run: &Run) -> Vec<Step> {
     steps
 }
 
-fn doing(submission: &JobSubmission) -> String {
-    let status = runs::plain_job_status(submission);
+/// Why a run that waits for another try failed, and what it waits for.
+fn retrying(run: &Run) -> Option<Step> {
+    let (job, submission) = runs::cause(run).filter(|_| run.status == RunStatus::Pending)?;
+    let why = format!("{}{}", runs::job_status(submission), runs::of_node(run, job, submission));
+    let waiting = submission.waiting_for.as_ref().map(|reason| format!(", waiting for {reason}"));
+    let doing = format!("retrying: {why}{}", waiting.unwrap_or_default());
+    Some(Step { node: String::new(), doing, detail: String::new() })
+}
+
+fn doing(run: &Run, submission: &JobSubmission) -> String {
+    let image = submission.image_pull_progress.as_ref().filter(|_| submission.status == JobStatus::Pulling);
+    let has_image = run.run_spec.configuration.common().image.is_some() || image.is_some();
+    let status = match submission.status {
+        // Plain processes have their files and folders made, and no image to pull.
+        JobStatus::Pulling if !has_image => "preparing",
+        _ => runs::plain_job_status(submission),
+    };
     match (&submission.waiting_for, &submission.job_provisioning_data) {
-        (Some(reason), _) => format!("{status}: {reason}"),
+        // The bytes of the image say the same and more.
+        (Some(_), _) if image.is_some_and(is_on_its_way) => status.to_owned(),
+        (Some(reason), _) => format!("{status}, waiting for {reason}"),
         (None, Some(placed)) if submission.status == JobStatus::Provisioning => {
             let place = format::place(placed.backend, &placed.region, placed.availability_zone.as_deref());
             format!("{status}{}", format::on(&placed.instance_type.name, &place))
         }
         (None, _) => status.to_owned(),
     }
+}
+
+fn is_on_its_way(image: &ImagePullProgress) -> bool {
+    !image.is_total_bytes_final || image.extracted_bytes < image.total_bytes
 }
 
 fn detail(submission: &JobSubmission) -> String {

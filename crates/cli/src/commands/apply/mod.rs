@@ -5,48 +5,69 @@ mod configure;
 mod ending;
 mod fleet;
 pub(super) mod follow;
+mod help;
 mod ignore;
 mod interpolate;
 pub(super) mod options;
-mod progress;
+pub(super) mod progress;
 mod run;
 pub(super) mod source;
 
 use anyhow::bail;
 use api::configurations::Configuration;
-use clap::CommandFactory;
+use api::fleets::Fleet;
 
+use super::{Interrupted, unless_interrupted};
 use crate::Outcome;
-use crate::args::{ApplyArgs, Cli, RunArgs};
-use crate::session::Session;
+use crate::args::{ApplyArgs, RunArgs};
+use crate::session::{Project, Session};
 use source::ConfigurationFile;
 
 /// What is said before a plan is left unapplied.
 const USE_FORCE: &str = "Use --force to apply anyway.";
 
+/// What was submitted, to be followed.
+enum Submitted {
+    Run(Box<follow::Follower>),
+    Fleet(Project, Box<Fleet>),
+}
+
 pub(super) async fn run(session: &mut Session, args: ApplyArgs) -> anyhow::Result<Outcome> {
-    if args.help.is_some() {
-        return help(session);
+    if let Some(kind) = args.help {
+        return help::print(session, kind);
     }
-    let file = ConfigurationFile::read(session, args.file.as_deref())?;
-    let ConfigurationFile { configuration, path, folder } = file;
-    match configuration.into_run() {
-        Ok(configuration) => run::apply(session, &args, configuration, path, &folder).await,
-        Err(other) if args.run != RunArgs::default() => {
-            bail!("Unrecognized arguments: a {} takes only `-n` and `-e` beside the general ones", other.kind())
+    let submit = async |session: &mut Session| submit(session, &args).await;
+    match unless_interrupted(session, submit).await? {
+        Ok(Some(Submitted::Run(mut follower))) => follower.run(session, args.yes).await,
+        Ok(Some(Submitted::Fleet(project, fleet))) => fleet::follow(session, &project, &args, *fleet).await,
+        Ok(None) => Ok(Outcome::Done),
+        Err(Interrupted::AtQuestion) => Ok(Outcome::Failed),
+        Err(Interrupted::AtWork) => {
+            session.printer.line("\nOperation interrupted by user. Exiting...")?;
+            Ok(Outcome::Done)
         }
-        Err(Configuration::Fleet(configuration)) => fleet::apply(session, &args, *configuration, path).await,
-        Err(other) => bail!("{}s are not supported yet by this version of dstack", other.kind()),
     }
 }
 
-fn help(session: &mut Session) -> anyhow::Result<Outcome> {
-    let mut command = Cli::command();
-    command.build();
-    if let Some(apply) = command.find_subcommand_mut("apply") {
-        let text = apply.render_long_help();
-        let text = if session.printer.terminal.colour { text.ansi().to_string() } else { text.to_string() };
-        session.printer.raw(text.as_bytes())?;
+/// Does all of it up to where the user may watch. None: there is nothing to watch.
+async fn submit(session: &mut Session, args: &ApplyArgs) -> anyhow::Result<Option<Submitted>> {
+    if !args.yes && args.file.as_deref() == Some(source::STDIN) {
+        bail!("Cannot read configuration from stdin if -y/--yes is not specified");
     }
-    Ok(Outcome::Done)
+    let file = ConfigurationFile::read(session, args.file.as_deref()).await?;
+    let ConfigurationFile { configuration, path, folder } = file;
+    match configuration.into_run() {
+        Ok(configuration) => {
+            let follower = run::apply(session, args, configuration, path, &folder).await?;
+            Ok(follower.map(|follower| Submitted::Run(Box::new(follower))))
+        }
+        Err(other) if args.run != RunArgs::default() => {
+            bail!("Unrecognized arguments: a {} takes only `-n` and `-e` beside the general ones", other.kind())
+        }
+        Err(Configuration::Fleet(configuration)) => {
+            let applied = fleet::apply(session, args, *configuration, path).await?;
+            Ok(applied.map(|(project, fleet)| Submitted::Fleet(project, Box::new(fleet))))
+        }
+        Err(other) => bail!("{}s are not supported yet by this version of dstack", other.kind()),
+    }
 }

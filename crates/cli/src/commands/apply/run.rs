@@ -13,13 +13,14 @@ use api::runs::{
     StopRunsRequest,
 };
 
+use super::progress::Progress;
 use super::{USE_FORCE, archives, configure, follow, options};
 use crate::args::ApplyArgs;
 use crate::commands::agreed;
 use crate::output::runs::run_name;
 use crate::output::{format, offers, plans};
+use crate::profiles;
 use crate::session::{Project, Session};
-use crate::{Outcome, profiles};
 
 /// Offers of a plan that are shown, unless told.
 const DEFAULT_OFFERS: u32 = 3;
@@ -42,7 +43,7 @@ pub(super) async fn apply(
     mut configuration: RunConfiguration,
     path: String,
     folder: &Path,
-) -> anyhow::Result<Outcome> {
+) -> anyhow::Result<Option<follow::Follower>> {
     configure::complete(session, args, &mut configuration, folder)?;
     set_repo(args, &mut configuration)?;
     let project = session.project(args.project.project.as_deref())?;
@@ -58,21 +59,24 @@ pub(super) async fn apply(
     spec.file_archives = archives::upload(&project, spec.configuration.common().files).await?;
     let plan = get_plan(&project, args, spec).await?;
     print_plan(session, &project, args, &plan).await?;
-    let Some(decision) = decide(session, args, &plan)? else { return Ok(Outcome::Done) };
-    if !agreed(session, args.yes, &decision.question)? {
-        return Ok(Outcome::Done);
+    let Some(decision) = decide(session, args, &plan)? else { return Ok(None) };
+    if !agreed(session, args.yes, &decision.question).await? {
+        return Ok(None);
     }
     if decision.stop_first {
+        let _progress = Progress::of(&mut session.printer, "Stopping run...")?;
         stop(&project, plan.current_resource.as_ref().map_or("", run_name)).await?;
     }
+    let is_update = plan.action == ApplyAction::Update && !decision.stop_first;
     let input = ApplyRunPlanInput { run_spec: plan.run_spec, current_resource: plan.current_resource };
     let request = ApplyRunPlanRequest { plan: input, force: false };
     let run = project.client.call(&endpoints::APPLY_RUN, &project.name, &request).await?;
     if args.detach {
-        session.printer.line(format!("Run {} submitted, detaching...", run_name(&run)))?;
-        return Ok(Outcome::Done);
+        let done = if is_update { "updated" } else { "submitted" };
+        session.printer.line(format!("Run {} {done}, detaching...", run_name(&run)))?;
+        return Ok(None);
     }
-    follow::run(session, &project, run, args.yes).await
+    follow::Follower::new(project, run).await.map(Some)
 }
 
 fn set_repo(args: &ApplyArgs, configuration: &mut RunConfiguration) -> anyhow::Result<()> {
