@@ -49,6 +49,21 @@ enum Command {
         #[arg(long)]
         detach: bool,
     },
+    /// Remove the containers of a host agent that is gone for good.
+    RemoveContainers {
+        /// The agent's home.
+        #[arg(long)]
+        home: PathBuf,
+        /// Also those of agents whose homes lay below this folder and are gone.
+        #[arg(long)]
+        homes_below: Option<PathBuf>,
+    },
+    /// Remove a network of containers, unless it is used.
+    RemoveNetwork {
+        /// The network's name.
+        #[arg(long)]
+        name: String,
+    },
     /// Print what this machine has, as JSON.
     Discover,
     /// Print the names of all fail points, one a line.
@@ -95,6 +110,10 @@ pub fn main_from_args() -> ExitCode {
         Command::Host(args) => finish(host::run(host_options(args))),
         Command::Connect { socket } => finish(connect::run(&socket)),
         Command::Job { dir, detach } => job::run(&dir, detach),
+        Command::RemoveContainers { home, homes_below } => {
+            finish(host::remove_containers(&home, homes_below.as_deref()))
+        }
+        Command::RemoveNetwork { name } => finish(host::remove_network(&name)),
         Command::Discover => finish(discover::run().map(|info| print(&info))),
         Command::Failpoints => {
             print(&failpoint::ALL.join("\n"));

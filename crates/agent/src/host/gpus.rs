@@ -10,13 +10,21 @@ use api::ids::JobId;
 #[derive(Debug)]
 pub(crate) struct GpuPool {
     gpus: Vec<HostGpu>,
+    /// GPUs that the agent was given and that the machine does not show.
+    missing: Vec<String>,
     taken: Mutex<BTreeMap<String, JobId>>,
 }
 
 impl GpuPool {
-    /// A pool of these GPUs, all of them free.
-    pub(crate) fn new(gpus: Vec<HostGpu>) -> GpuPool {
-        GpuPool { gpus, taken: Mutex::default() }
+    /// A pool of the machine's GPUs, or of those that the agent was given; all of them are free.
+    pub(crate) fn of_share(machine: &[HostGpu], share: Option<&[String]>) -> GpuPool {
+        let is_ours = |gpu: &&HostGpu| share.is_none_or(|share| share.contains(&gpu.uuid));
+        let is_missing = |uuid: &&String| machine.iter().all(|gpu| gpu.uuid != **uuid);
+        GpuPool {
+            gpus: machine.iter().filter(is_ours).cloned().collect(),
+            missing: share.unwrap_or_default().iter().filter(is_missing).cloned().collect(),
+            taken: Mutex::default(),
+        }
     }
 
     /// The GPUs.
@@ -27,6 +35,10 @@ impl GpuPool {
     /// Takes GPUs for a task, or says why they cannot be had. A task that has some already gives them back
     /// first.
     pub(crate) fn take(&self, task: JobId, share: &HostShare) -> Result<Vec<String>, String> {
+        let wants_none = share.gpu_count == Some(0) || share.gpu_uuids.as_ref().is_some_and(Vec::is_empty);
+        if let Some(uuid) = self.missing.first().filter(|_| !wants_none) {
+            return Err(format!("the GPU `{uuid}` is not here: the host's driver does not show it"));
+        }
         let mut taken = self.taken();
         taken.retain(|_, owner| *owner != task);
         let free = |gpu: &&HostGpu| !taken.contains_key(&gpu.uuid);
@@ -96,7 +108,8 @@ mod tests {
             pci: None,
             numa_node: Some(*node),
         };
-        GpuPool::new(nodes.iter().enumerate().map(gpu).collect())
+        let gpus: Vec<HostGpu> = nodes.iter().enumerate().map(gpu).collect();
+        GpuPool::of_share(&gpus, None)
     }
 
     fn count(gpus: u32) -> HostShare {
@@ -112,6 +125,20 @@ mod tests {
         assert!(pool.take(two, &count(2)).is_err());
         pool.release(one);
         assert_eq!(pool.take(two, &HostShare::default()).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_shown_is_missed_by_those_who_want_gpus() {
+        let machine = pool(&[0, 0]).gpus;
+        let share = ["GPU-1", "GPU-7"].map(str::to_owned);
+        let pool = GpuPool::of_share(&machine, Some(&share));
+        let task = JobId(uuid::Uuid::from_u128(1));
+        let refused = pool.take(task, &count(1)).unwrap_err();
+        assert!(refused.contains("`GPU-7` is not here"), "{refused}");
+        assert!(pool.take(task, &HostShare::default()).is_err());
+        assert_eq!(pool.take(task, &count(0)).unwrap(), Vec::<String>::new());
+        let pool = GpuPool::of_share(&machine, Some(&share[..1]));
+        assert_eq!(pool.take(task, &HostShare::default()).unwrap(), ["GPU-1"]);
     }
 
     #[test]

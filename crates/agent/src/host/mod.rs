@@ -46,6 +46,22 @@ const SEND_BUFFER: usize = 128 * 1024;
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Removes the containers of an agent that is gone for good, and those that others like it have left behind: their
+/// homes lay below `homes` and are gone.
+pub(crate) fn remove_containers(home: &Path, homes: Option<&Path>) -> anyhow::Result<()> {
+    ask_engine(container::remove_all(home, homes))
+}
+
+/// Removes a containers' network that nobody uses any more.
+pub(crate) fn remove_network(name: &str) -> anyhow::Result<()> {
+    ask_engine(container::remove_network(name))
+}
+
+fn ask_engine(asked: impl Future<Output = Result<(), String>>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(asked).map_err(anyhow::Error::msg)
+}
+
 /// Runs the host agent until it is told to exit.
 pub(crate) fn run(options: HostOptions) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("DSTACK_AGENT_LOG")

@@ -5,6 +5,9 @@ use api::ids::JobId;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+/// How many warnings a task may have: some come from its supervisor, and in a container that is not to be trusted.
+pub(crate) const WARNINGS_LIMIT: usize = 50;
+
 /// One line of a journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Line {
@@ -179,9 +182,10 @@ impl Record {
         }
     }
 
-    /// Adds a warning once.
+    /// Adds a warning once, unless there are too many.
     pub(crate) fn warn(&mut self, text: &str) {
-        if !self.state.warnings.iter().any(|warning| warning == text) {
+        let has_room = self.state.warnings.len() < WARNINGS_LIMIT;
+        if has_room && !self.state.warnings.iter().any(|warning| warning == text) {
             self.state.warnings.push(text.to_owned());
         }
     }
@@ -220,6 +224,17 @@ mod tests {
         let entries = [accepted(1), Entry::Preparing, Entry::Running, Entry::Preparing, Entry::Pulling];
         let record = Record::replay(&entries.map(line)).unwrap();
         assert_eq!(record.state.phase, TaskPhase::Running);
+    }
+
+    #[test]
+    fn warnings_are_told_once_and_not_without_end() {
+        let warnings = |text: fn(usize) -> String| {
+            let mut entries = vec![line(accepted(1))];
+            entries.extend((0..1000).map(|number| line(Entry::Warning(text(number)))));
+            Record::replay(&entries).unwrap().state.warnings.len()
+        };
+        assert_eq!(warnings(|_| "the same".to_owned()), 1);
+        assert_eq!(warnings(|number| number.to_string()), WARNINGS_LIMIT);
     }
 
     #[test]

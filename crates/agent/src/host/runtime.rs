@@ -5,6 +5,7 @@ use api::ids::JobId;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::disk;
 use crate::failpoint::failpoint;
 use crate::host::state::Host;
 use crate::host::task_dir::TaskDir;
@@ -96,17 +97,28 @@ pub(crate) async fn launch(
 
 /// Whether the task's supervisor lives.
 pub(crate) async fn liveness(host: &Host, dir: &TaskDir, id: JobId, is_container: bool) -> Liveness {
-    if is_container { container::liveness(host, id).await } else { process::liveness(dir) }
+    if is_container { container::liveness(host, dir, id).await } else { process::liveness(dir) }
 }
 
-/// Ends everything of the task at once; answers what the user should know about it.
-pub(crate) async fn destroy(host: &Host, dir: &TaskDir, id: JobId, is_container: bool) -> Vec<String> {
-    if is_container {
-        container::kill(host, id).await;
+/// Ends everything of the task at once; answers what the user should know about it. The error says why something of
+/// it may still run.
+pub(crate) async fn destroy(
+    host: &Host,
+    dir: &TaskDir,
+    id: JobId,
+    is_container: bool,
+) -> Result<Vec<String>, String> {
+    let told = if is_container { container::kill(host, id).await } else { Ok(()) };
+    let destroyed = dir.clone();
+    let destroy = move || process::destroy(&destroyed, id, is_container);
+    let warnings = tokio::task::spawn_blocking(destroy).await.unwrap_or_default();
+    // Without its engine a container ends with its supervisor, which only root can reach from outside.
+    match told {
+        Err(error) if !matches!(disk::is_locked(&dir.lock()), Ok(false)) => {
+            Err(format!("the job's container cannot be ended: {error}"))
+        }
+        _ => Ok(warnings),
     }
-    let dir = dir.clone();
-    let destroy = move || process::destroy(&dir, id, is_container);
-    tokio::task::spawn_blocking(destroy).await.unwrap_or_default()
 }
 
 /// Removes what a task keeps outside its folder.

@@ -100,13 +100,10 @@ impl Host {
         for dir in ["tasks", "blobs", "forgotten"] {
             disk::create_private_dir(&options.home.join(dir))?;
         }
-        let mut gpus = machine.gpus.clone();
-        if let Some(share) = &options.gpus {
-            gpus.retain(|gpu| share.contains(&gpu.uuid));
-        }
+        let gpus = GpuPool::of_share(&machine.gpus, options.gpus.as_deref());
         Ok(Host {
             boot_id,
-            gpus: GpuPool::new(gpus),
+            gpus,
             engine: Engine::new(options.docker == DockerMode::Auto),
             machine,
             tasks: Mutex::default(),
@@ -147,9 +144,13 @@ impl Host {
         self.lock_tasks().entry(id).or_insert_with(create).clone()
     }
 
-    /// Drops a task from the list and tells who listens.
-    pub(crate) fn drop_task(&self, id: JobId) {
-        self.lock_tasks().remove(&id);
+    /// Drops a task from the list and tells who listens. A newer task of the same identifier stays.
+    pub(crate) fn drop_task(&self, task: &Arc<TaskHandle>) {
+        let mut tasks = self.lock_tasks();
+        if tasks.get(&task.id).is_some_and(|listed| Arc::ptr_eq(listed, task)) {
+            tasks.remove(&task.id);
+        }
+        drop(tasks);
         self.note_change();
     }
 
@@ -282,7 +283,9 @@ impl Host {
             let gpus = self.machine.gpus.iter();
             gpus.filter(|gpu| gpu.vendor == vendor && granted.contains(&gpu.uuid)).collect::<Vec<_>>()
         };
-        if has("nvidia") {
+        // A driver that showed nothing to us may show all to the job. AMD's runtime heeds this variable as well.
+        let is_limited = self.options.gpus.is_some() && !has("amd");
+        if has("nvidia") || is_limited {
             // An empty list hides all of them.
             let uuids: Vec<&str> = chosen("nvidia").iter().map(|gpu| gpu.uuid.as_str()).collect();
             env.push(("CUDA_VISIBLE_DEVICES".to_owned(), uuids.join(",")));
@@ -345,7 +348,74 @@ impl Host {
     }
 }
 
+#[cfg(test)]
+impl Host {
+    /// A host with these GPUs, by vendor and UUID, and this share of them.
+    pub(crate) fn for_tests(home: &std::path::Path, gpus: &[(&str, &str)], share: Option<&[&str]>) -> Host {
+        let gpu = |(index, (vendor, uuid)): (usize, &(&str, &str))| api::agent::HostGpu {
+            vendor: (*vendor).to_owned(),
+            name: "H100".to_owned(),
+            memory_mib: 81_559,
+            index: index as u32,
+            uuid: (*uuid).to_owned(),
+            pci: None,
+            numa_node: None,
+        };
+        let machine = HostInfo { gpus: gpus.iter().enumerate().map(gpu).collect(), ..HostInfo::default() };
+        let options = HostOptions {
+            home: home.to_owned(),
+            socket: home.join("agent.sock"),
+            instance_id: None,
+            address: None,
+            cpus: None,
+            memory_bytes: None,
+            gpus: share.map(|share| share.iter().map(|uuid| (*uuid).to_owned()).collect()),
+            docker: DockerMode::Off,
+            idle_exit: None,
+            log_cap_bytes: 1 << 30,
+        };
+        Host::open(options, machine).unwrap()
+    }
+}
+
 /// A refusal.
 pub(crate) fn refuse(code: AgentErrorCode, message: impl Into<String>) -> AgentError {
     AgentError { code, message: message.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limited_agent_hides_what_it_has_not_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = |gpus: &[(&str, &str)], share: Option<&[&str]>, granted: &str, expected: &[(&str, &str)]| {
+            let env = Host::for_tests(dir.path(), gpus, share).gpu_env(&[granted.to_owned()]);
+            let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (&**name, &**value)).collect();
+            assert_eq!(env, expected);
+        };
+        let nvidia = [("nvidia", "GPU-0"), ("nvidia", "GPU-1")];
+        check(&nvidia, None, "GPU-1", &[("CUDA_VISIBLE_DEVICES", "GPU-1")]);
+        check(&nvidia, None, "none", &[("CUDA_VISIBLE_DEVICES", "")]);
+        check(&[], None, "none", &[]);
+        check(&[], Some(&[]), "none", &[("CUDA_VISIBLE_DEVICES", "")]);
+        check(&[], Some(&["GPU-0"]), "none", &[("CUDA_VISIBLE_DEVICES", "")]);
+        check(&[("amd", "renderD128")], Some(&["renderD128"]), "renderD128", &[("ROCR_VISIBLE_DEVICES", "0")]);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_ends_late_does_not_drop_its_successor() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Arc::new(Host::for_tests(dir.path(), &[], None));
+        let id = JobId(uuid::Uuid::nil());
+        let spawn = || crate::host::task::spawn_new(&host, id);
+        let first = host.task_or(id, spawn);
+        host.drop_task(&first);
+        let second = host.task_or(id, spawn);
+        host.drop_task(&first);
+        assert!(host.task(id).is_ok_and(|task| Arc::ptr_eq(&task, &second)));
+        host.drop_task(&second);
+        assert!(host.task(id).is_err());
+    }
 }

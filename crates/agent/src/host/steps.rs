@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use api::agent::{TaskExit, TaskPhase};
+use api::agent::{ExitReason, TaskExit};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tracing::info;
@@ -12,19 +12,18 @@ use crate::failpoint::failpoint;
 use crate::host::decide::{Seen, Step};
 use crate::host::link;
 use crate::host::log_reader;
-use crate::host::record::Entry;
+use crate::host::record::{Entry, WARNINGS_LIMIT};
 use crate::host::runtime::{self, Failure, Progress};
 use crate::host::task::{LogMark, Message, News, Task};
 use crate::wire::{JobStatus, LOST_OUTPUT, Order};
 
-/// How soon a step that found no room on the disk is tried again.
+/// How soon a step that could not be taken is tried again: there was no room on the disk, or no engine.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How much longer than its grace a supervisor may take before it is ended from outside.
 const OVERDUE_AFTER: Duration = Duration::from_secs(15);
 /// How many orders may wait for a supervisor.
 const ORDERS: usize = 16;
-/// How many warnings of a supervisor are taken, and how long each may be.
-const WARNINGS_LIMIT: usize = 50;
+/// How long a supervisor's warning may be.
 const WARNING_LENGTH: usize = 1000;
 
 impl Task {
@@ -58,7 +57,7 @@ impl Task {
             }
             Step::SendStop(kill_at) => self.send_stop(kill_at),
             Step::NoteExited(exit) => self.note_exited(exit),
-            Step::Seal => self.seal().await,
+            Step::Seal => return self.seal().await,
         }
         true
     }
@@ -141,12 +140,16 @@ impl Task {
             failpoint("running:after");
             return true;
         }
+        self.retry_later();
+        false
+    }
+
+    fn retry_later(&self) {
         let handle = self.handle.clone();
         tokio::spawn(async move {
             tokio::time::sleep(RETRY_AFTER).await;
             handle.tell(Message::Retry).await;
         });
-        false
     }
 
     fn send(&self, order: Order) {
@@ -171,7 +174,7 @@ impl Task {
     }
 
     fn note_exited(&mut self, mut exit: TaskExit) {
-        let is_silent = self.seen.gone.is_some() && self.record_phase().has_started();
+        let is_silent = self.seen.gone.is_some() && exit.reason == ExitReason::ExecutorError;
         if let (true, Some(message)) = (is_silent, &mut exit.message)
             && let Some(words) = self.handle.dir.last_words()
         {
@@ -189,9 +192,13 @@ impl Task {
         failpoint("exited:after");
     }
 
-    async fn seal(&mut self) {
+    /// Answers whether the task is sealed: not while something of it may still run, for instance with its GPUs.
+    async fn seal(&mut self) -> bool {
         self.orders = None;
-        self.destroy().await;
+        if !self.destroy().await {
+            self.retry_later();
+            return false;
+        }
         self.host.gpus.release(self.handle.id);
         self.spec = None;
         self.handle.dir.remove_secrets();
@@ -202,6 +209,7 @@ impl Task {
         self.note_anyway(Entry::Sealed(end));
         failpoint("sealed:after");
         self.handle.log.send_replace(LogMark { end, sealed: true });
+        true
     }
 
     /// Takes in what happened to this attempt.
@@ -264,9 +272,5 @@ impl Task {
         }
         self.seen.gone = None;
         self.seen.status = Some(status);
-    }
-
-    fn record_phase(&self) -> TaskPhase {
-        self.record.as_ref().map_or(TaskPhase::Accepted, |record| record.state.phase)
     }
 }

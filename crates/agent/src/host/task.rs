@@ -225,7 +225,7 @@ impl Task {
             }
             self.converge().await;
         }
-        self.host.drop_task(self.handle.id);
+        self.host.drop_task(&self.handle);
     }
 
     async fn receive(&mut self, message: Message) -> Next {
@@ -244,7 +244,7 @@ impl Task {
                 let answer = self.forget(&order).await;
                 let is_gone = answer.is_ok();
                 if is_gone {
-                    self.host.drop_task(self.handle.id);
+                    self.host.drop_task(&self.handle);
                 }
                 let _ = reply.send(answer);
                 if is_gone {
@@ -254,7 +254,10 @@ impl Task {
             // News of an earlier attempt mean nothing to this one.
             Message::News(attempt, news) if attempt == self.attempt => self.note_news(news),
             Message::News(..) | Message::Retry => {}
-            Message::Overdue => self.destroy().await,
+            // Where that fails, the end of the supervisor is still waited for.
+            Message::Overdue => {
+                self.destroy().await;
+            }
         }
         Next::Continue
     }
@@ -283,7 +286,7 @@ impl Task {
                 self.publish();
                 return self.current();
             }
-            self.reset().await;
+            self.reset().await?;
         } else if let Some(buried) = self.host.tombstone(spec.id)
             && spec.generation <= buried
         {
@@ -338,8 +341,8 @@ impl Task {
         Ok(())
     }
 
-    /// Takes everything of an older spec back, before its command has started.
-    async fn reset(&mut self) {
+    /// Takes everything of an older spec back, before its command has started. Where that fails, the older spec goes on.
+    async fn reset(&mut self) -> Result<(), AgentError> {
         self.cancel.cancel();
         self.orders = None;
         self.attempt += 1;
@@ -348,16 +351,20 @@ impl Task {
         {
             launching.abort();
         }
-        self.destroy().await;
+        self.seen = Seen::default();
+        self.cancel = CancellationToken::new();
+        if !self.destroy().await {
+            // What still waits for `go` would be taken for the newer one's.
+            return Err(refuse(AgentErrorCode::Internal, "the older generation cannot be ended yet"));
+        }
         let is_container = self.record.as_ref().is_some_and(|record| record.accepted.container);
         if let Err(error) = runtime::remove(&self.host, self.handle.id, is_container).await {
             // The next launch finds it, and tries again.
             warn!(task.id = %self.handle.id, "cannot remove the older container: {error}");
         }
         self.host.gpus.release(self.handle.id);
-        let _ = self.handle.dir.clear_run();
-        self.seen = Seen::default();
-        self.cancel = CancellationToken::new();
+        let _ = self.handle.dir.clear();
+        Ok(())
     }
 
     fn go(&mut self, order: &TaskOrder) -> Result<(), AgentError> {
@@ -478,13 +485,21 @@ impl Task {
         }
     }
 
-    /// Ends everything of the task at once.
-    pub(super) async fn destroy(&mut self) {
+    /// Ends everything of the task at once; answers whether nothing of it runs any more.
+    pub(super) async fn destroy(&mut self) -> bool {
         let container = self.record.as_ref().is_some_and(|record| record.accepted.container);
         let (host, handle) = (&self.host, &self.handle);
-        let warnings = runtime::destroy(host, &handle.dir, handle.id, container).await;
-        for warning in warnings {
-            self.note_anyway(Entry::Warning(warning));
+        match runtime::destroy(host, &handle.dir, handle.id, container).await {
+            Ok(warnings) => {
+                for warning in warnings {
+                    self.note_anyway(Entry::Warning(warning));
+                }
+                true
+            }
+            Err(error) => {
+                warn!(task.id = %handle.id, "{error}");
+                false
+            }
         }
     }
 }

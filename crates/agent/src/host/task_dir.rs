@@ -121,9 +121,11 @@ impl TaskDir {
         Ok(())
     }
 
-    /// Empties the supervisor's folder, for a new start.
-    pub(crate) fn clear_run(&self) -> io::Result<()> {
-        remove_dir(&self.run())?;
+    /// Removes what was made for a command that has not started, so that another one finds nothing of it.
+    pub(crate) fn clear(&self) -> io::Result<()> {
+        for dir in [self.run(), self.work(), self.venv(), self.root.join("caches")] {
+            remove_dir(&dir)?;
+        }
         disk::create_private_dir(&self.run())
     }
 

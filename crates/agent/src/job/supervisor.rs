@@ -28,6 +28,8 @@ use crate::{clock, procs};
 const READ_BYTES: usize = 64 * 1024;
 /// How often the host agent learns that the log grew.
 const REPORT_INTERVAL: Duration = Duration::from_millis(20);
+/// What a container engine that is told to end leaves its containers, less what the last word takes.
+const ENGINE_GRACE: Duration = Duration::from_secs(8);
 /// How many of the last lines tell why a command failed.
 const MESSAGE_LINES: usize = 5;
 
@@ -188,6 +190,13 @@ impl Supervisor {
         }
     }
 
+    /// How long the job may take where somebody else ends it. A container's engine does not wait for longer, and the
+    /// last word must be out before its kill.
+    fn interrupt_grace(&self) -> Duration {
+        let grace = Duration::from_secs(self.job.spec.stop_grace_secs);
+        if self.job.container { grace.min(ENGINE_GRACE) } else { grace }
+    }
+
     fn begin_end(&mut self, cause: Cause, grace: Duration) {
         self.ending = Some(Ending::begin(cause, grace, clock::monotonic()));
         self.status.stage = self.status.stage.max(Stage::Ending);
@@ -199,7 +208,7 @@ impl Supervisor {
             let asks_to_end =
                 [Signal::SIGTERM, Signal::SIGINT].iter().any(|signal| *signal as i32 == info.ssi_signo as i32);
             if asks_to_end {
-                self.stop(Cause::Interrupted, Duration::from_secs(self.job.spec.stop_grace_secs));
+                self.stop(Cause::Interrupted, self.interrupt_grace());
             }
         }
         // While the preparing thread waits for its own children, nobody else may.

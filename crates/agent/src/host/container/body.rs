@@ -21,6 +21,12 @@ pub(crate) const TASK_LABEL: &str = "ai.dstack.task-id";
 /// The label with the instance's identifier.
 pub(crate) const INSTANCE_LABEL: &str = "ai.dstack.instance-id";
 
+/// The label with the home of the agent, which is its own on every host.
+pub(crate) const HOME_LABEL: &str = "ai.dstack.agent-home";
+
+/// Variables of the agent that containers get, in small and in capital letters.
+const PASSED_ON: [&str; 3] = ["http_proxy", "https_proxy", "no_proxy"];
+
 /// Open files that a job may have; its programs assume more than a service's default.
 const OPEN_FILES: i64 = 1_048_576;
 
@@ -41,18 +47,43 @@ pub(crate) struct TaskContainer<'a> {
     pub(crate) binary: &'a Path,
 }
 
-/// Limits that are raised unless the host forbids it.
+/// What a container gets unless the host forbids it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Limits {
-    /// The count of open files.
+pub(crate) struct Extras {
+    /// More open files.
     pub(crate) nofile: bool,
     /// Locked memory, for RDMA.
     pub(crate) memlock: bool,
+    /// NVIDIA's libraries for displays.
+    pub(crate) display: bool,
 }
 
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits { nofile: true, memlock: true }
+impl Default for Extras {
+    fn default() -> Extras {
+        Extras { nofile: true, memlock: true, display: true }
+    }
+}
+
+impl Extras {
+    /// What to try after a start that failed with these words, and what to say about it. None: the extras were not
+    /// what failed.
+    pub(crate) fn without_what_failed(self, text: &str) -> Option<(Extras, Option<&'static str>)> {
+        // The kernel's numbers: 7 is the count of open files, 8 is locked memory.
+        if self.memlock && text.contains("rlimit type 8") {
+            let warning = "the host forbids unlimited locked memory; RDMA may fail";
+            return Some((Extras { memlock: false, ..self }, Some(warning)));
+        }
+        if self.nofile && text.contains("rlimit type 7") {
+            return Some((Extras { nofile: false, ..self }, None));
+        }
+        if self.nofile && text.contains("rlimit") {
+            return Some((Extras { nofile: false, memlock: false, ..self }, None));
+        }
+        // Hosts without a display have no such device.
+        if self.display && text.contains("/dev/nvidia-modeset") {
+            return Some((Extras { display: false, ..self }, None));
+        }
+        None
     }
 }
 
@@ -132,10 +163,13 @@ fn is_too_old(has: &str, wanted: &str) -> bool {
 }
 
 /// The container itself.
-pub(crate) fn container(task: &TaskContainer<'_>, limits: Limits) -> Result<ContainerCreateBody, String> {
-    let spec = task.spec;
-    let mut labels = HashMap::from([(TASK_LABEL.to_owned(), spec.id.to_string())]);
-    if let Some(instance) = task.host.options.instance_id {
+pub(crate) fn container(task: &TaskContainer<'_>, extras: Extras) -> Result<ContainerCreateBody, String> {
+    let (spec, options) = (task.spec, &task.host.options);
+    let mut labels = HashMap::from([
+        (TASK_LABEL.to_owned(), spec.id.to_string()),
+        (HOME_LABEL.to_owned(), options.home.display().to_string()),
+    ]);
+    if let Some(instance) = options.instance_id {
         labels.insert(INSTANCE_LABEL.to_owned(), instance.to_string());
     }
     let command = [wire::CONTAINER_BINARY, "job", "--dir", wire::CONTAINER_DIR];
@@ -146,17 +180,34 @@ pub(crate) fn container(task: &TaskContainer<'_>, limits: Limits) -> Result<Cont
         working_dir: Some("/".to_owned()),
         entrypoint: Some(command.map(str::to_owned).to_vec()),
         cmd: Some(Vec::new()),
-        // Everything in the container is the job's, the supervisor included.
-        env: Some(vec![format!("DSTACK_JOB_ID={}", spec.id)]),
+        env: Some(env(task, |name| std::env::var(name).ok())),
         labels: Some(labels),
         stop_signal: Some("SIGTERM".to_owned()),
-        host_config: Some(host_config(task, limits)?),
+        host_config: Some(host_config(task, extras)?),
         networking_config: networking(&task.container.network),
         ..ContainerCreateBody::default()
     })
 }
 
-fn host_config(task: &TaskContainer<'_>, limits: Limits) -> Result<HostConfig, String> {
+fn env(task: &TaskContainer<'_>, lookup: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    // Everything in the container is the job's, the supervisor included.
+    let mut env = vec![format!("DSTACK_JOB_ID={}", task.spec.id)];
+    let names = PASSED_ON.iter().flat_map(|name| [(*name).to_owned(), name.to_ascii_uppercase()]);
+    env.extend(names.filter_map(|name| Some(format!("{name}={}", lookup(&name)?))));
+    if granted(task, "nvidia").is_empty() {
+        // Where NVIDIA's runtime is the default one, an image that asks for all GPUs would get them.
+        env.push("NVIDIA_VISIBLE_DEVICES=void".to_owned());
+    }
+    env
+}
+
+/// The GPUs of a vendor that the task was granted.
+fn granted(task: &TaskContainer<'_>, vendor: &str) -> Vec<String> {
+    let gpus = task.host.gpus.gpus().iter().filter(|gpu| gpu.vendor == vendor && task.gpus.contains(&gpu.uuid));
+    gpus.map(|gpu| gpu.uuid.clone()).collect()
+}
+
+fn host_config(task: &TaskContainer<'_>, extras: Extras) -> Result<HostConfig, String> {
     let (spec, container) = (task.spec, task.container);
     let wants_rdma = !container.devices.is_empty();
     let mut config = HostConfig {
@@ -170,39 +221,35 @@ fn host_config(task: &TaskContainer<'_>, limits: Limits) -> Result<HostConfig, S
         shm_size: container.shm_size_bytes.map(|bytes| bytes as i64),
         nano_cpus: spec.share.cpus.map(|cpus| (cpus * 1e9) as i64),
         memory: spec.share.memory_bytes.map(|bytes| bytes as i64),
-        ulimits: Some(ulimits(limits, wants_rdma)),
+        ulimits: Some(ulimits(extras, wants_rdma)),
         cap_add: wants_rdma.then(|| vec!["IPC_LOCK".to_owned()]),
         devices: Some(container.devices.iter().map(|path| device(path)).collect()),
         ..HostConfig::default()
     };
-    add_gpus(task, &mut config);
+    add_gpus(task, extras, &mut config);
     Ok(config)
 }
 
-fn ulimits(limits: Limits, wants_rdma: bool) -> Vec<ResourcesUlimits> {
+fn ulimits(extras: Extras, wants_rdma: bool) -> Vec<ResourcesUlimits> {
     let limit =
         |name: &str, value| ResourcesUlimits { name: Some(name.to_owned()), soft: Some(value), hard: Some(value) };
-    let nofile = limits.nofile.then(|| limit("nofile", OPEN_FILES));
-    let memlock = (limits.memlock && wants_rdma).then(|| limit("memlock", -1));
+    let nofile = extras.nofile.then(|| limit("nofile", OPEN_FILES));
+    let memlock = (extras.memlock && wants_rdma).then(|| limit("memlock", -1));
     nofile.into_iter().chain(memlock).collect()
 }
 
-fn add_gpus(task: &TaskContainer<'_>, config: &mut HostConfig) {
-    let granted: Vec<_> = task.host.gpus.gpus().iter().filter(|gpu| task.gpus.contains(&gpu.uuid)).collect();
-    let of = |vendor: &str| -> Vec<String> {
-        let gpus = granted.iter().filter(|gpu| gpu.vendor == vendor);
-        gpus.map(|gpu| gpu.uuid.clone()).collect()
-    };
-    let nvidia = of("nvidia");
+fn add_gpus(task: &TaskContainer<'_>, extras: Extras, config: &mut HostConfig) {
+    let nvidia = granted(task, "nvidia");
     if !nvidia.is_empty() {
-        let capabilities = ["gpu", "utility", "compute", "graphics", "video", "display", "compat32"];
+        let mut capabilities = vec!["gpu", "utility", "compute", "graphics", "video", "compat32"];
+        capabilities.extend(extras.display.then_some("display"));
         config.device_requests = Some(vec![DeviceRequest {
             device_ids: Some(nvidia),
-            capabilities: Some(vec![capabilities.map(str::to_owned).to_vec()]),
+            capabilities: Some(vec![capabilities.into_iter().map(str::to_owned).collect()]),
             ..DeviceRequest::default()
         }]);
     }
-    let amd = of("amd");
+    let amd = granted(task, "amd");
     if !amd.is_empty() {
         let devices = config.devices.get_or_insert_default();
         devices.push(device("/dev/kfd"));
@@ -232,12 +279,27 @@ fn mounts(task: &TaskContainer<'_>) -> Result<Vec<Mount>, String> {
     }
     for mount in &task.container.mounts {
         let path = Path::new(&mount.instance_path);
-        std::fs::create_dir_all(path)
-            .or_else(|error| if path.exists() { Ok(()) } else { Err(error) })
-            .map_err(|error| format!("cannot make the directory `{}`: {error}", path.display()))?;
+        make_open_dir(path).map_err(|error| format!("cannot make the directory `{}`: {error}", path.display()))?;
         mounts.push(bind(path, &mount.path, false));
     }
     Ok(mounts)
+}
+
+/// Makes a directory that jobs of any user may write to, unless something is there.
+fn make_open_dir(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    if path.exists() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    match std::fs::create_dir(path) {
+        Ok(()) => std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)),
+        // Another task was faster.
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 fn device(path: &str) -> DeviceMapping {
@@ -272,11 +334,93 @@ mod tests {
 
     #[test]
     fn ulimits_are_raised_as_far_as_the_host_allows() {
-        let names = |limits: Limits, rdma| -> Vec<String> {
-            ulimits(limits, rdma).into_iter().filter_map(|limit| limit.name).collect()
+        let names = |extras: Extras, rdma| -> Vec<String> {
+            ulimits(extras, rdma).into_iter().filter_map(|limit| limit.name).collect()
         };
-        assert_eq!(names(Limits::default(), true), ["nofile", "memlock"]);
-        assert_eq!(names(Limits::default(), false), ["nofile"]);
-        assert_eq!(names(Limits { nofile: true, memlock: false }, true), ["nofile"]);
+        assert_eq!(names(Extras::default(), true), ["nofile", "memlock"]);
+        assert_eq!(names(Extras::default(), false), ["nofile"]);
+        assert_eq!(names(Extras { memlock: false, ..Extras::default() }, true), ["nofile"]);
+    }
+
+    #[test]
+    fn what_the_host_forbids_is_left_out_once() {
+        let all = Extras::default();
+        let check = |extras: Extras, text: &str, left: Option<Extras>| {
+            assert_eq!(extras.without_what_failed(text).map(|(left, _)| left), left, "{text}");
+        };
+        check(all, "error setting rlimit type 8", Some(Extras { memlock: false, ..all }));
+        check(all, "error setting rlimit type 7", Some(Extras { nofile: false, ..all }));
+        let without_display = Extras { display: false, ..all };
+        let text = "lstat /dev/nvidia-modeset: no such file or directory";
+        check(all, text, Some(without_display));
+        check(without_display, text, None);
+        check(all, "no space left on device", None);
+    }
+
+    /// A host with these GPUs and a task for a container on it, told to `check`.
+    fn with_task(gpus: &[(&str, &str)], granted: &[String], check: impl Fn(&TaskContainer<'_>)) {
+        let home = tempfile::tempdir().unwrap();
+        let host = Host::for_tests(home.path(), gpus, None);
+        let spec: TaskSpec = serde_json::from_value(serde_json::json!({
+            "id": uuid::Uuid::nil(), "generation": 1, "job_name": "job", "run_id": uuid::Uuid::nil(),
+            "run_name": "run", "project_name": "main", "argv": [], "env": {}, "files": [], "stop_grace_secs": 1,
+            "released": true, "cluster": { "node_rank": 0, "node_ips": [], "gpus_per_node": [] },
+            "share": {},
+            "runtime": { "docker": {
+                "image": "image", "registry_auth": null, "privileged": false, "shm_size_bytes": null,
+                "network": "host", "mounts": [], "devices": [], "home_dir": null
+            } }
+        }))
+        .unwrap();
+        let Runtime::Docker(container) = &spec.runtime else { panic!("not a container") };
+        let dir = TaskDir::new(home.path(), spec.id);
+        let binary = Path::new("/agent");
+        check(&TaskContainer { host: &host, dir: &dir, spec: &spec, container, gpus: granted, binary });
+    }
+
+    #[test]
+    fn a_container_sees_the_gpus_it_was_granted_and_no_others() {
+        let gpus = [("nvidia", "GPU-0"), ("nvidia", "GPU-1")];
+        with_task(&gpus, &[], |task| {
+            let body = container(task, Extras::default()).unwrap();
+            assert!(body.env.unwrap().contains(&"NVIDIA_VISIBLE_DEVICES=void".to_owned()));
+            assert_eq!(body.host_config.unwrap().device_requests, None);
+        });
+        with_task(&gpus, &["GPU-1".to_owned()], |task| {
+            let extras = Extras { display: false, ..Extras::default() };
+            let body = container(task, extras).unwrap();
+            assert!(!body.env.unwrap().contains(&"NVIDIA_VISIBLE_DEVICES=void".to_owned()));
+            let request = body.host_config.unwrap().device_requests.unwrap().remove(0);
+            assert_eq!(request.device_ids.unwrap(), ["GPU-1"]);
+            let capabilities = request.capabilities.unwrap().remove(0);
+            assert!(capabilities.contains(&"compute".to_owned()) && !capabilities.contains(&"display".to_owned()));
+        });
+    }
+
+    #[test]
+    fn proxies_of_the_host_are_passed_on_and_nothing_else() {
+        with_task(&[], &[], |task| {
+            let of_host = |name: &str| match name {
+                "https_proxy" | "NO_PROXY" | "TOKEN" => Some(format!("of {name}")),
+                _ => None,
+            };
+            let env = env(task, of_host);
+            assert_eq!(env[1..3], ["https_proxy=of https_proxy", "NO_PROXY=of NO_PROXY"]);
+            assert_eq!(env.len(), 4);
+        });
+    }
+
+    #[test]
+    fn a_directory_made_for_a_mount_is_open_to_all_and_one_that_was_there_stays() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let leaf = dir.path().join("a/b");
+        make_open_dir(&leaf).unwrap();
+        assert_eq!(mode(&leaf), 0o777);
+        assert_eq!(mode(&dir.path().join("a")) & 0o022, 0);
+        std::fs::set_permissions(&leaf, std::fs::Permissions::from_mode(0o700)).unwrap();
+        make_open_dir(&leaf).unwrap();
+        assert_eq!(mode(&leaf), 0o700);
     }
 }

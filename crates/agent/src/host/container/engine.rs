@@ -38,6 +38,11 @@ impl Engine {
         self.socket.is_none()
     }
 
+    /// Whether there is something to connect to.
+    pub(crate) fn exists(&self) -> bool {
+        self.socket.as_ref().is_some_and(|socket| socket.exists())
+    }
+
     /// A client that speaks the engine's version.
     pub(crate) async fn connect(&self) -> Result<Docker, String> {
         let Some(socket) = &self.socket else {
@@ -69,8 +74,14 @@ impl Engine {
         })
     }
 
+    /// Whether the engine was started after `started_at` and ended what ran at that time, as it does unless it was
+    /// told to let containers live on.
+    pub(crate) async fn has_ended_what_runs_since(&self, started_at: &str) -> bool {
+        self.was_restarted_since(started_at) && !self.info().await.is_ok_and(|info| info.live_restore)
+    }
+
     /// Whether the engine's process is younger than something that it started.
-    pub(crate) fn was_restarted_since(&self, started_at: &str) -> bool {
+    fn was_restarted_since(&self, started_at: &str) -> bool {
         let Ok(started_at) = started_at.parse::<Timestamp>() else {
             return false;
         };

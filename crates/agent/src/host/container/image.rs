@@ -13,53 +13,73 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::host::container::pull::Layers;
-use crate::host::container::{failure, message};
-use crate::host::runtime::{Failure, Progress};
+use crate::host::container::{Trouble, failure, told};
+use crate::host::runtime::Progress;
 
 /// How long a pull may make no progress. There is no limit to the whole of it.
 const STALL_TIMEOUT: Duration = Duration::from_mins(10);
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+/// How the engine's last word about a pull that came to its end begins.
+const PULLED: &str = "Status: ";
 
 /// The image, pulled unless it is here and its tag is not one that moves.
-pub(crate) async fn ensure(
+pub(super) async fn ensure(
     docker: &Docker,
     container: &ContainerSpec,
     progress: &mpsc::Sender<Progress>,
-) -> Result<ImageInspect, Failure> {
-    let local = inspect(docker, &container.image).await?;
-    if let Some(local) = local.as_ref().filter(|_| !is_latest(&container.image)) {
+) -> Result<ImageInspect, Trouble> {
+    let name = &container.image;
+    let local = inspect(docker, name).await?;
+    if let Some(local) = local.as_ref().filter(|_| !is_latest(name)) {
         return Ok(local.clone());
     }
-    let pulled = pull(docker, container, progress).await;
-    match (pulled, local) {
-        (Ok(()), _) => {
-            let found = inspect(docker, &container.image).await?;
-            found.ok_or_else(|| failure(format!("the image `{}` is gone again", container.image)))
-        }
-        (Err(error), Some(local)) => {
-            let image = &container.image;
-            let warning = format!("the copy of `{image}` here is used; it cannot be refreshed: {error}");
+    let error = match pull(docker, container, progress).await {
+        Ok(end) => return found(docker, name, end).await,
+        Err(Trouble::Engine(error)) => return Err(Trouble::Engine(error)),
+        Err(Trouble::Final(failure)) => failure.message,
+    };
+    match local {
+        Some(local) => {
+            let warning = format!("the copy of `{name}` here is used; it cannot be refreshed: {error}");
             let _ = progress.send(Progress::Warning(warning)).await;
             Ok(local)
         }
-        (Err(error), None) => Err(failure(format!("cannot pull the image `{}`: {error}", container.image))),
+        None => Err(failure(format!("cannot pull the image `{name}`: {error}")).into()),
     }
 }
 
-async fn inspect(docker: &Docker, image: &str) -> Result<Option<ImageInspect>, Failure> {
+/// The image after its pull.
+async fn found(docker: &Docker, name: &str, end: PullEnd) -> Result<ImageInspect, Trouble> {
+    match (inspect(docker, name).await?, end) {
+        (Some(image), _) => Ok(image),
+        (None, PullEnd::Told) => Err(failure(format!("the image `{name}` is gone again")).into()),
+        (None, PullEnd::Cut) => Err(Trouble::Engine(format!("the pull of `{name}` was cut short"))),
+    }
+}
+
+async fn inspect(docker: &Docker, image: &str) -> Result<Option<ImageInspect>, Trouble> {
     match docker.inspect_image(image).await {
         Ok(found) => Ok(Some(found)),
         Err(DockerError::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
-        Err(error) => Err(failure(message(&error))),
+        Err(error) => Err(told(error)),
     }
+}
+
+/// How the messages of a pull ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PullEnd {
+    /// The engine said that it has the image.
+    Told,
+    /// They only stopped: an engine that is told to end closes its connections in good order.
+    Cut,
 }
 
 async fn pull(
     docker: &Docker,
     container: &ContainerSpec,
     progress: &mpsc::Sender<Progress>,
-) -> Result<(), String> {
+) -> Result<PullEnd, Trouble> {
     let credentials = container.registry_auth.as_ref().map(|auth| DockerCredentials {
         username: Some(auth.username.clone()),
         password: Some(auth.password.clone()),
@@ -74,18 +94,25 @@ async fn pull(
     let mut messages = Box::pin(docker.create_image(Some(options.build()), None, credentials));
     let mut layers = Layers::default();
     let mut told_at: Option<Instant> = None;
+    let mut moved_at = Instant::now();
+    let mut end = PullEnd::Cut;
     loop {
-        let next = tokio::time::timeout(STALL_TIMEOUT, messages.next()).await;
-        let next = next.map_err(|_| format!("no progress for {} s", STALL_TIMEOUT.as_secs()))?;
+        let next = tokio::time::timeout_at(moved_at + STALL_TIMEOUT, messages.next()).await;
+        let next = next.map_err(|_| failure(format!("no progress for {} s", STALL_TIMEOUT.as_secs())))?;
         let Some(news) = next else {
-            return Ok(());
+            return Ok(end);
         };
-        let news = news.map_err(|error| message(&error))?;
+        let news = news.map_err(told)?;
         if let Some(error) = news.error_detail.as_ref().and_then(|error| error.message.clone()) {
-            return Err(error);
+            return Err(failure(error).into());
         }
-        layers.note(&news);
+        if news.status.as_ref().is_some_and(|status| status.starts_with(PULLED)) {
+            end = PullEnd::Told;
+        }
         let now = Instant::now();
+        if layers.note(&news) {
+            moved_at = now;
+        }
         if told_at.is_none_or(|told_at| told_at + PROGRESS_INTERVAL <= now) {
             told_at = Some(now);
             let _ = progress.send(Progress::Pull(layers.progress())).await;

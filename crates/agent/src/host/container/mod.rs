@@ -6,6 +6,7 @@ mod engine;
 mod image;
 mod pull;
 
+use std::path::Path;
 use std::time::Duration;
 
 use api::agent::{ContainerNetwork, ContainerSpec, ExitReason, Resolved, TaskSpec};
@@ -21,8 +22,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::disk;
 use crate::failpoint::failpoint;
-use crate::host::container::body::{Limits, TASK_LABEL};
+use crate::host::container::body::{Extras, HOME_LABEL, TASK_LABEL};
 pub(crate) use crate::host::container::engine::Engine;
 use crate::host::runtime::{Failure, Gone, Liveness, Progress};
 use crate::host::state::Host;
@@ -31,13 +33,44 @@ use crate::wire;
 
 /// How long an engine that does not answer is waited for before a launch fails.
 const ENGINE_WAIT: Duration = Duration::from_mins(1);
+/// How soon it is asked again.
+const ENGINE_RETRY: Duration = Duration::from_secs(1);
+/// How often a launch begins again after the engine went away in the middle of it.
+const INTERRUPTIONS_LIMIT: u32 = 10;
 
 /// A container cannot be made.
 pub(super) fn failure(message: impl Into<String>) -> Failure {
     Failure { reason: ExitReason::CreatingContainerError, message: message.into() }
 }
 
-/// Brings the task's container up: image, network, container, supervisor. What is there already stays.
+/// Why a step of a launch did not come to its end.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// It never will.
+    Final(Failure),
+    /// The engine went away before it had answered; nobody knows what it has done.
+    Engine(String),
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Trouble {
+        Trouble::Final(failure)
+    }
+}
+
+/// What is to be launched.
+struct Launch<'a> {
+    host: &'a Host,
+    dir: &'a TaskDir,
+    spec: &'a TaskSpec,
+    container: &'a ContainerSpec,
+    gpus: Vec<String>,
+    progress: &'a mpsc::Sender<Progress>,
+    cancel: &'a CancellationToken,
+}
+
+/// Brings the task's container up: image, network, container, supervisor. What is there already stays, so an engine
+/// that goes away in the middle only makes us begin again.
 pub(crate) async fn launch(
     host: &Host,
     dir: &TaskDir,
@@ -47,52 +80,77 @@ pub(crate) async fn launch(
     progress: &mpsc::Sender<Progress>,
     cancel: &CancellationToken,
 ) -> Result<(), Failure> {
-    let docker = reach(host, cancel).await?;
-    if let Some(found) = find(&docker, spec.id).await.map_err(told)? {
-        let is_running = found.state.as_ref().and_then(|state| state.running).unwrap_or(false);
-        if is_running || dir.read_exit().is_some() {
-            let resolved = Resolved { container_id: found.id, ..Resolved::default() };
-            let _ = progress.send(Progress::Resolved(resolved)).await;
-            return Ok(());
+    let launch = Launch { host, dir, spec, container, gpus, progress, cancel };
+    let mut interruptions = 0;
+    loop {
+        let docker = reach(host, cancel).await?;
+        let error = match launch.attempt(&docker).await {
+            Ok(()) => return Ok(()),
+            Err(Trouble::Final(failure)) => return Err(failure),
+            Err(Trouble::Engine(error)) => error,
+        };
+        interruptions += 1;
+        if INTERRUPTIONS_LIMIT < interruptions {
+            return Err(failure(format!("the container engine went away {interruptions} times: {error}")));
         }
-        if dir.is_marked_started() {
-            return Err(Failure::executor("the command was started before; it is not repeated"));
+        warn!(task.id = %spec.id, "the container engine went away: {error}");
+        pause(cancel).await?;
+    }
+}
+
+impl Launch<'_> {
+    async fn attempt(&self, docker: &Docker) -> Result<(), Trouble> {
+        if let Some(found) = find(docker, self.spec.id).await.map_err(told)? {
+            let is_running = found.state.as_ref().and_then(|state| state.running).unwrap_or(false);
+            if is_running || self.dir.read_exit().is_some() {
+                self.tell_container(found.id).await;
+                return Ok(());
+            }
+            if self.dir.is_marked_started() {
+                return Err(Failure::executor("the command was started before; it is not repeated").into());
+            }
+            // Made and never started, or ended before its command: made anew from the spec.
+            remove_container(docker, &found.id.unwrap_or_default()).await.map_err(told)?;
         }
-        // Made and never started, or ended before its command: made anew from the spec.
-        remove_container(&docker, &found.id.unwrap_or_default()).await.map_err(told)?;
+        let _ = self.progress.send(Progress::Pulling).await;
+        failpoint("container:pull");
+        let image = tokio::select! {
+            image = image::ensure(docker, self.container, self.progress) => image?,
+            () = self.cancel.cancelled() => return Err(cancelled().into()),
+        };
+        body::check_cuda(&image, &self.gpus, self.host).map_err(failure)?;
+        let binary = self.host.install_binary().map_err(|error| {
+            failure(format!("cannot put the agent's program where containers find it: {error}"))
+        })?;
+        if let ContainerNetwork::Named { name, subnet, .. } = &self.container.network {
+            engine::ensure_network(docker, name, subnet).await.map_err(told)?;
+        }
+        let job = body::job_file(self.host, self.spec, &image, self.gpus.clone())?;
+        self.dir
+            .write_job_file(&job)
+            .map_err(|error| Failure::executor(format!("cannot write the job's file: {error}")))?;
+        let Launch { host, dir, spec, container, ref gpus, .. } = *self;
+        let task = body::TaskContainer { host, dir, spec, container, gpus, binary: &binary };
+        let id = create_and_start(docker, &task, self.progress).await?;
+        failpoint("container:started");
+        info!(task.id = %spec.id, container.id = %id, "started the container");
+        self.tell_container(Some(id)).await;
+        Ok(())
     }
-    let _ = progress.send(Progress::Pulling).await;
-    failpoint("container:pull");
-    let image = tokio::select! {
-        image = image::ensure(&docker, container, progress) => image?,
-        () = cancel.cancelled() => return Err(failure("the task was told to end")),
-    };
-    body::check_cuda(&image, &gpus, host).map_err(failure)?;
-    let binary = host
-        .install_binary()
-        .map_err(|error| failure(format!("cannot put the agent's program where containers find it: {error}")))?;
-    if let ContainerNetwork::Named { name, subnet, .. } = &container.network {
-        engine::ensure_network(&docker, name, subnet).await.map_err(told)?;
+
+    async fn tell_container(&self, container_id: Option<String>) {
+        let resolved = Resolved { container_id, ..Resolved::default() };
+        let _ = self.progress.send(Progress::Resolved(resolved)).await;
     }
-    let job = body::job_file(host, spec, &image, gpus.clone())?;
-    dir.write_job_file(&job)
-        .map_err(|error| Failure::executor(format!("cannot write the job's file: {error}")))?;
-    let task = body::TaskContainer { host, dir, spec, container, gpus: &gpus, binary: &binary };
-    let id = create_and_start(&docker, &task, progress).await?;
-    failpoint("container:started");
-    info!(task.id = %spec.id, container.id = %id, "started the container");
-    let resolved = Resolved { container_id: Some(id), ..Resolved::default() };
-    let _ = progress.send(Progress::Resolved(resolved)).await;
-    Ok(())
 }
 
 /// Whether the task's container runs.
-pub(crate) async fn liveness(host: &Host, id: JobId) -> Liveness {
+pub(crate) async fn liveness(host: &Host, dir: &TaskDir, id: JobId) -> Liveness {
     let Ok(docker) = host.engine.connect().await else {
-        return Liveness::Unknown;
+        return liveness_without_engine(dir);
     };
     let Ok(found) = find(&docker, id).await else {
-        return Liveness::Unknown;
+        return liveness_without_engine(dir);
     };
     let Some(found) = found else {
         let interrupted = Some("the job's container was removed".to_owned());
@@ -108,10 +166,9 @@ pub(crate) async fn liveness(host: &Host, id: JobId) -> Liveness {
         Some(
             ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::CREATED | ContainerStateStatusEnum::DEAD,
         ) => {
-            let started_at = state.started_at.as_deref().unwrap_or_default();
-            let restarted = host.engine.was_restarted_since(started_at);
             let oom_killed = state.oom_killed.unwrap_or(false);
-            let by_engine = restarted && !oom_killed;
+            let started_at = state.started_at.as_deref().unwrap_or_default();
+            let by_engine = !oom_killed && host.engine.has_ended_what_runs_since(started_at).await;
             let interrupted = by_engine.then(|| wire::ENGINE_INTERRUPTED.to_owned());
             Liveness::Gone(Gone { interrupted, oom_killed })
         }
@@ -119,17 +176,31 @@ pub(crate) async fn liveness(host: &Host, id: JobId) -> Liveness {
     }
 }
 
-/// Kills the task's container, if it runs.
-pub(crate) async fn kill(host: &Host, id: JobId) {
-    let Ok(docker) = host.engine.connect().await else {
-        return;
-    };
-    let Ok(Some(found)) = find(&docker, id).await else {
-        return;
+/// What the supervisor's lock says where the engine says nothing. The container's first process holds it for as long
+/// as it lives, and it is the same file on both sides.
+fn liveness_without_engine(dir: &TaskDir) -> Liveness {
+    match disk::is_locked(&dir.lock()) {
+        Ok(true) => Liveness::Alive,
+        Ok(false) => {
+            let interrupted = Some(wire::ENGINE_INTERRUPTED.to_owned());
+            Liveness::Gone(Gone { interrupted, oom_killed: false })
+        }
+        Err(_) => Liveness::Unknown,
+    }
+}
+
+/// Kills the task's container, if it runs. The error says that the engine could not be told.
+pub(crate) async fn kill(host: &Host, id: JobId) -> Result<(), String> {
+    let docker = host.engine.connect().await?;
+    let Some(found) = find(&docker, id).await.map_err(|error| message(&error))? else {
+        return Ok(());
     };
     let options = KillContainerOptionsBuilder::default().signal("SIGKILL").build();
-    // It may have ended meanwhile.
-    let _ = docker.kill_container(&found.id.unwrap_or_default(), Some(options)).await;
+    match docker.kill_container(&found.id.unwrap_or_default(), Some(options)).await {
+        // An answer other than yes means that it had ended.
+        Ok(()) | Err(DockerError::DockerResponseServerError { .. }) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Removes the task's container.
@@ -142,15 +213,12 @@ pub(crate) async fn remove(host: &Host, id: JobId) -> Result<(), String> {
     }
 }
 
-/// Removes containers of this instance whose tasks nobody knows any more.
+/// Removes containers of this agent whose tasks nobody knows any more.
 pub(crate) async fn remove_strangers(host: &Host) {
-    let Some(instance) = host.options.instance_id else {
-        return;
-    };
     let Ok(docker) = host.engine.connect().await else {
         return;
     };
-    let label = format!("{}={instance}", body::INSTANCE_LABEL);
+    let label = format!("{HOME_LABEL}={}", host.options.home.display());
     for container in list(&docker, label).await.unwrap_or_default() {
         let labels = container.labels.unwrap_or_default();
         let task = labels.get(TASK_LABEL).and_then(|id| id.parse::<JobId>().ok());
@@ -159,6 +227,38 @@ pub(crate) async fn remove_strangers(host: &Host) {
             warn!(container.id = %id, "removing a container whose task is not known");
             let _ = remove_container(&docker, &id).await;
         }
+    }
+}
+
+/// Removes every container of the agent with this home, and of those whose homes lay below `homes` and are gone.
+/// Nothing is to do where there is no engine.
+pub(crate) async fn remove_all(home: &Path, homes: Option<&Path>) -> Result<(), String> {
+    let engine = Engine::new(true);
+    if !engine.exists() {
+        return Ok(());
+    }
+    let docker = engine.connect().await?;
+    for container in list(&docker, HOME_LABEL.to_owned()).await.map_err(|error| message(&error))? {
+        let labels = container.labels.unwrap_or_default();
+        let of = labels.get(HOME_LABEL).map_or(Path::new(""), Path::new);
+        let is_left = homes.is_some_and(|homes| of.starts_with(homes) && !of.exists());
+        if let (true, Some(id)) = (of == home || is_left, container.id) {
+            remove_container(&docker, &id).await.map_err(|error| message(&error))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a network, unless somebody uses it or it is gone. Nothing is to do where there is no engine.
+pub(crate) async fn remove_network(name: &str) -> Result<(), String> {
+    let engine = Engine::new(true);
+    if !engine.exists() {
+        return Ok(());
+    }
+    let docker = engine.connect().await?;
+    match docker.remove_network(name).await {
+        Err(DockerError::DockerResponseServerError { status_code: 403 | 404 | 409, .. }) => Ok(()),
+        result => result.map_err(|error| message(&error)),
     }
 }
 
@@ -173,11 +273,19 @@ async fn reach(host: &Host, cancel: &CancellationToken) -> Result<Docker, Failur
         if deadline < tokio::time::Instant::now() || host.engine.is_off() {
             return Err(failure(format!("the container engine does not answer: {error}")));
         }
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_secs(1)) => {}
-            () = cancel.cancelled() => return Err(failure("the task was told to end")),
-        }
+        pause(cancel).await?;
     }
+}
+
+async fn pause(cancel: &CancellationToken) -> Result<(), Failure> {
+    tokio::select! {
+        () = tokio::time::sleep(ENGINE_RETRY) => Ok(()),
+        () = cancel.cancelled() => Err(cancelled()),
+    }
+}
+
+fn cancelled() -> Failure {
+    failure("the task was told to end")
 }
 
 /// Creates and starts the container; what the host forbids is left out, and said.
@@ -185,31 +293,34 @@ async fn create_and_start(
     docker: &Docker,
     task: &body::TaskContainer<'_>,
     progress: &mpsc::Sender<Progress>,
-) -> Result<String, Failure> {
-    let mut limits = Limits::default();
+) -> Result<String, Trouble> {
+    let mut extras = Extras::default();
     loop {
-        let body = body::container(task, limits).map_err(failure)?;
+        let body = body::container(task, extras).map_err(failure)?;
         let name = body::name(task.spec);
         failpoint("container:create");
         let options = CreateContainerOptionsBuilder::default().name(&name).build();
-        let created = docker.create_container(Some(options), body).await.map_err(told)?;
+        let created = match docker.create_container(Some(options), body).await {
+            // An earlier one is still being made or removed.
+            Err(DockerError::DockerResponseServerError { status_code: 409, message }) => {
+                return Err(Trouble::Engine(message));
+            }
+            created => created.map_err(told)?,
+        };
         failpoint("container:created");
         let Err(error) = docker.start_container(&created.id, None).await else {
             return Ok(created.id);
         };
-        let text = message(&error);
-        let _ = remove_container(docker, &created.id).await;
-        // The kernel's numbers: 7 is the count of open files, 8 is locked memory.
-        if limits.memlock && text.contains("rlimit type 8") {
-            limits.memlock = false;
-            let warning = "the host forbids unlimited locked memory; RDMA may fail".to_owned();
-            let _ = progress.send(Progress::Warning(warning)).await;
-        } else if limits.nofile && text.contains("rlimit type 7") {
-            limits.nofile = false;
-        } else if limits.nofile && text.contains("rlimit") {
-            limits = Limits { nofile: false, memlock: false };
-        } else {
+        if !matches!(error, DockerError::DockerResponseServerError { .. }) {
             return Err(told(error));
+        }
+        let _ = remove_container(docker, &created.id).await;
+        let Some((fewer, warning)) = extras.without_what_failed(&message(&error)) else {
+            return Err(told(error));
+        };
+        extras = fewer;
+        if let Some(warning) = warning {
+            let _ = progress.send(Progress::Warning(warning.to_owned())).await;
         }
     }
 }
@@ -248,18 +359,26 @@ fn message(error: &DockerError) -> String {
     }
 }
 
-/// An error of the engine in the user's words.
+/// An error of the engine in the user's words. Whatever is not its answer means that it went away.
 #[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` gives")]
-fn told(error: DockerError) -> Failure {
+fn told(error: DockerError) -> Trouble {
     let text = message(&error);
+    let is_answer =
+        matches!(error, DockerError::DockerResponseServerError { .. } | DockerError::DockerStreamError { .. });
+    // The engine answers for the daemon behind it, which may be away as well.
+    if !is_answer || text.contains("code = Unavailable") {
+        return Trouble::Engine(text);
+    }
     if text.contains("could not select device driver") {
-        return failure(format!(
+        let advice = format!(
             "the container engine cannot give GPUs to containers; install nvidia-container-toolkit \
              on the host ({text})"
-        ));
+        );
+        return failure(advice).into();
     }
     let is_port = text.contains("port is already allocated") || text.contains("address already in use");
-    if is_port { Failure { reason: ExitReason::PortsBindingFailed, message: text } } else { failure(text) }
+    let reason = if is_port { ExitReason::PortsBindingFailed } else { ExitReason::CreatingContainerError };
+    Failure { reason, message: text }.into()
 }
 
 #[cfg(test)]
@@ -269,7 +388,7 @@ mod tests {
     fn check(text: &str, reason: ExitReason, part: &str) {
         let message = text.to_owned();
         let error = DockerError::DockerResponseServerError { status_code: 500, message };
-        let failure = told(error);
+        let Trouble::Final(failure) = told(error) else { panic!("`{text}` is an answer") };
         assert_eq!(failure.reason, reason);
         assert!(failure.message.contains(part), "{}", failure.message);
     }
@@ -283,5 +402,31 @@ mod tests {
         );
         check("Bind for 0.0.0.0:80: port is already allocated", ExitReason::PortsBindingFailed, "80");
         check("no such image", ExitReason::CreatingContainerError, "no such image");
+    }
+
+    #[test]
+    fn an_engine_that_is_away_has_not_answered() {
+        let cut = || std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let message = "connection error: rpc error: code = Unavailable".to_owned();
+        for error in [
+            DockerError::IOError { err: cut() },
+            DockerError::RequestTimeoutError,
+            DockerError::DockerResponseServerError { status_code: 500, message },
+        ] {
+            assert!(matches!(told(error), Trouble::Engine(_)));
+        }
+    }
+
+    #[test]
+    fn a_lock_tells_of_life_where_the_engine_says_nothing() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = TaskDir::new(home.path(), JobId(uuid::Uuid::nil()));
+        disk::create_private_dir(&dir.run()).unwrap();
+        let gone = |found| matches!(found, Liveness::Gone(Gone { interrupted: Some(_), .. }));
+        assert!(gone(liveness_without_engine(&dir)));
+        let held = disk::lock(&dir.lock()).unwrap();
+        assert_eq!(liveness_without_engine(&dir), Liveness::Alive);
+        drop(held);
+        assert!(gone(liveness_without_engine(&dir)));
     }
 }

@@ -11,8 +11,9 @@ pub(crate) struct Layers {
     layers: BTreeMap<String, Layer>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Layer {
+    status: String,
     total: u64,
     downloaded: u64,
     extracted: u64,
@@ -21,8 +22,8 @@ struct Layer {
 }
 
 impl Layers {
-    /// Takes in a message.
-    pub(crate) fn note(&mut self, info: &CreateImageInfo) {
+    /// Takes in a message; answers whether it tells of progress, and not only that the engine lives.
+    pub(crate) fn note(&mut self, info: &CreateImageInfo) -> bool {
         let status = info.status.as_deref().unwrap_or_default();
         let is_layer = matches!(
             status,
@@ -36,9 +37,11 @@ impl Layers {
                 | "Already exists"
         );
         let Some(id) = info.id.as_ref().filter(|_| is_layer) else {
-            return;
+            return false;
         };
         let layer = self.layers.entry(id.clone()).or_default();
+        let before = layer.clone();
+        status.clone_into(&mut layer.status);
         let detail = info.progress_detail.as_ref();
         let current = detail.and_then(|detail| detail.current).unwrap_or(0).max(0) as u64;
         let total = detail.and_then(|detail| detail.total).unwrap_or(0).max(0) as u64;
@@ -60,6 +63,7 @@ impl Layers {
             }
             _ => {}
         }
+        *layer != before
     }
 
     /// The sum over all layers.
@@ -111,5 +115,16 @@ mod tests {
         assert_eq!(seen[6], (100, 30, 100, false));
         assert_eq!(seen[7], (110, 30, 140, true));
         assert_eq!(seen[10], (140, 140, 140, true));
+    }
+
+    #[test]
+    fn a_message_that_repeats_another_is_no_progress() {
+        let mut layers = Layers::default();
+        let mut note = |line: &str| layers.note(&serde_json::from_str(line).unwrap());
+        let half = r#"{"status":"Downloading","progressDetail":{"current":50,"total":100},"id":"a1"}"#;
+        let more = r#"{"status":"Downloading","progressDetail":{"current":51,"total":100},"id":"a1"}"#;
+        let seen = [half, half, more, half, r#"{"status":"Pulling from library/debian"}"#].map(&mut note);
+        assert_eq!(seen, [true, false, true, false, false]);
+        assert!(note(r#"{"status":"Download complete","progressDetail":{},"id":"a1"}"#));
     }
 }
