@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::machines::{Machines, Record, cannot, lock_file, make_private_dir, open_private};
 use super::{processes, sockets};
 use crate::keys::invalid;
-use crate::{Error, ErrorKind, Result};
+use crate::{ContainerNetwork, Error, ErrorKind, Result};
 
 /// How long an agent may take until it listens.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,6 +28,10 @@ const DEAF_AGE: Duration = Duration::from_secs(30);
 
 /// Seconds without task and connection after which an agent ends; it is started again when it is needed.
 const IDLE_EXIT_SECS: u32 = 60;
+
+/// How long the agent's program may take to remove what is left in the container engine, and how often we look.
+const CLEAN_TIMEOUT: Duration = Duration::from_secs(30);
+const CLEAN_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The log is put aside when it is longer than this, in bytes.
 const LOG_LIMIT: u64 = 1 << 20;
@@ -131,6 +135,27 @@ impl Agents {
         }
     }
 
+    /// Removes the containers of a machine whose agent is gone for good, and those that earlier machines left behind
+    /// while no engine answered. Blocks.
+    pub(super) fn remove_containers(&self, record: &Record) {
+        let mut command = Command::new(&self.binary);
+        command.arg("remove-containers").arg("--home").arg(self.machines.agent_home(&record.key));
+        command.arg("--homes-below").arg(self.machines.all());
+        if let Err(error) = finish(&mut command) {
+            let machine = self.machines.folder(&record.key);
+            tracing::warn!(machine = %machine.display(), %error, "cannot remove the machine's containers yet");
+        }
+    }
+
+    /// Removes the network of this server's containers. Blocks.
+    pub(super) fn remove_network(&self, network: &ContainerNetwork) {
+        let mut command = Command::new(&self.binary);
+        command.arg("remove-network").arg("--name").arg(&network.name);
+        if let Err(error) = finish(&mut command) {
+            tracing::warn!(network = network.name, %error, "cannot remove the containers' network");
+        }
+    }
+
     fn lock_path(&self, record: &Record) -> PathBuf {
         self.machines.folder(&record.key).join("start.lock")
     }
@@ -184,6 +209,30 @@ impl Agents {
         let message = format!("the agent of `{}` does not answer: {what}; {log}", machine.display());
         Error::new(ErrorKind::Unavailable, message)
     }
+}
+
+/// Runs a program to its end, or to ours.
+fn finish(command: &mut Command) -> io::Result<()> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let deadline = Instant::now() + CLEAN_TIMEOUT;
+    let status = loop {
+        match child.try_wait()? {
+            Some(status) => break status,
+            None if Instant::now() < deadline => std::thread::park_timeout(CLEAN_INTERVAL),
+            None => {
+                child.kill()?;
+                child.wait()?;
+                return Err(io::Error::other(format!("no answer in {} s", CLEAN_TIMEOUT.as_secs())));
+            }
+        }
+    };
+    if status.success() {
+        return Ok(());
+    }
+    let mut words = String::new();
+    // What can be read of its complaint is all there is.
+    let _ = child.stderr.take().map(|mut stderr| io::Read::read_to_string(&mut stderr, &mut words));
+    Err(io::Error::other(format!("{status}: {}", words.trim())))
 }
 
 fn arguments(record: &Record, home: &Path) -> Vec<std::ffi::OsString> {

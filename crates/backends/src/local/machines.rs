@@ -168,18 +168,28 @@ impl Machines {
         folder.join(RECORD_FILE).exists() && !folder.join(ENDING_FILE).exists()
     }
 
-    /// Takes a machine out of the books. Its processes must have ended.
-    pub(super) fn remove(&self, record: &Record) -> Result<()> {
+    /// The folder of all machines.
+    pub(super) fn all(&self) -> PathBuf {
+        self.root.join("machines")
+    }
+
+    /// Takes a machine out of the books. Its processes must have ended. Does `after_last` if it was the last one of
+    /// its server, while nobody can make another.
+    pub(super) fn remove(&self, record: &Record, after_last: impl FnOnce()) -> Result<()> {
         let key = &record.key;
         sockets::remove(&record.socket);
         let folder = self.folder(key);
         let trash = self.root.join("trash").join(format!("{}-{}", key.launch_id, key.index));
         let _lock = self.lock()?;
         match fs::rename(&folder, &trash) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == NotFound => Ok(()),
-            Err(error) => Err(cannot("remove", &folder, &error)),
+            Ok(()) => {}
+            Err(error) if error.kind() == NotFound => {}
+            Err(error) => return Err(cannot("remove", &folder, &error)),
         }
+        if self.records()?.iter().all(|other| other.server_id != record.server_id) {
+            after_last();
+        }
+        Ok(())
     }
 
     /// Deletes what is left of machines that are gone.

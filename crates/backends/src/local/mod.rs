@@ -15,6 +15,7 @@ mod processes;
 mod shares;
 mod sockets;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -152,21 +153,34 @@ impl Local {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(cannot("lock", &self.machines.folder(&record.key), &error)),
         };
-        let deadline = Instant::now() + KILL_TIMEOUT;
-        loop {
-            let killed = home.clone();
-            let left = blocking(move || Ok(processes::kill_all(&killed))).await?;
-            if left == 0 {
-                break;
-            }
-            if deadline < Instant::now() {
-                let message = format!("{left} processes of `{}` do not die", home.display());
-                return Err(Error::new(ErrorKind::Unavailable, message));
-            }
-            sleep(KILL_INTERVAL).await;
+        kill(&home).await?;
+        let (agents, ended) = (Arc::clone(&self.agents), record.clone());
+        blocking(move || {
+            agents.remove_containers(&ended);
+            Ok(())
+        })
+        .await?;
+        // A container that was about to start when its agent died has started by now.
+        kill(&home).await?;
+        let (machines, agents) = (self.machines.clone(), Arc::clone(&self.agents));
+        blocking(move || machines.remove(&record, || agents.remove_network(&record.container_network))).await
+    }
+}
+
+/// Kills the processes of the agent with this home until none is left.
+async fn kill(home: &Path) -> Result<()> {
+    let deadline = Instant::now() + KILL_TIMEOUT;
+    loop {
+        let killed = home.to_owned();
+        let left = blocking(move || Ok(processes::kill_all(&killed))).await?;
+        if left == 0 {
+            return Ok(());
         }
-        let machines = self.machines.clone();
-        blocking(move || machines.remove(&record)).await
+        if deadline < Instant::now() {
+            let message = format!("{left} processes of `{}` do not die", home.display());
+            return Err(Error::new(ErrorKind::Unavailable, message));
+        }
+        sleep(KILL_INTERVAL).await;
     }
 }
 

@@ -203,6 +203,32 @@ async fn termination_ends_the_machines_jobs_and_no_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn containers_go_with_their_machine_and_the_network_with_the_last_one() {
+    let mut rig = Rig::local();
+    let machines = rig.launch(2).await;
+    let cleaned = || -> Vec<Vec<String>> {
+        let path = rig.context.agent_binary.with_file_name("cleaned");
+        let text = fs::read_to_string(path).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let machines_folder = rig.context.state_dir.canonicalize().unwrap().join("local/machines");
+    let all_containers = |machine: &Machine| -> Vec<String> {
+        let home = rig.folder(&machine.key).canonicalize().unwrap().join("agent");
+        let [home, homes] = [&home, &machines_folder].map(|path| path.display().to_string());
+        ["remove-containers", "--home", &home, "--homes-below", &homes].map(str::to_owned).to_vec()
+    };
+    let expected = [all_containers(&machines[0]), all_containers(&machines[1])];
+    rig.backend.terminate(&machines[0].key).await.unwrap();
+    assert_eq!(cleaned(), expected[..1]);
+    // The other machine's containers are on the network.
+    rig.backend.terminate(&machines[1].key).await.unwrap();
+    let network = machines[1].container_network.clone().unwrap().name;
+    assert_eq!(cleaned()[..2], expected);
+    assert_eq!(cleaned()[2..], [["remove-network", "--name", &network].map(str::to_owned)]);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_crash_before_a_launch_is_whole_leaves_nothing_of_it() {
     let mut rig = Rig::local();
     let order = rig.order(2).await;

@@ -59,4 +59,17 @@ def host():
         listener.accept()[0].close()
 
 
-{"discover": discover, "host": host}[sys.argv[1]]()
+def clean():
+    # Beside the program, because homes go away.
+    path = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "cleaned")
+    with open(path, "a") as cleaned:
+        print(json.dumps(sys.argv[1:]), file=cleaned)
+
+
+roles = {
+    "discover": discover,
+    "host": host,
+    "remove-containers": clean,
+    "remove-network": clean,
+}
+roles[sys.argv[1]]()
