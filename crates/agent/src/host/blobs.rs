@@ -26,11 +26,16 @@ static UPLOADS: AtomicU64 = AtomicU64::new(0);
 
 /// Answers whether the blob is here.
 pub(crate) async fn head(State(host): State<Arc<Host>>, Path(sha256): Path<String>) -> StatusCode {
-    match path(&host, &sha256) {
-        Ok(path) if tokio::fs::try_exists(&path).await.unwrap_or(false) => StatusCode::OK,
-        Ok(_) => StatusCode::NOT_FOUND,
-        Err(_) => StatusCode::BAD_REQUEST,
-    }
+    let Ok(path) = path(&host, &sha256) else {
+        return StatusCode::BAD_REQUEST;
+    };
+    let kept = tokio::task::spawn_blocking(move || keep(&path, crate::clock::now().into())).await;
+    if kept.is_ok_and(|kept| kept.is_ok()) { StatusCode::OK } else { StatusCode::NOT_FOUND }
+}
+
+/// Makes a blob young again: who asked for it is about to need it.
+fn keep(path: &std::path::Path, now: SystemTime) -> std::io::Result<()> {
+    std::fs::File::options().write(true).open(path)?.set_modified(now)
 }
 
 /// Takes a blob in, if its bytes are what its name says.
@@ -41,21 +46,23 @@ pub(crate) async fn put(
 ) -> Result<Json<()>, Refusal> {
     let target = path(&host, &sha256)?;
     let number = UPLOADS.fetch_add(1, Ordering::Relaxed);
-    let partial = host.blobs_dir().join(format!("{sha256}.{number}.part"));
-    let received = receive(body, &partial).await;
-    let kept = match received {
-        Ok(found) if found == sha256 => tokio::fs::rename(&partial, &target).await.map_err(internal),
-        Ok(found) => {
-            let message = format!("the blob's SHA-256 is {found}, not {sha256}");
-            Err(refuse(AgentErrorCode::InvalidRequest, message))
-        }
-        Err(error) => Err(error),
-    };
-    if kept.is_err() {
-        let _ = tokio::fs::remove_file(&partial).await;
+    let partial = Partial(host.blobs_dir().join(format!("{sha256}.{number}.part")));
+    let found = receive(body, &partial.0).await?;
+    if found != sha256 {
+        let message = format!("the blob's SHA-256 is {found}, not {sha256}");
+        return Err(refuse(AgentErrorCode::InvalidRequest, message).into());
     }
-    kept?;
+    tokio::fs::rename(&partial.0, &target).await.map_err(internal)?;
     Ok(Json(()))
+}
+
+/// An upload that goes away unless it is renamed, also where the one who sends it does.
+struct Partial(PathBuf);
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 async fn receive(body: Body, partial: &std::path::Path) -> Result<String, AgentError> {
@@ -108,5 +115,26 @@ pub(crate) fn prune(host: &Host, now: SystemTime) {
         if !needed.contains(&name) && UNUSED_LIFETIME < age {
             let _ = std::fs::remove_file(entry.path());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blob_that_was_asked_for_is_kept_another_day() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::for_tests(dir.path(), &[], None);
+        let now: SystemTime = crate::clock::now().into();
+        let blobs = ["asked", "not-asked"].map(|name| host.blobs_dir().join(name));
+        for blob in &blobs {
+            std::fs::write(blob, "").unwrap();
+            keep(blob, now - 2 * UNUSED_LIFETIME).unwrap();
+        }
+        keep(&blobs[0], now).unwrap();
+        prune(&host, now);
+        assert_eq!(blobs.map(|blob| blob.exists()), [true, false]);
+        assert!(keep(&host.blobs_dir().join("missing"), now).is_err());
     }
 }

@@ -32,7 +32,7 @@ use tracing::{error, info, warn};
 use crate::disk::ShortPath;
 pub(crate) use crate::host::container::Engine;
 use crate::host::journal::Journal;
-use crate::host::record::Record;
+use crate::host::record::{Accepted, Record};
 use crate::host::state::Host;
 pub(crate) use crate::host::state::{DockerMode, HostOptions};
 use crate::host::task_dir::TaskDir;
@@ -42,6 +42,10 @@ use crate::{discover, disk, failpoint};
 const WINDOW: u32 = 1 << 20;
 /// What a stream may hold unsent, so that an order overtakes a flood.
 const SEND_BUFFER: usize = 128 * 1024;
+/// How often what nobody needs any more is looked for.
+const TIDY_INTERVAL: Duration = Duration::from_hours(1);
+/// How soon the removal of a forgotten task's container is tried again.
+const FORGET_RETRY: Duration = Duration::from_secs(30);
 /// How often a silent peer is asked whether it lives, and how long it may take to answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -90,19 +94,20 @@ fn restrict(home: &Path) -> std::io::Result<()> {
 }
 
 async fn serve(options: HostOptions) -> anyhow::Result<()> {
+    // Whoever waits for this agent sees at once that it lives. The first answer comes when the machine is known, for
+    // which its drivers may need minutes.
+    let listener = listen(&options.socket)?;
     let machine = tokio::task::spawn_blocking(|| discover::machine(&discover::Roots::default()));
     let host = Arc::new(Host::open(options, machine.await?)?);
     restore(&host).await?;
-    let listener = listen(&host.options.socket)?;
     info!("listening on `{}`", host.options.socket.display());
     let sweeping = host.clone();
     tokio::spawn(async move { container::remove_strangers(&sweeping).await });
     let hashing = host.clone();
     tokio::task::spawn_blocking(move || {
         hashing.binary_sha256();
-        hashing.prune_tombstones();
-        blobs::prune(&hashing, crate::clock::now().into());
     });
+    tokio::spawn(tidy_up(host.clone()));
     let accepting = tokio::spawn(accept(host.clone(), listener));
     let reason = tokio::select! {
         reason = asked_to_exit(&host) => reason?,
@@ -112,6 +117,20 @@ async fn serve(options: HostOptions) -> anyhow::Result<()> {
     info!("exiting: {reason}");
     let _ = std::fs::remove_file(&host.options.socket);
     Ok(())
+}
+
+/// Removes what nobody needs any more, now and then.
+async fn tidy_up(host: Arc<Host>) {
+    loop {
+        let tidied = host.clone();
+        let tidying = tokio::task::spawn_blocking(move || {
+            tidied.prune_tombstones();
+            blobs::prune(&tidied, crate::clock::now().into());
+        });
+        // What fails now is tried again in an hour.
+        let _ = tidying.await;
+        tokio::time::sleep(TIDY_INTERVAL).await;
+    }
 }
 
 /// Brings the tasks back that the journals tell of.
@@ -125,6 +144,8 @@ async fn restore(host: &Arc<Host>) -> anyhow::Result<()> {
         // One broken folder must not keep the others from coming back.
         if let Err(error) = restore_task(host, &dir, id).await {
             error!(task.id = %id, "cannot restore the task: {error:#}");
+            // The server is about to give it up, so it must not run on unseen. A container goes as a stranger.
+            tokio::task::spawn_blocking(move || process::destroy(&dir, id, false)).await?;
         }
     }
     Ok(())
@@ -139,13 +160,29 @@ async fn restore_task(host: &Arc<Host>, dir: &TaskDir, id: JobId) -> anyhow::Res
     };
     if record.forgotten {
         drop(journal);
-        return Ok(task::finish_forgetting(host, dir, &record.accepted).await?);
+        return forget_again(host, dir, record.accepted).await;
     }
     info!(task.id = %id, "restored in phase {:?}", record.state.phase);
     if record.state.exit.is_none() {
         host.gpus.restore(id, &record.state.resolved.gpu_uuids);
     }
     host.task_or(id, || task::spawn_known(host, journal, record));
+    Ok(())
+}
+
+/// Finishes what an agent before us had begun. An engine may take long to remove a container, and nobody waits for that.
+async fn forget_again(host: &Arc<Host>, dir: &TaskDir, accepted: Accepted) -> anyhow::Result<()> {
+    if !accepted.container {
+        return Ok(task::finish_forgetting(host, dir, &accepted).await?);
+    }
+    host.bury(accepted.id, accepted.generation)?;
+    let (host, dir) = (host.clone(), dir.clone());
+    tokio::spawn(async move {
+        while let Err(error) = task::finish_forgetting(&host, &dir, &accepted).await {
+            warn!(task.id = %accepted.id, "cannot remove the task yet: {error}");
+            tokio::time::sleep(FORGET_RETRY).await;
+        }
+    });
     Ok(())
 }
 
