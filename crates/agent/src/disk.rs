@@ -84,6 +84,59 @@ impl UntrustedDir {
     }
 }
 
+/// A socket in a folder that others may write to, found without following a link in its place.
+#[derive(Debug)]
+pub(crate) struct UntrustedSocket {
+    _file: File,
+    path: PathBuf,
+}
+
+impl UntrustedSocket {
+    /// Finds the socket `name` in `dir`.
+    pub(crate) fn open(dir: &Path, name: &str) -> io::Result<UntrustedSocket> {
+        use std::os::fd::AsRawFd;
+        use std::os::unix::fs::FileTypeExt;
+        let dir = UntrustedDir::open(dir)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC)
+            .open(dir.path().join(name))?;
+        if !file.metadata()?.file_type().is_socket() {
+            return Err(io::Error::other(format!("`{name}` is not a socket")));
+        }
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        Ok(UntrustedSocket { _file: file, path })
+    }
+
+    /// A path that means this socket while it is open.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Whom files in a folder are handed over to: its owner, if that is somebody else. A container's root makes files
+/// for an agent that need not be root.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Heir(Option<(u32, u32)>);
+
+impl Heir {
+    /// The folder's owner, unless we are.
+    pub(crate) fn of(dir: &Path) -> io::Result<Heir> {
+        use std::os::unix::fs::MetadataExt;
+        let folder = std::fs::metadata(dir)?;
+        let is_other = folder.uid() != nix::unistd::geteuid().as_raw();
+        Ok(Heir(is_other.then(|| (folder.uid(), folder.gid()))))
+    }
+
+    /// Hands a file over.
+    pub(crate) fn give(self, path: &Path) -> io::Result<()> {
+        match self.0 {
+            Some((uid, gid)) => std::os::unix::fs::lchown(path, Some(uid), Some(gid)),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Whether the error says that the disk is full.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
@@ -104,7 +157,8 @@ impl Lock {
     }
 }
 
-/// The process that signed the lock at `path`, while it has it.
+/// The process that signed the lock at `path`, while somebody has it. Between taking and signing it is the one that
+/// had it before.
 pub(crate) fn lock_holder(path: &Path) -> Option<nix::unistd::Pid> {
     let text = read_untrusted(path, 32).ok()?;
     let pid = String::from_utf8(text).ok()?.trim().parse().ok()?;

@@ -87,6 +87,8 @@ fn output_of(program: &str, arguments: &[&str]) -> Result<String, String> {
             Ok(None) if clock::monotonic() < deadline => clock::pause(Duration::from_millis(5)),
             _ => {
                 let _ = child.kill();
+                // One that hangs in its driver dies late, and somebody must wait for it.
+                std::thread::spawn(move || child.wait());
                 return Err(format!("`{program}` did not end within {TOOL_TIMEOUT:?}"));
             }
         }

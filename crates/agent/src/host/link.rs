@@ -8,9 +8,10 @@ use futures_util::StreamExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::codec::{FramedRead, LinesCodec};
 
-use crate::disk::ShortPath;
+use crate::disk::UntrustedSocket;
 use crate::host::runtime::{self, Liveness};
 use crate::host::state::Host;
 use crate::host::task::{Message, News, TaskHandle};
@@ -20,6 +21,12 @@ use crate::wire::{self, JobStatus, Order};
 /// How soon a supervisor that does not answer yet is tried again, at first and at last.
 const FIRST_RETRY: Duration = Duration::from_millis(5);
 const LAST_RETRY: Duration = Duration::from_millis(500);
+/// How many lines and how many news a supervisor may send at once and in a second. An honest one tells of its log
+/// every 20 ms, and of itself a few times in its life.
+const LINES_AT_ONCE: u32 = 200;
+const LINES_PER_SECOND: u32 = 100;
+const NEWS_AT_ONCE: u32 = 20;
+const NEWS_PER_SECOND: u32 = 5;
 /// How soon it is asked again whether a supervisor lives, when nobody could say.
 const UNKNOWN_RETRY: Duration = Duration::from_secs(1);
 
@@ -34,13 +41,18 @@ pub(crate) async fn follow(
     let dir = handle.dir.clone();
     let tell = |news: News| handle.tell(Message::News(attempt, news));
     let mut retry = FIRST_RETRY;
+    // A container may say anything at any rate; its news go to the disk and to the server.
+    let mut lines_left = Budget::new(LINES_AT_ONCE, LINES_PER_SECOND, Instant::now());
+    let mut news_left = Budget::new(NEWS_AT_ONCE, NEWS_PER_SECOND, Instant::now());
     loop {
         if let Ok(stream) = connect(&dir).await {
             retry = FIRST_RETRY;
+            news_left.spend().await;
             if !tell(News::Connected).await {
                 return;
             }
-            if pump(stream, &handle, attempt, &mut orders).await == Pumped::Abandoned {
+            let pumped = pump(stream, &handle, attempt, &mut orders, &mut lines_left, &mut news_left);
+            if pumped.await == Pumped::Abandoned {
                 return;
             }
         }
@@ -66,8 +78,40 @@ pub(crate) async fn follow(
 }
 
 async fn connect(dir: &TaskDir) -> std::io::Result<UnixStream> {
-    let socket = ShortPath::new(&dir.run(), wire::SOCKET)?;
+    let socket = UntrustedSocket::open(&dir.run(), wire::SOCKET)?;
     UnixStream::connect(socket.path()).await
+}
+
+/// How much a supervisor may say: some at once, and then only so much in a second.
+#[derive(Debug)]
+struct Budget {
+    per_second: f64,
+    most: f64,
+    left: f64,
+    at: Instant,
+}
+
+impl Budget {
+    fn new(most: u32, per_second: u32, now: Instant) -> Budget {
+        let most = f64::from(most);
+        Budget { per_second: f64::from(per_second), most, left: most, at: now }
+    }
+
+    /// Takes one, and waits where there were too many.
+    async fn spend(&mut self) {
+        let wait = self.take(Instant::now());
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Takes one; answers how long to wait before the next.
+    fn take(&mut self, now: Instant) -> Duration {
+        let earned = now.duration_since(self.at).as_secs_f64() * self.per_second;
+        self.left = (self.left + earned).min(self.most) - 1.0;
+        self.at = now;
+        Duration::from_secs_f64((-self.left).max(0.0) / self.per_second)
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -83,6 +127,8 @@ async fn pump(
     handle: &TaskHandle,
     attempt: u64,
     orders: &mut mpsc::Receiver<Order>,
+    lines_left: &mut Budget,
+    news_left: &mut Budget,
 ) -> Pumped {
     let (read, mut write) = stream.into_split();
     let mut lines = FramedRead::new(read, LinesCodec::new_with_max_length(STATUS_LIMIT));
@@ -93,6 +139,7 @@ async fn pump(
                 let Some(Ok(line)) = line else {
                     return Pumped::Ended;
                 };
+                lines_left.spend().await;
                 let Ok(status) = serde_json::from_str::<JobStatus>(&line) else {
                     continue;
                 };
@@ -100,6 +147,7 @@ async fn pump(
                 // The end of a job counts only once it is on the disk, and it is when the socket closes.
                 let is_news = !is_same_but_for_the_log(last.as_ref(), &status);
                 if status.exit.is_none() && is_news {
+                    news_left.spend().await;
                     last = Some(status.clone());
                     let news = News::Status(Box::new(status));
                     if !handle.tell(Message::News(attempt, news)).await {
@@ -128,4 +176,32 @@ fn is_same_but_for_the_log(last: Option<&JobStatus>, status: &JobStatus) -> bool
     let mut last = last.clone();
     last.log_end = status.log_end;
     last == *status
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_supervisor_may_say_some_at_once_and_then_only_so_much() {
+        let start = Instant::now();
+        let mut budget = Budget::new(2, 10, start);
+        let waits =
+            [0, 0, 0, 0, 1000].map(|millis| budget.take(start + Duration::from_millis(millis)).as_millis());
+        assert_eq!(waits, [0, 0, 100, 200, 0]);
+    }
+
+    #[tokio::test]
+    async fn a_socket_is_not_reached_through_a_link() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = TaskDir::new(home.path(), api::ids::JobId(uuid::Uuid::nil()));
+        std::fs::create_dir_all(dir.run()).unwrap();
+        let other = home.path().join("other.sock");
+        let _listener = tokio::net::UnixListener::bind(&other).unwrap();
+        let socket = dir.run().join(wire::SOCKET);
+        std::os::unix::fs::symlink(&other, &socket).unwrap();
+        assert!(connect(&dir).await.is_err());
+        std::fs::rename(&other, &socket).unwrap();
+        connect(&dir).await.unwrap();
+    }
 }
