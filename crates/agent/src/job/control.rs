@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::disk::ShortPath;
+use crate::disk::{Heir, ShortPath};
 use crate::wire::{self, JobStatus, Order};
 
 /// How many host agents may be connected: one, and one that is about to notice that it is gone.
@@ -34,13 +34,14 @@ struct Client {
 
 impl Control {
     /// Listens in the run folder. Nobody else does: the caller has the lock.
-    pub(crate) fn listen(dir: &Path) -> io::Result<Control> {
+    pub(crate) fn listen(dir: &Path, heir: Heir) -> io::Result<Control> {
         let socket = ShortPath::new(dir, wire::SOCKET)?;
         match std::fs::remove_file(socket.path()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         let listener = UnixListener::bind(socket.path())?;
+        heir.give(socket.path())?;
         listener.set_nonblocking(true)?;
         Ok(Control { listener, clients: Vec::new() })
     }

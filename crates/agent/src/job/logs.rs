@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::clock;
+use crate::disk::Heir;
 use crate::log_files::{INDEX_ENTRY, SEGMENT_BYTES, index_name, list_segments, segment_name};
 
 /// Writes that follow each other faster than this share an entry.
@@ -43,9 +44,10 @@ struct Segment {
 }
 
 impl LogWriter {
-    /// A new log in `dir`, of which at most about `cap` bytes may lie on the disk.
-    pub(crate) fn create(dir: &Path, cap: u64) -> io::Result<LogWriter> {
+    /// A new log in `dir`, of which at most about `cap` bytes may lie on the disk. The heir removes what it has read.
+    pub(crate) fn create(dir: &Path, cap: u64, heir: Heir) -> io::Result<LogWriter> {
         crate::disk::create_private_dir(dir)?;
+        heir.give(dir)?;
         Ok(LogWriter {
             dir: dir.to_owned(),
             cap,
@@ -214,7 +216,7 @@ mod tests {
     #[test]
     fn segments_follow_each_other_without_a_hole() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = LogWriter::create(dir.path(), 1 << 30).unwrap();
+        let mut log = LogWriter::create(dir.path(), 1 << 30, Heir::default()).unwrap();
         let chunk = vec![b'x'; 1 << 20];
         for _ in 0..9 {
             log.append(&chunk);
@@ -233,7 +235,7 @@ mod tests {
     #[test]
     fn the_cap_drops_the_oldest_segments() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = LogWriter::create(dir.path(), 3 * SEGMENT_BYTES).unwrap();
+        let mut log = LogWriter::create(dir.path(), 3 * SEGMENT_BYTES, Heir::default()).unwrap();
         for _ in 0..40 {
             log.append(&vec![b'x'; 1 << 20]);
         }
@@ -247,7 +249,7 @@ mod tests {
     fn what_cannot_be_written_is_skipped_and_counted() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("logs");
-        let mut log = LogWriter::create(&path, 1 << 30).unwrap();
+        let mut log = LogWriter::create(&path, 1 << 30, Heir::default()).unwrap();
         fs::remove_dir(&path).unwrap();
         log.append(b"lost");
         assert_eq!((log.end(), log.lost), (4, 4));
@@ -257,7 +259,7 @@ mod tests {
     #[test]
     fn last_lines_are_plain_text() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = LogWriter::create(dir.path(), 1 << 30).unwrap();
+        let mut log = LogWriter::create(dir.path(), 1 << 30, Heir::default()).unwrap();
         log.append(b"one\r\ntwo\r\n\x1b[31mthree\x1b[0m\r\n\r\n");
         assert_eq!(log.last_lines(2), "two\nthree");
     }

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use api::agent::{ExitReason, TaskExit};
 
-use crate::disk;
+use crate::disk::{self, Heir};
 use crate::job::control::Control;
 use crate::job::supervisor::Supervisor;
 use crate::sys::Detached;
@@ -43,19 +43,25 @@ pub(crate) fn run(dir: &Path, detach: bool) -> ExitCode {
 }
 
 fn start(dir: &Path, detach: bool) -> io::Result<()> {
-    let Some(lock) = disk::lock(&dir.join(wire::LOCK))? else {
+    if !detach {
+        keep_last_words(dir)?;
+    }
+    let path = dir.join(wire::LOCK);
+    let Some(lock) = disk::lock(&path)? else {
         // Another supervisor of the same job lives; it alone does the work.
         return Ok(());
     };
+    let heir = Heir::of(dir)?;
+    heir.give(&path)?;
     if dir.join(wire::EXIT_FILE).exists() {
         return Ok(());
     }
-    let control = Control::listen(dir)?;
+    let control = Control::listen(dir, heir)?;
     if detach && crate::sys::detach()? == Detached::Starter {
         return Ok(());
     }
     lock.sign()?;
-    let reserve = ExitFile::reserve(dir);
+    let reserve = ExitFile::reserve(dir, heir);
     let job = read_job_file(dir)?;
     if let Some(home) = &job.failpoint_home {
         failpoint::set_home(home.clone());
@@ -78,6 +84,12 @@ fn start(dir: &Path, detach: bool) -> io::Result<()> {
     say(&failure);
     procs::kill_all(id);
     reserve.fill(&failed(dir, failure))
+}
+
+/// Sends what is printed to where the agent finds it. A container's own log goes with the container.
+fn keep_last_words(dir: &Path) -> io::Result<()> {
+    let log = std::fs::OpenOptions::new().append(true).create(true).open(dir.join(wire::SUPERVISOR_LOG))?;
+    Ok(nix::unistd::dup2_stderr(log)?)
 }
 
 /// Reads the orders and removes them, because they hold secrets.
@@ -117,18 +129,19 @@ fn failed(dir: &Path, message: String) -> JobStatus {
 /// The place of the last status, taken while there is room.
 struct ExitFile<'a> {
     dir: &'a Path,
+    heir: Heir,
     reserved: Option<std::fs::File>,
 }
 
 impl ExitFile<'_> {
-    fn reserve(dir: &Path) -> ExitFile<'_> {
+    fn reserve(dir: &Path, heir: Heir) -> ExitFile<'_> {
         let path = dir.join("exit.json.new");
         let reserved = std::fs::File::create(path).and_then(|mut file| {
             file.write_all(&[b' '; EXIT_RESERVE])?;
             file.sync_all()?;
             Ok(file)
         });
-        ExitFile { dir, reserved: reserved.ok() }
+        ExitFile { dir, heir, reserved: reserved.ok() }
     }
 
     /// Writes the last status durably, and whole or not at all.
@@ -136,11 +149,13 @@ impl ExitFile<'_> {
         let bytes = serde_json::to_vec(status).map_err(io::Error::other)?;
         let path = self.dir.join(wire::EXIT_FILE);
         let Some(file) = self.reserved else {
-            return disk::write_atomically(&path, &bytes);
+            disk::write_atomically(&path, &bytes)?;
+            return self.heir.give(&path);
         };
         std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0)?;
         file.set_len(bytes.len() as u64)?;
         file.sync_all()?;
+        self.heir.give(&self.dir.join("exit.json.new"))?;
         std::fs::rename(self.dir.join("exit.json.new"), &path)?;
         disk::sync_parent(&path)
     }

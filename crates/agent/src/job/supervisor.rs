@@ -15,6 +15,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use crate::disk::Heir;
 use crate::failpoint::{armed, failpoint};
 use crate::job::control::Control;
 use crate::job::ending::{Cause, Ending, LEFTOVER_GRACE};
@@ -70,7 +71,7 @@ impl Supervisor {
             [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
         mask.thread_block()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-        let log = LogWriter::create(&dir.join(wire::LOGS), job.log_cap_bytes)?;
+        let log = LogWriter::create(&dir.join(wire::LOGS), job.log_cap_bytes, Heir::of(dir)?)?;
         let (done, thread_end) = UnixStream::pair()?;
         let thread_job = job.clone();
         let thread = std::thread::Builder::new().name("prepare".to_owned()).spawn(move || {
