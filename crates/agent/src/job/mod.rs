@@ -10,6 +10,7 @@ mod ending;
 mod env;
 mod launch;
 mod logs;
+mod oom;
 mod prepare;
 mod python;
 mod supervisor;

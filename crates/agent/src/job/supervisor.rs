@@ -21,6 +21,7 @@ use crate::job::control::Control;
 use crate::job::ending::{Cause, Ending, LEFTOVER_GRACE};
 use crate::job::launch::{Launched, launch};
 use crate::job::logs::LogWriter;
+use crate::job::oom::{self, OomKills};
 use crate::job::prepare::{Prepared, prepare};
 use crate::wire::{self, JobFile, JobStatus, Order, Stage};
 use crate::{clock, procs};
@@ -50,7 +51,7 @@ pub(crate) struct Supervisor {
     deadline: Option<Instant>,
     ending: Option<Ending>,
     reaped: bool,
-    oom_kills_before: u64,
+    oom_kills_before: OomKills,
     buffer: Vec<u8>,
     changed: bool,
     reported_at: Option<Instant>,
@@ -101,7 +102,7 @@ impl Supervisor {
             deadline: None,
             ending: None,
             reaped: false,
-            oom_kills_before: oom_kills(job.container),
+            oom_kills_before: OomKills::count(job.container),
             buffer: vec![0; READ_BYTES],
             changed: false,
             reported_at: None,
@@ -384,9 +385,8 @@ impl Supervisor {
             Some(WaitStatus::Signaled(_, signal, _)) => (Some(128 + signal as i32), Some(signal as i32)),
             _ => (None, None),
         };
-        let was_killed = exit_status == Some(128 + Signal::SIGKILL as i32);
-        let oom_killed =
-            cause == Cause::Finished && was_killed && self.oom_kills_before < oom_kills(self.job.container);
+        let oom_killed = cause == Cause::Finished
+            && oom::ended(exit_status, self.oom_kills_before, OomKills::count(self.job.container));
         let (reason, message) = match cause {
             Cause::Stopped => (ExitReason::Stopped, None),
             Cause::MaxDuration => {
@@ -403,7 +403,8 @@ impl Supervisor {
             }
             Cause::Finished if exit_status == Some(0) => (ExitReason::Done, None),
             Cause::Finished if oom_killed => {
-                (ExitReason::Failed, Some("ended by the kernel for want of memory".to_owned()))
+                let lines = self.log.last_lines(MESSAGE_LINES);
+                (ExitReason::Failed, Some(oom::message(exit_status, &lines)))
             }
             Cause::Finished => (ExitReason::Failed, Some(self.log.last_lines(MESSAGE_LINES))),
         };
@@ -450,16 +451,4 @@ impl Preparing {
         let _ = self.done.set_nonblocking(true);
         matches!(self.done.read(&mut [0]), Ok(0))
     }
-}
-
-/// How often the kernel has ended a process for want of memory: in our own group where that is known.
-fn oom_kills(container: bool) -> u64 {
-    let own: &[&str] = &["/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"];
-    let files = if container { own } else { &[] };
-    let count = |file: &str| {
-        let text = std::fs::read_to_string(file).ok()?;
-        let value = text.lines().find_map(|line| line.strip_prefix("oom_kill "))?;
-        value.trim().parse().ok()
-    };
-    files.iter().find_map(|file| count(file)).or_else(|| count("/proc/vmstat")).unwrap_or(0)
 }
