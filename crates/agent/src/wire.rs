@@ -20,6 +20,8 @@ pub(crate) const LOCK: &str = "lock";
 pub(crate) const EXIT_FILE: &str = "exit.json";
 /// There once the command may have started.
 pub(crate) const STARTED_MARK: &str = "started";
+/// There once uploaded code is being unpacked into a directory that was empty; says which.
+pub(crate) const CODE_MARK: &str = "code";
 /// What the supervisor wrote to its standard error.
 pub(crate) const SUPERVISOR_LOG: &str = "supervisor.log";
 /// The folder of log segments in the run folder.

@@ -2,11 +2,13 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::lchown;
 use std::path::{Path, PathBuf};
 
 use api::agent::{CodeDelivery, FileDelivery};
 
+use crate::disk;
 use crate::sys::Credentials;
 
 /// Whose the delivered files are: the job's user, where that is not who we are.
@@ -26,15 +28,18 @@ pub(crate) fn make_dirs(path: &Path, owner: Owner<'_>) -> Result<(), String> {
     if path.is_dir() { Ok(()) } else { Err(format!("`{}` is not a directory", path.display())) }
 }
 
-/// Unpacks uploaded code into `target`.
+/// Unpacks uploaded code into `target`. The file `mark` remembers that this was begun in an empty directory, so that
+/// whoever repeats it knows that what is there is the job's own.
 pub(crate) fn deliver_code(
     code: &CodeDelivery,
     target: &Path,
     blobs: &Path,
     owner: Owner<'_>,
+    mark: &Path,
 ) -> Result<(), String> {
     make_dirs(target, owner)?;
-    if !is_empty(target) {
+    let was_begun = fs::read(mark).is_ok_and(|marked| marked == target.as_os_str().as_bytes());
+    if !was_begun && !is_empty(target) {
         return if code.skip_if_exists {
             Ok(())
         } else {
@@ -44,7 +49,8 @@ pub(crate) fn deliver_code(
     let Some(blob) = &code.blob_sha256 else {
         return Ok(());
     };
-    unpack(&blobs.join(blob), target, owner)
+    disk::write_atomically(mark, target.as_os_str().as_bytes())
+        .and_then(|()| unpack(&blobs.join(blob), target, owner))
         .map_err(|error| format!("cannot unpack the code into `{}`: {error}", target.display()))
 }
 
@@ -142,11 +148,36 @@ mod tests {
         let mut code =
             CodeDelivery { blob_sha256: Some("blob".to_owned()), repo_dir: String::new(), skip_if_exists: false };
         let target = dir.path().join("deep/repo");
-        deliver_code(&code, &target, dir.path(), None).unwrap();
-        assert_eq!(fs::read_to_string(target.join("a/b.txt")).unwrap(), "text");
-        assert!(deliver_code(&code, &target, dir.path(), None).is_err());
+        let deliver = |code: &CodeDelivery, mark: &str| {
+            deliver_code(code, &target, dir.path(), None, &dir.path().join(mark))
+        };
+        let file = target.join("a/b.txt");
+        deliver(&code, "mark").unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "text");
+        assert!(deliver(&code, "mark-of-another-task").is_err());
         code.skip_if_exists = true;
-        deliver_code(&code, &target, dir.path(), None).unwrap();
+        fs::write(&file, "changed").unwrap();
+        deliver(&code, "mark-of-another-task").unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "changed");
+    }
+
+    #[test]
+    fn a_delivery_that_was_cut_short_is_repeated() {
+        let dir = tempfile::tempdir().unwrap();
+        archive(dir.path(), "blob", &[("a.txt", "text"), ("b.txt", "more")]);
+        for skip_if_exists in [false, true] {
+            let code =
+                CodeDelivery { blob_sha256: Some("blob".to_owned()), repo_dir: String::new(), skip_if_exists };
+            let target = dir.path().join(format!("repo-{skip_if_exists}"));
+            let mark = dir.path().join("mark");
+            let deliver = || deliver_code(&code, &target, dir.path(), None, &mark);
+            deliver().unwrap();
+            fs::write(target.join("a.txt"), "te").unwrap();
+            fs::remove_file(target.join("b.txt")).unwrap();
+            deliver().unwrap();
+            let read = |name: &str| fs::read_to_string(target.join(name)).unwrap();
+            assert_eq!((read("a.txt"), read("b.txt")), ("text".to_owned(), "more".to_owned()));
+        }
     }
 
     #[test]

@@ -5,12 +5,14 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{Gid, Uid};
+
 use crate::job::account::{Account, Database};
 use crate::job::delivery::{self, Owner};
 use crate::job::env::{self, Facts};
 use crate::job::python;
 use crate::sys::Credentials;
-use crate::wire::JobFile;
+use crate::wire::{self, JobFile};
 
 /// A command that has only to be started.
 #[derive(Debug, Clone)]
@@ -29,22 +31,26 @@ pub(crate) struct Prepared {
     pub(crate) warnings: Vec<String>,
 }
 
-/// Makes everything ready, or says in one sentence why it cannot be.
-pub(crate) fn prepare(job: &JobFile) -> Result<Prepared, String> {
+/// Makes everything ready, or says in one sentence why it cannot be. What is to be remembered until the command starts
+/// goes into the run folder `dir`.
+pub(crate) fn prepare(job: &JobFile, dir: &Path) -> Result<Prepared, String> {
     let spec = &job.spec;
     let (account, credentials) = account(job)?;
     let owner = credentials.as_ref();
-    let home = home(job, &account);
+    let home = home(job, &account, owner);
     let base = absolute(&job.default_working_dir, "", &home)?;
     let working_dir = match &spec.working_dir {
         Some(dir) => absolute(&base, dir, &home)?,
         None => base.clone(),
     };
     delivery::make_dirs(&working_dir, owner)?;
+    if let (false, Some(owner)) = (job.container, owner) {
+        check_reach(&working_dir, &account.name, owner)?;
+    }
     let repo_dir = match &spec.code {
         Some(code) => {
             let target = absolute(&base, &code.repo_dir, &home)?;
-            delivery::deliver_code(code, &target, &job.blobs_dir, owner)?;
+            delivery::deliver_code(code, &target, &job.blobs_dir, owner, &dir.join(wire::CODE_MARK))?;
             target
         }
         None => working_dir.clone(),
@@ -63,7 +69,10 @@ pub(crate) fn prepare(job: &JobFile) -> Result<Prepared, String> {
     };
     let inherited = inherited();
     if let Some(version) = &spec.python {
-        let env = env::build(job, &facts, &inherited);
+        let mut env = env::build(job, &facts, &inherited);
+        if !job.container {
+            env.extend(own_caches(&job.venv_dir, owner)?);
+        }
         make_venv(job, version, &env, owner)?;
         facts.venv_dir = Some(job.venv_dir.to_string_lossy().into_owned());
     }
@@ -101,9 +110,50 @@ fn account(job: &JobFile) -> Result<(Account, Option<Credentials>), String> {
     Err(format!("cannot run as `{user}`: the agent itself is not root"))
 }
 
-fn home(job: &JobFile, account: &Account) -> PathBuf {
+fn home(job: &JobFile, account: &Account, owner: Owner<'_>) -> PathBuf {
     let own = account.home.as_ref().map(PathBuf::from);
-    own.or_else(|| job.home_dir.clone()).unwrap_or_else(|| PathBuf::from("/"))
+    // On a host the default is the agent's own home, which is nobody else's.
+    let default = job.home_dir.clone().filter(|_| job.container || owner.is_none());
+    own.or(default).unwrap_or_else(|| PathBuf::from("/"))
+}
+
+/// Says which directory keeps the job's user from the job's own, if one does. We may go anywhere, so the kernel is
+/// asked as that user.
+fn check_reach(path: &Path, username: &str, owner: &Credentials) -> Result<(), String> {
+    let parts: Vec<&Path> = path.ancestors().collect();
+    let ask = || {
+        // These hold for this thread only, which ends after the question.
+        nix::unistd::setfsuid(Uid::from_raw(owner.uid));
+        let is_hidden_from = |part: &Path, gid: u32| {
+            nix::unistd::setfsgid(Gid::from_raw(gid));
+            fs::metadata(part).is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+        };
+        let is_hidden = |part: &&&Path| owner.groups.iter().all(|gid| is_hidden_from(part, *gid));
+        parts.iter().rev().find(is_hidden).and_then(|part| part.parent())
+    };
+    let closed = std::thread::scope(|scope| scope.spawn(ask).join());
+    match closed.map_err(|_| "looking at the working directory panicked".to_owned())? {
+        None => Ok(()),
+        Some(closed) => Err(format!(
+            "the user `{username}` cannot reach the working directory `{}`: `{}` is closed to it; leave `user` out, \
+             or use an `image`",
+            path.display(),
+            closed.display()
+        )),
+    }
+}
+
+/// Places beside the virtual environment for what its makers would leave in the home, which is not the job's.
+fn own_caches(venv: &Path, owner: Owner<'_>) -> Result<Vec<(String, String)>, String> {
+    const CACHES: [(&str, &str); 3] =
+        [("UV_CACHE_DIR", "uv"), ("UV_PYTHON_INSTALL_DIR", "python"), ("PIP_CACHE_DIR", "pip")];
+    let parent = venv.with_file_name("caches");
+    let own = |(variable, name): (&str, &str)| {
+        let dir = parent.join(name);
+        delivery::make_dirs(&dir, owner)?;
+        Ok((variable.to_owned(), dir.to_string_lossy().into_owned()))
+    };
+    CACHES.into_iter().map(own).collect()
 }
 
 /// `path` as an absolute one: `~` is the home, a relative one begins at `base`.

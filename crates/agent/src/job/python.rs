@@ -34,7 +34,7 @@ pub(crate) fn make_venv(
     });
     for python in exact.into_iter().chain(other) {
         // What a failed try left would be taken for a virtual environment.
-        let _ = std::fs::remove_dir_all(venv);
+        empty(venv);
         match run(&python, &["-m", "venv", &target]) {
             Ok(_) => return Ok(()),
             Err(error) => failures.push(format!("{} -m venv: {error}", python.display())),
@@ -47,6 +47,15 @@ pub(crate) fn make_venv(
         ),
         _ => format!("cannot make a virtual environment for `python: {version}`: {}", failures.join("; ")),
     })
+}
+
+/// Removes what is in a directory. The directory itself is the user's, in a place where only we make new ones.
+fn empty(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        // What stays is in the way of the next try, which says so.
+        let _ = if is_dir { std::fs::remove_dir_all(entry.path()) } else { std::fs::remove_file(entry.path()) };
+    }
 }
 
 /// The first program of this name in a search path.

@@ -74,10 +74,10 @@ impl Supervisor {
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let log = LogWriter::create(&dir.join(wire::LOGS), job.log_cap_bytes, Heir::of(dir)?)?;
         let (done, thread_end) = UnixStream::pair()?;
-        let thread_job = job.clone();
+        let (thread_job, thread_dir) = (job.clone(), dir.to_owned());
         let thread = std::thread::Builder::new().name("prepare".to_owned()).spawn(move || {
             let _closes_at_the_end = thread_end;
-            prepare(&thread_job)
+            prepare(&thread_job, &thread_dir)
         })?;
         Ok(Supervisor {
             dir: dir.to_owned(),
