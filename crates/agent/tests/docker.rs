@@ -6,6 +6,7 @@
 
 mod support;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -163,9 +164,6 @@ async fn user_mounts_files_and_environment_are_as_ordered() {
     edit(&mut spec).shm_size_bytes = Some(32 << 20);
     edit(&mut spec).mounts =
         vec![InstanceMount { instance_path: shared.to_string_lossy().into_owned(), path: "/shared".to_owned() }];
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-    std::fs::create_dir_all(&shared).unwrap();
-    std::fs::set_permissions(&shared, mode).unwrap();
     let _cleanup = Cleanup(spec.clone());
     let (state, log) = agent.run(&spec).await;
     let expected = "65534\n100\n/home/default\nnobody:users\n10.1.1.1\n600 65534\n32768\nno secrets\n";
@@ -258,17 +256,94 @@ async fn a_named_network_gives_the_address_that_was_ordered() {
         return;
     }
     let mut agent = agent();
-    let mut spec = shell("cat /proc/net/fib_trie | grep -o '10\\.231\\.77\\.5' | head -1");
-    edit(&mut spec).network = ContainerNetwork::Named {
-        name: "dstack-agent-test".to_owned(),
-        subnet: "10.231.77.0/24".to_owned(),
-        address: "10.231.77.5".to_owned(),
-    };
+    let network = Network::new();
+    let address = network.address("5");
+    let mut spec = shell(&format!("cat /proc/net/fib_trie | grep -oF {address} | head -1"));
+    edit(&mut spec).network = network.named("5");
     let _cleanup = Cleanup(spec.clone());
     let (_, log) = agent.run(&spec).await;
     agent.forget(&spec).await;
-    docker(&["network", "rm", "dstack-agent-test"]);
-    assert_eq!(text(&log), "10.231.77.5\n");
+    assert_eq!(text(&log), format!("{address}\n"));
+    let remove = || {
+        let removed = Command::new(binary()).args(["remove-network", "--name", &network.name]).status();
+        assert!(removed.unwrap().success());
+        docker(&["network", "ls", "-q", "--filter", &format!("name={}", network.name)])
+    };
+    assert_eq!(remove(), "");
+    // Once is enough, and twice does no harm.
+    assert_eq!(remove(), "");
+}
+
+/// A network of this process, removed even when the test fails.
+struct Network {
+    name: String,
+    prefix: String,
+}
+
+impl Network {
+    fn new() -> Network {
+        let pid = std::process::id();
+        let (third, fourth) = (pid / 16 % 256, pid % 16 * 16);
+        Network { name: format!("dstack-agent-test-{pid}"), prefix: format!("10.231.{third}.{fourth}") }
+    }
+
+    fn address(&self, host: &str) -> String {
+        let (prefix, first) = self.prefix.rsplit_once('.').unwrap();
+        let last = first.parse::<u32>().unwrap() + host.parse::<u32>().unwrap();
+        format!("{prefix}.{last}")
+    }
+
+    fn named(&self, host: &str) -> ContainerNetwork {
+        ContainerNetwork::Named {
+            name: self.name.clone(),
+            subnet: format!("{}/28", self.prefix),
+            address: self.address(host),
+        }
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        docker(&["network", "rm", &self.name]);
+    }
+}
+
+/// The fail points that a task in a container passes on its way, of which the two tests below take every second one.
+fn fail_points() -> Vec<String> {
+    let output = Command::new(binary()).arg("failpoints").output().unwrap();
+    let all = String::from_utf8(output.stdout).unwrap();
+    // Those of the supervisor are not armed in containers, and the others are of stops and of processes.
+    let is_passed = |point: &&str| {
+        !point.starts_with("job:") && !point.starts_with("stop") && *point != "launch:job-file-written"
+    };
+    let points: Vec<String> = all.lines().filter(is_passed).map(str::to_owned).collect();
+    assert!(points.len() >= 28, "{points:?}");
+    points
+}
+
+async fn survive(point: &str) {
+    let mut agent = agent();
+    let shared = tempfile::tempdir().unwrap();
+    // Long enough that a part of its log is acknowledged before its end.
+    let mut spec = shell("echo started >> /shared/ledger; seq -f 'line %.0f that must not be lost' 1 30000");
+    edit(&mut spec).mounts = vec![InstanceMount {
+        instance_path: shared.path().to_string_lossy().into_owned(),
+        path: "/shared".to_owned(),
+    }];
+    let _cleanup = Cleanup(spec.clone());
+    agent.hello().await;
+    std::fs::write(agent.home.path().join("failpoint"), point).unwrap();
+    let (state, log) = agent.run(&spec).await;
+    assert_eq!(state.exit.unwrap().reason, ExitReason::Done, "{point}");
+    let lines: Vec<String> = (1..=30000).map(|number| format!("line {number} that must not be lost\n")).collect();
+    assert!(text(&log) == lines.concat(), "{point}: {} bytes", log.len());
+    let ledger = std::fs::read_to_string(shared.path().join("ledger")).unwrap();
+    assert_eq!(ledger, "started\n", "{point}");
+    agent.forget(&spec).await;
+    let passed = || !exists(&agent.home.path().join("failpoint"));
+    eventually(&format!("{point} to be passed"), async || passed().then_some(())).await;
+    agent.hello().await;
+    eventually("the end of the container", async || containers_of(&spec).is_empty().then_some(())).await;
 }
 
 #[tokio::test]
@@ -276,46 +351,120 @@ async fn crashes_of_the_agent_neither_lose_nor_repeat() {
     if !enabled() {
         return;
     }
-    let points = [
-        "preparing:before",
-        "launch:before",
-        "container:pull",
-        "container:create",
-        "container:created",
-        "container:started",
-        "launch:after",
-        "ready:before",
-        "ready:after",
-        "running:before",
-        "running:after",
-        "go:after",
-        "started:before",
-        "exited:after",
-        "sealed:before",
-        "forgotten:after",
-        "forgotten:removed",
-    ];
-    for point in points {
-        let mut agent = agent();
-        let shared = tempfile::tempdir().unwrap();
-        let mut spec = shell("echo started >> /shared/ledger; seq 1 20000");
-        edit(&mut spec).mounts = vec![InstanceMount {
-            instance_path: shared.path().to_string_lossy().into_owned(),
-            path: "/shared".to_owned(),
-        }];
-        let _cleanup = Cleanup(spec.clone());
-        std::fs::write(agent.home.path().join("failpoint"), point).unwrap();
-        let (state, log) = agent.run(&spec).await;
-        assert_eq!(state.exit.unwrap().reason, ExitReason::Done, "{point}");
-        let lines: Vec<String> = (1..=20000).map(|number| number.to_string()).collect();
-        let expected = lines.join("\n") + "\n";
-        assert!(text(&log) == expected, "{point}: {} bytes", log.len());
-        let ledger = std::fs::read_to_string(shared.path().join("ledger")).unwrap();
-        assert_eq!(ledger, "started\n", "{point}");
-        agent.forget(&spec).await;
-        assert!(!exists(&agent.home.path().join("failpoint")), "{point} was not passed");
-        assert!(containers_of(&spec).is_empty(), "{point}");
+    for point in fail_points().iter().step_by(2) {
+        survive(point).await;
     }
+}
+
+#[tokio::test]
+async fn crashes_of_the_agent_in_between_neither_lose_nor_repeat() {
+    if !enabled() {
+        return;
+    }
+    for point in fail_points().iter().skip(1).step_by(2) {
+        survive(point).await;
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_is_not_root_runs_containers() {
+    if !enabled() {
+        return;
+    }
+    let mut agent = agent();
+    agent.kill();
+    // As a member of the engine's group. The program must be where that user may run it.
+    let socket = std::fs::metadata("/var/run/docker.sock").unwrap();
+    let program = agent.home.path().join("program");
+    std::fs::copy(binary(), &program).unwrap();
+    let own = Command::new("chown").args(["-R", "65534"]).arg(agent.home.path()).status().unwrap();
+    assert!(own.success());
+    let group = socket.gid().to_string();
+    agent.wrapper = ["setpriv", "--reuid", "65534", "--regid", &group, "--clear-groups", "--"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain([program.to_string_lossy().into_owned()])
+        .collect();
+    agent.start();
+    let mut spec = shell("echo in $(id -u); while [ ! -e /tmp/go ]; do sleep 0.05; done");
+    let _cleanup = Cleanup(spec.clone());
+    agent.put(&spec).await;
+    agent.wait_for(&spec, "output", |state| state.log_end > 0).await;
+    agent.restart();
+    agent.stop(&spec, 10).await;
+    assert_eq!(agent.wait_sealed(&spec).await.exit.unwrap().reason, ExitReason::Stopped);
+    assert_eq!(text(&agent.read_log(spec.id, 0).await.bytes), "in 0\n");
+    agent.forget(&spec).await;
+    assert!(agent.task_ids().is_empty() && containers_of(&spec).is_empty());
+    spec = shell("seq 1 1000000");
+    let _cleanup = Cleanup(spec.clone());
+    let (state, log) = agent.run(&spec).await;
+    assert_eq!(state.exit.unwrap().reason, ExitReason::Done);
+    assert_eq!(log.len() as u64, state.log_end);
+    agent.forget(&spec).await;
+}
+
+#[tokio::test]
+async fn containers_that_nobody_knows_are_removed() {
+    if !enabled() {
+        return;
+    }
+    let mut agent = agent();
+    let spec = shell("echo up; sleep 1000");
+    let _cleanup = Cleanup(spec.clone());
+    let begin = async |agent: &mut Agent, spec: &TaskSpec| {
+        agent.put(spec).await;
+        agent.wait_for(spec, "output", |state| state.log_end > 0).await;
+        agent.kill();
+    };
+    begin(&mut agent, &spec).await;
+    std::fs::remove_dir_all(agent.home.path().join("tasks")).unwrap();
+    agent.start();
+    eventually("the end of a stranger", async || containers_of(&spec).is_empty().then_some(())).await;
+
+    let spec = shell("echo up; sleep 1000");
+    let _cleanup = Cleanup(spec.clone());
+    begin(&mut agent, &spec).await;
+    let remove = |home: &Path, homes: &Path| {
+        let mut command = Command::new(binary());
+        command.arg("remove-containers").arg("--home").arg(home).arg("--homes-below").arg(homes);
+        assert!(command.status().unwrap().success());
+        containers_of(&spec).len()
+    };
+    let home = agent.home.path().canonicalize().unwrap();
+    let (nobodys, homes) = (home.join("nobody"), home.parent().unwrap().to_owned());
+    assert_eq!(remove(&nobodys, &homes), 1, "its agent may come back");
+    assert_eq!(remove(&home, &nobodys), 0);
+    assert_eq!(remove(&home, &nobodys), 0);
+
+    let spec = shell("echo up; sleep 1000");
+    let _cleanup = Cleanup(spec.clone());
+    begin(&mut agent, &spec).await;
+    std::fs::rename(&home, home.with_extension("gone")).unwrap();
+    let mut command = Command::new(binary());
+    command.arg("remove-containers").arg("--home").arg(&nobodys).arg("--homes-below").arg(&homes);
+    assert!(command.status().unwrap().success());
+    std::fs::rename(home.with_extension("gone"), &home).unwrap();
+    assert!(containers_of(&spec).is_empty());
+}
+
+#[tokio::test]
+async fn a_worker_that_the_kernel_ends_is_told_under_its_launcher() {
+    if !enabled() {
+        return;
+    }
+    if docker(&["info", "-f", "{{.MemoryLimit}}"]) != "true" {
+        eprintln!("SKIPPED: the engine cannot limit memory");
+        return;
+    }
+    let mut agent = agent();
+    let mut spec = shell("python3 -c 'held = bytearray(500 << 20)'; echo the worker ended with $?; exit 1");
+    spec.share.memory_bytes = Some(100 << 20);
+    let _cleanup = Cleanup(spec.clone());
+    let exit = agent.run(&spec).await.0.exit.unwrap();
+    assert!(exit.oom_killed, "{exit:?}");
+    let message = exit.message.unwrap();
+    assert!(message.contains("want of memory") && message.contains("the worker ended with 137"), "{message}");
 }
 
 /// A Docker engine of the test's own, so that ending it disturbs nobody.
@@ -379,15 +528,24 @@ impl OwnEngine {
         assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
     }
 
+    /// Asks the engine to end, as a host's init system would.
+    fn terminate(&self) {
+        if let Some(child) = &self.child {
+            let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM);
+        }
+    }
+
     /// `kill -9`, and with the engine ends what it has started for itself, but not the containers.
     async fn kill(&mut self) {
         let Some(mut child) = self.child.take() else {
             return;
         };
+        let file = self.dir.path().join("exec/containerd/containerd.pid");
+        let read = || std::fs::read_to_string(&file).ok().filter(|pid| !pid.trim().is_empty());
+        let pid = eventually("containerd", async || read()).await;
         let _ = child.kill();
         let _ = child.wait();
-        let file = self.dir.path().join("exec/containerd/containerd.pid");
-        let pid = std::fs::read_to_string(&file).unwrap();
         let stat = format!("/proc/{}/stat", pid.trim());
         eventually("the end of containerd", async || {
             let stat = std::fs::read_to_string(&stat).unwrap_or_default();
@@ -401,11 +559,13 @@ impl OwnEngine {
 
 impl Drop for OwnEngine {
     fn drop(&mut self) {
-        if let Some(child) = &self.child {
-            let pid = nix::unistd::Pid::from_raw(child.id() as i32);
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM);
-        }
+        self.terminate();
         if let Some(mut child) = self.child.take() {
+            let end = Instant::now() + DEADLINE;
+            while Instant::now() < end && child.try_wait().is_ok_and(|status| status.is_none()) {
+                std::thread::park_timeout(Duration::from_millis(50));
+            }
+            let _ = child.kill();
             let _ = child.wait();
         }
         unmount_below(self.dir.path());
@@ -453,4 +613,46 @@ async fn an_engine_that_is_killed_interrupts_the_job_and_says_what_would_help() 
     assert_eq!(std::fs::read_to_string(ledger.path().join("ledger")).unwrap(), "started\n");
     assert!(processes_of(spec.id).is_empty());
     agent.forget(&spec).await;
+}
+
+#[tokio::test]
+async fn a_job_that_ends_with_its_engine_is_told_while_the_engine_is_away() {
+    if !enabled() {
+        return;
+    }
+    let mut engine = OwnEngine::start();
+    engine.wait().await;
+    engine.load_image();
+    let mut agent = Agent::with_env(&["--docker", "auto"], &[("DOCKER_HOST", &engine.host())]);
+    let check = |state: TaskState| {
+        let exit = state.exit.unwrap();
+        assert_eq!(exit.reason, ExitReason::HostInterrupted, "{exit:?}");
+        assert!(exit.message.unwrap().contains("live-restore"));
+    };
+    // One that would take all of its grace, which is longer than the engine's.
+    let mut spec = shell("trap '' INT TERM; echo up; while true; do sleep 0.1; done");
+    spec.stop_grace_secs = 300;
+    edit(&mut spec).network = ContainerNetwork::Host;
+    agent.put(&spec).await;
+    agent.wait_for(&spec, "output", |state| state.log_end > 0).await;
+    engine.terminate();
+    check(agent.wait_sealed(&spec).await);
+    let exit_file = agent.home.path().join(format!("tasks/{}/run/exit.json", spec.id));
+    assert!(exists(&exit_file), "the supervisor had time for its last word");
+    engine.child.take().unwrap().wait().unwrap();
+
+    // One whose supervisor has no time for a last word.
+    engine.run();
+    engine.wait().await;
+    let mut spec = shell("echo up; sleep 1000");
+    edit(&mut spec).network = ContainerNetwork::Host;
+    agent.put(&spec).await;
+    agent.wait_for(&spec, "output", |state| state.log_end > 0).await;
+    engine.kill().await;
+    for process in processes_of(spec.id) {
+        kill_process(process);
+    }
+    check(agent.wait_sealed(&spec).await);
+    let exit_file = agent.home.path().join(format!("tasks/{}/run/exit.json", spec.id));
+    assert!(!exists(&exit_file));
 }

@@ -114,12 +114,14 @@ async fn crashes_at_random_moments_lose_nothing() {
     let mut agent = Agent::new(&[]);
     let ledger = agent.home.path().join("ledger");
     let mut spec = counted(&ledger, LINES);
-    // Slowly enough that many crashes fall into its life.
+    // It goes on after each crash, so that they all fall into its life.
+    let marks = tempfile::tempdir().unwrap();
     spec.argv[2] = format!(
         "echo started >> {}; for part in 0 1 2 3 4 5 6 7 8 9; do \
          seq -f 'line %.0f of a job that must not lose any' $((part*10000+1)) $((part*10000+10000)); \
-         sleep 0.2; done",
-        ledger.display()
+         while [ ! -e {}/$part ]; do sleep 0.02; done; done",
+        ledger.display(),
+        marks.path().display()
     );
     agent.put(&spec).await;
     let mut random = 0x2545_f491_4f6c_dd1d_u64;
@@ -134,16 +136,40 @@ async fn crashes_at_random_moments_lose_nothing() {
             () = client.follow_log(spec.id, &mut log) => {}
             () = sleep(Duration::from_millis(random % 120)) => {
                 agent.kill();
+                std::fs::write(marks.path().join(crashes.to_string()), "").unwrap();
                 crashes += 1;
             }
         }
     }
     let state = agent.wait_sealed(&spec).await;
-    assert!(crashes > 5, "{crashes}");
+    assert!(crashes >= 10, "{crashes}");
     assert_eq!(state.exit.unwrap().reason, ExitReason::Done);
     assert!(log.gaps.is_empty());
     assert!(log.bytes == numbered_lines(LINES).as_bytes(), "{} bytes", log.bytes.len());
     assert_eq!(starts(&ledger), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_is_delivered_again_after_a_crash_of_the_supervisor() {
+    let mut agent = Agent::new(&[]);
+    let blob = agent.upload(archive("main.txt", "hello")).await;
+    let mut spec = script("cat repo/main.txt");
+    spec.code = Some(CodeDelivery { blob_sha256: Some(blob), repo_dir: "repo".to_owned(), skip_if_exists: false });
+    arm(&agent, "job:before-ready");
+    let (state, log) = agent.run(&spec).await;
+    assert!(fired(&agent));
+    assert_eq!(state.exit.unwrap().reason, ExitReason::Done, "{}", text(&log));
+    assert_eq!(text(&log), "hello");
+    // A newer spec finds nothing of an older one either.
+    let mut newer = spec.clone();
+    newer.id = api::ids::JobId(spec.run_id.0);
+    newer.released = false;
+    agent.put(&newer).await;
+    agent.wait_for(&newer, "ready", |state| state.phase == TaskPhase::Ready).await;
+    newer.generation = 2;
+    newer.released = true;
+    let (_, log) = agent.run(&newer).await;
+    assert_eq!(text(&log), "hello");
 }
 
 #[tokio::test]
@@ -160,6 +186,20 @@ async fn a_supervisor_that_is_killed_is_told_and_its_command_ended() {
     assert!(exit.message.unwrap().contains("ended without a word"));
     assert!(processes_of(spec.id).is_empty());
     assert_eq!(text(&agent.read_log(spec.id, 0).await.bytes), "up\n");
+}
+
+#[tokio::test]
+async fn a_task_whose_records_cannot_be_read_does_not_run_on_unseen() {
+    let mut agent = Agent::new(&[]);
+    let spec = script("echo up; setsid sleep 1000 & sleep 1000");
+    agent.put(&spec).await;
+    agent.wait_for(&spec, "output", |state| state.log_end > 0).await;
+    agent.kill();
+    let journal = agent.home.path().join(format!("tasks/{}/journal", spec.id));
+    std::fs::remove_file(&journal).unwrap();
+    std::fs::create_dir(&journal).unwrap();
+    assert_eq!(agent.state(spec.id).await, None);
+    assert_eq!(processes_of(spec.id), Vec::<i32>::new());
 }
 
 #[tokio::test]

@@ -49,6 +49,8 @@ pub struct Agent {
     pub home: TempDir,
     pub arguments: Vec<String>,
     pub environment: Vec<(String, String)>,
+    /// A program that runs the agent, and its arguments, where it is not run as it is.
+    pub wrapper: Vec<String>,
     pub server_id: ServerId,
     pub epoch: u64,
     child: Option<Child>,
@@ -106,6 +108,7 @@ impl Agent {
             home,
             arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
             environment: Vec::new(),
+            wrapper: Vec::new(),
             server_id: ServerId(Uuid::new_v4()),
             epoch: 1,
             child: None,
@@ -125,7 +128,14 @@ impl Agent {
     }
 
     pub fn command(&self) -> Command {
-        let mut command = Command::new(binary());
+        let mut command = match self.wrapper.as_slice() {
+            [] => Command::new(binary()),
+            [program, arguments @ ..] => {
+                let mut command = Command::new(program);
+                command.args(arguments);
+                command
+            }
+        };
         command.envs(self.environment.iter().cloned());
         command.arg("host").arg("--home").arg(self.home.path()).args(&self.arguments);
         if !self.arguments.iter().any(|argument| argument == "--docker") {
@@ -211,6 +221,16 @@ impl Agent {
 
     pub async fn put(&mut self, spec: &TaskSpec) -> TaskState {
         self.insist("PUT", &format!("/v1/tasks/{}", spec.id), spec).await.unwrap()
+    }
+
+    /// Uploads a blob and answers its name.
+    pub async fn upload(&mut self, blob: Vec<u8>) -> String {
+        use sha2::Digest;
+        let hash = hex::encode(sha2::Sha256::digest(&blob));
+        let mut client = self.client().await;
+        let kept = client.send("PUT", &format!("/v1/blobs/{hash}"), blob.into()).await.unwrap();
+        assert_eq!(kept.status(), 200);
+        hash
     }
 
     pub async fn order(&mut self, spec: &TaskSpec, verb: &str) -> TaskState {
@@ -425,6 +445,23 @@ pub fn process(argv: &[&str]) -> TaskSpec {
         stop_grace_secs: 10,
         released: true,
     }
+}
+
+/// Whether a process lives, zombies not counted.
+pub fn is_alive(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, fields)| !fields.trim_start().starts_with('Z'))
+}
+
+/// An archive with one file.
+pub fn archive(path: &str, text: &str) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(text.len() as u64);
+    header.set_mode(0o644);
+    header.set_cksum();
+    archive.append_data(&mut header, path, text.as_bytes()).unwrap();
+    archive.into_inner().unwrap()
 }
 
 /// The log as text with the terminal's line ends made plain.

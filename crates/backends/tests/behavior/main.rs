@@ -270,7 +270,7 @@ async fn machines_outlive_the_server(rig: &mut Rig) {
     rig.backend.launch(&order).await.unwrap();
     rig.reopen();
     assert_eq!(rig.running(order.launch_id, 2).await, machines);
-    rig.backend.agent_access(&machines[1]).await.unwrap();
+    rig.access(&machines[1]).await;
     rig.backend.terminate(&machines[0].key).await.unwrap();
     rig.reopen();
     rig.backend.terminate(&machines[0].key).await.unwrap();
@@ -279,8 +279,8 @@ async fn machines_outlive_the_server(rig: &mut Rig) {
 
 async fn running_machines_are_reached(rig: &mut Rig) {
     let machines = rig.launch(1).await;
-    rig.backend.agent_access(&machines[0]).await.unwrap();
-    rig.backend.agent_access(&machines[0]).await.unwrap();
+    rig.access(&machines[0]).await;
+    rig.access(&machines[0]).await;
     rig.backend.terminate(&machines[0].key).await.unwrap();
     assert!(rig.backend.agent_access(&machines[0]).await.is_err());
 }
@@ -317,14 +317,14 @@ async fn agents_are_on_this_machine(rig: &mut Rig) {
     let machines = rig.launch(2).await;
     let mut sockets = BTreeSet::new();
     for machine in &machines {
-        let AgentAccess::UnixSocket(socket) = rig.backend.agent_access(machine).await.unwrap() else {
+        let AgentAccess::UnixSocket(socket) = rig.access(machine).await else {
             panic!("an agent beside the server is reached by a socket");
         };
         assert!(sockets.insert(socket));
     }
     // An agent that is killed comes back when it is asked for.
     let killed = kill_agent(rig, &machines[0]).await;
-    let access = rig.backend.agent_access(&machines[0]).await.unwrap();
+    let access = rig.access(&machines[0]).await;
     assert!(matches!(access, AgentAccess::UnixSocket(socket) if sockets.contains(&socket)));
     assert_ne!(processes_with(&rig.folder(&machines[0].key)), [killed]);
 }

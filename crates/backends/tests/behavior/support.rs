@@ -1,25 +1,29 @@
 //! What the tests of this crate share: backends to try, and a stand-in for the agent's program.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::ids::{LaunchId, ServerId};
 use backends::fake::{FakeCloud, FakeSetup};
 use backends::{
-    Backend, BackendConfig, BackendOffer, Capabilities, ErrorKind, LaunchOrder, Machine, MachineKey, MachineState,
-    OffersWanted, OpenContext, open, parse_config,
+    AgentAccess, Backend, BackendConfig, BackendOffer, Capabilities, ErrorKind, LaunchOrder, Machine, MachineKey,
+    MachineState, OffersWanted, OpenContext, open, parse_config,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 /// How often a list is asked until what is waited for must be there.
 const PATIENCE: u32 = 50;
+
+/// How long anything may take on a busy machine.
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// A stand-in for the agent: tells of 8 CPUs and 4 GPUs, and listens. It notes each start in its home.
 const STUB: &str = include_str!("stub_agent.py");
@@ -150,6 +154,11 @@ impl Rig {
         panic!("{} never listed what it should", self.name);
     }
 
+    /// The way to a machine's agent.
+    pub(crate) async fn access(&self, machine: &Machine) -> AgentAccess {
+        access(&*self.backend, machine).await
+    }
+
     /// Gives back everything and checks that nothing is left, in the list and in truth.
     pub(crate) async fn end(&self) {
         for machine in self.backend.list().await.unwrap() {
@@ -204,6 +213,27 @@ impl Drop for Rig {
     }
 }
 
+/// The way to a machine's agent, which on a busy machine is asked for more than once.
+pub(crate) async fn access(backend: &dyn Backend, machine: &Machine) -> AgentAccess {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        match backend.agent_access(machine).await {
+            Ok(access) => return access,
+            Err(error) if error.kind == ErrorKind::Unavailable && Instant::now() < deadline => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Waits until something holds.
+pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// The GPUs of a local machine, as its record tells.
 pub(crate) fn gpus_of(folder: &Path) -> Vec<String> {
     let record = fs::read(folder.join("machine.json")).unwrap();
@@ -229,9 +259,7 @@ pub(crate) async fn kill_agent(rig: &Rig, machine: &Machine) -> i32 {
     let agents = processes_with(&rig.folder(&machine.key));
     assert_eq!(agents.len(), 1);
     kill(Pid::from_raw(agents[0]), Signal::SIGKILL).unwrap();
-    while is_alive(agents[0]) {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("the end of the agent", async || !is_alive(agents[0])).await;
     agents[0]
 }
 
@@ -256,10 +284,12 @@ pub(crate) fn context(state_dir: &Path, agent_binary: PathBuf) -> OpenContext {
     }
 }
 
-/// Writes the stand-in for the agent.
+/// Writes the stand-in for the agent. While the file is open for writing, a process that another test has just started
+/// may hold it open as well, and then nobody can run it. So another program writes it.
 pub(crate) fn write_stub(dir: &Path) -> PathBuf {
-    let path = dir.join("stub-agent");
-    fs::write(&path, STUB).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let (source, path) = (dir.join("stub-agent.source"), dir.join("stub-agent"));
+    fs::write(&source, STUB).unwrap();
+    let status = Command::new("install").args(["-m", "755"]).args([&source, &path]).status().unwrap();
+    assert!(status.success());
     path
 }
