@@ -411,6 +411,20 @@ async fn a_second_agent_on_the_same_home_exits_with_a_message() {
 }
 
 #[tokio::test]
+async fn an_agent_listens_before_it_knows_where_it_is() {
+    let home = tempfile::Builder::new().prefix("agent").tempdir().unwrap();
+    // What it reads of itself after it has looked at the machine waits for us.
+    let owner = home.path().join("agent.json");
+    nix::unistd::mkfifo(&owner, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let socket = home.path().join("agent.sock");
+    let mut agent = Agent::at(home, &[]);
+    eventually("the socket", async || tokio::net::UnixStream::connect(&socket).await.ok()).await;
+    let tell = move || std::fs::write(owner, r#"{"server_id":null,"epoch":0}"#);
+    tokio::task::spawn_blocking(tell).await.unwrap().unwrap();
+    assert!(agent.hello().await.host.cpus > 0);
+}
+
+#[tokio::test]
 async fn an_idle_agent_exits_by_itself_and_a_busy_one_does_not() {
     let mut agent = Agent::new(&["--idle-exit-secs", "1"]);
     let spec = script("sleep 3; echo ran");
