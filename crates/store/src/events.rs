@@ -92,15 +92,18 @@ fn list_query(filter: &EventFilter) -> (String, Vec<Value>) {
         let users = conditions.list(filter.visible_users.iter().map(|id| Value::from(*id)));
         conditions.has_target(&format!("(t.project_id IN ({projects}) OR t.target_id IN ({users}))"));
     }
-    for (column, ids) in [
-        ("target_id", &filter.targets),
-        ("project_id", &filter.within_projects),
-        ("fleet_id", &filter.within_fleets),
-        ("run_id", &filter.within_runs),
-    ] {
+    if let Some(projects) = &filter.within_projects {
+        let list = conditions.list(projects.iter().map(|id| Value::from(*id)));
+        conditions.has_target(&format!("t.project_id IN ({list})"));
+    }
+    // A run has few of a server's events: they are looked up, while a project's are met on the way back in time.
+    for (column, ids) in
+        [("target_id", &filter.targets), ("fleet_id", &filter.within_fleets), ("run_id", &filter.within_runs)]
+    {
         if let Some(ids) = ids {
             let list = conditions.list(ids.iter().map(|id| Value::from(*id)));
-            conditions.has_target(&format!("t.{column} IN ({list})"));
+            let targets = format!("SELECT t.event_id FROM event_targets t WHERE t.{column} IN ({list})");
+            conditions.terms.push(format!("e.id IN ({targets})"));
         }
     }
     if let Some(kinds) = &filter.target_kinds {

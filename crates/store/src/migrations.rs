@@ -14,6 +14,7 @@ const STEPS: &[(i64, &str, &str)] = &[
     (2, "runs and fleets", include_str!("../migrations/0002_runs_and_fleets.sql")),
     (3, "events", include_str!("../migrations/0003_events.sql")),
     (4, "fleet indexes", include_str!("../migrations/0004_fleet_indexes.sql")),
+    (5, "active indexes", include_str!("../migrations/0005_active_indexes.sql")),
 ];
 
 /// Brings the schema up to this release. Does nothing if it is there already.
