@@ -130,9 +130,19 @@ pub async fn delete_instances(
             numbers.join(", ")
         )));
     }
+    // Whoever gives one of them to a job at the same time sees that the fleet has moved.
+    fleets::move_on(&mut tx, &row).await.map_err(|error| match error {
+        store::Error::Stale => {
+            Error::bad_request(format!("Fleet {} has just changed. Try again.", row.value.name))
+        }
+        other => Error::from(other),
+    })?;
     let end = EndOrder { reason: InstanceTerminationReason::TerminatedByUser, message: None };
-    for id in ids {
-        instances::set_end(&mut tx, id, &end, deps.clock.now()).await?;
+    for instance in wanted {
+        instances::set_end(&mut tx, instance.id, &end, deps.clock.now()).await?;
+        let target = Target::instance(instance.project_id, instance.fleet_id, instance.id, &instance.state.name);
+        let event = NewEvent::by_user(member.user.id, "Instance termination requested", vec![target]);
+        accounts::record(&deps, &mut tx, &event).await?;
     }
     tx.commit().await?;
     ring(&deps);
