@@ -5,16 +5,20 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::ids::{BackendId, ProjectId};
-use backends::{Backend, Machine, OpenContext};
-use jiff::{SignedDuration, Timestamp};
+use backends::{Backend, BackendOffer, Machine, OffersWanted, OpenContext};
+use jiff::SignedDuration;
 use store::Db;
 use store::backends::BackendRow;
 
+use crate::backend_answers::Answers;
 use crate::clock::Clock;
 use crate::sealing::Sealer;
 
 /// How long a listing may be used again: many instances of one backend are looked at together.
 const LISTING_MAX_AGE: SignedDuration = SignedDuration::from_millis(500);
+
+/// How long offers may be used again: a fleet is often decided about again before it can buy.
+const OFFERS_MAX_AGE: SignedDuration = SignedDuration::from_secs(5);
 
 /// How long a backend may take to answer.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
@@ -26,17 +30,10 @@ type Opened = (String, Arc<dyn Backend>);
 pub struct BackendPool {
     context: OpenContext,
     sealer: Arc<Sealer>,
-    clock: Clock,
     opened: Mutex<HashMap<BackendId, Opened>>,
-    listings: Mutex<HashMap<BackendId, Listing>>,
-}
-
-/// What a backend listed last.
-#[derive(Default)]
-struct Listing {
-    /// How often something was changed: a listing that was asked for before a change must not be kept after it.
-    changes: u64,
-    kept: Option<(Timestamp, Arc<Vec<Machine>>)>,
+    listings: Answers<BackendId, Arc<Vec<Machine>>>,
+    /// By backend, and how many machines of what kind were wanted.
+    offers: Answers<(BackendId, u32, bool), Arc<Vec<BackendOffer>>>,
 }
 
 impl std::fmt::Debug for BackendPool {
@@ -63,7 +60,9 @@ pub struct OpenBackend {
 impl BackendPool {
     /// A pool that opens backends with `context`.
     pub fn new(context: OpenContext, sealer: Arc<Sealer>, clock: Clock) -> BackendPool {
-        BackendPool { context, sealer, clock, opened: Mutex::default(), listings: Mutex::default() }
+        let listings = Answers::new(clock.clone(), LISTING_MAX_AGE);
+        let offers = Answers::new(clock, OFFERS_MAX_AGE);
+        BackendPool { context, sealer, opened: Mutex::default(), listings, offers }
     }
 
     /// A project's backends, opened; those that cannot be opened are named in the log and left out.
@@ -105,38 +104,30 @@ impl BackendPool {
 
     /// What a backend lists, not older than half a second; none if it does not answer.
     pub async fn machines(&self, open: &OpenBackend) -> Option<Arc<Vec<Machine>>> {
-        let now = self.clock.now();
-        let changes = {
-            let mut listings = self.listings.lock().expect("nobody panics while listing");
-            let listing = listings.entry(open.id).or_default();
-            if let Some((at, machines)) = &listing.kept
-                && now.duration_since(*at) < LISTING_MAX_AGE
-            {
-                return Some(machines.clone());
-            }
-            listing.changes
-        };
-        let machines = match answer(open.backend.list()).await {
-            Ok(machines) => Arc::new(machines),
-            Err(error) => {
+        let ask = async {
+            let listed = answer(open.backend.list()).await;
+            listed.map(Arc::new).inspect_err(|error| {
                 tracing::warn!(backend.id = %open.id, "cannot list the machines of `{}`: {error}", open.kind);
-                return None;
-            }
+            })
         };
-        let mut listings = self.listings.lock().expect("nobody panics while listing");
-        let listing = listings.entry(open.id).or_default();
-        if listing.changes == changes {
-            listing.kept = Some((now, machines.clone()));
-        }
-        Some(machines)
+        self.listings.get(&open.id, ANSWER_TIMEOUT, ask).await.ok()
     }
 
-    /// Forgets a listing, because something was just changed.
+    /// What a backend would sell, not older than some seconds, or why it does not say so within `patience`.
+    pub async fn offers(
+        &self,
+        open: &OpenBackend,
+        wanted: &OffersWanted,
+        patience: Duration,
+    ) -> backends::Result<Arc<Vec<BackendOffer>>> {
+        let ask = async { open.backend.offers(wanted).await.map(Arc::new) };
+        self.offers.get(&(open.id, wanted.nodes, wanted.cluster), patience, ask).await
+    }
+
+    /// Forgets what a backend answered, because something was just changed.
     pub fn changed(&self, id: BackendId) {
-        let mut listings = self.listings.lock().expect("nobody panics while listing");
-        let listing = listings.entry(id).or_default();
-        listing.changes += 1;
-        listing.kept = None;
+        self.listings.forget(|backend| *backend == id);
+        self.offers.forget(|(backend, ..)| *backend == id);
     }
 }
 

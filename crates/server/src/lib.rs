@@ -2,6 +2,7 @@
 
 pub mod accounts;
 pub mod agents;
+pub mod backend_answers;
 pub mod backend_pool;
 pub mod clock;
 pub mod config;
@@ -9,6 +10,7 @@ pub mod deps;
 pub mod http;
 pub mod ids;
 pub mod logs;
+pub mod market;
 mod names;
 pub mod offers;
 pub mod pool;

@@ -3,25 +3,24 @@
 //! Every backend is asked at the same time. What does not suit is not lost: the reasons are told in words, because
 //! "no offers" helps nobody.
 
+use std::time::Duration;
+
 use api::backends::BackendType;
-use api::configurations::{
-    Blocks, CpuSpec, FleetConfiguration, GpuSpec, Memory, ProfileParams, Range, ResourcesSpec,
-};
+use api::configurations::{Blocks, ProfileParams};
 use api::ids::ProjectId;
-use api::instances::Offer;
+use api::instances::{Offer, Resources};
 use api::jobs::Requirements;
 use backends::{BackendOffer, Capabilities, OffersWanted};
 use futures_util::future::join_all;
 use lifecycle::fleet::{Home, LaunchPlan};
-use lifecycle::instance::{Instance, blocks_of};
+use lifecycle::instance::split;
 use lifecycle::placement::requirements::check;
-use lifecycle::placement::{blocks_for, profile_of};
 
-use crate::backend_pool::{OpenBackend, answer};
+use crate::backend_pool::OpenBackend;
 use crate::deps::Deps;
 
 /// How many different reasons of one backend are told.
-const MAX_REASONS: usize = 3;
+pub const MAX_REASONS: usize = 3;
 
 /// What is looked for.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +39,10 @@ pub struct OffersQuery<'a> {
     pub user_is_admin: bool,
     /// Where the other machines are.
     pub home: Option<&'a Home>,
+    /// Into how many equal parts each machine will be split.
+    pub blocks: Blocks,
+    /// How long backends may take to answer.
+    pub patience: Duration,
 }
 
 /// What was found.
@@ -95,10 +98,11 @@ pub async fn collect(deps: &Deps, query: &OffersQuery<'_>) -> store::Result<Coll
         }
     }
     let wanted = OffersWanted { nodes: query.nodes.max(1), cluster: query.cluster };
-    let answers = join_all(asked.iter().map(|open| answer(open.backend.offers(&wanted)))).await;
+    let answers = asked.iter().map(|open| deps.backends.offers(open, &wanted, query.patience));
+    let answers = join_all(answers).await;
     for (open, offers) in asked.into_iter().zip(answers) {
         match offers {
-            Ok(offers) => judge(open, offers, query, &mut collected),
+            Ok(offers) => judge(open, &offers, query, &mut collected),
             Err(error) => {
                 collected.unknown |= error.kind.is_transient();
                 collected.obstacles.push(format!("`{}`: {error}", open.kind));
@@ -145,14 +149,14 @@ fn cannot(capabilities: Capabilities, query: &OffersQuery<'_>) -> Option<&'stati
 }
 
 /// Sorts a backend's offers into what can be bought, what cannot, and why the rest does not suit.
-fn judge(open: &OpenBackend, offers: Vec<BackendOffer>, query: &OffersQuery<'_>, collected: &mut Collected) {
+fn judge(open: &OpenBackend, offers: &[BackendOffer], query: &OffersQuery<'_>, collected: &mut Collected) {
     let wire_type = backends::wire_type_of(&open.kind);
     let admins_only = open.backend.capabilities().admins_only;
     let mut reasons: Vec<(String, usize)> = vec![];
     let mut sold_out: Option<String> = None;
     let plans_before = collected.plans.len();
     for backend_offer in offers {
-        let zones = match suits(&backend_offer, query) {
+        let zones = match suits(backend_offer, query) {
             Ok(zones) => zones,
             Err(reason) => {
                 match reasons.iter_mut().find(|(known, _)| *known == reason) {
@@ -163,7 +167,7 @@ fn judge(open: &OpenBackend, offers: Vec<BackendOffer>, query: &OffersQuery<'_>,
             }
         };
         let because = backend_offer.unavailable_because.clone();
-        let offer = wire_offer(backend_offer, wire_type);
+        let offer = wire_offer(backend_offer.clone(), wire_type);
         if !offer.availability.is_usable() {
             sold_out = sold_out.or_else(|| because.clone());
             collected.unavailable.push(UnavailableOffer { offer, because });
@@ -223,7 +227,17 @@ fn suits(offer: &BackendOffer, query: &OffersQuery<'_>) -> Result<Vec<Option<Str
         Some(false) if offer.instance_type.resources.spot => return Err("it is spot only".to_owned()),
         Some(true | false) | None => {}
     }
+    blocks_of(query.blocks, &offer.instance_type.resources)?;
     zones_of(offer, query)
+}
+
+/// Into how many blocks a machine would be split, or why it cannot be.
+pub fn blocks_of(blocks: Blocks, has: &Resources) -> Result<u32, String> {
+    let count = match blocks {
+        Blocks::Count(count) => Some(count),
+        Blocks::Auto => None,
+    };
+    split(count, has.gpus.len(), has.cpus)
 }
 
 fn zones_of(offer: &BackendOffer, query: &OffersQuery<'_>) -> Result<Vec<Option<String>>, String> {
@@ -264,128 +278,14 @@ fn wire_offer(offer: BackendOffer, backend: BackendType) -> Offer {
     }
 }
 
-/// A job that waits for a machine which is still to be bought.
-#[derive(Debug, Clone)]
-pub struct WaitingJob {
-    /// What it needs.
-    pub requirements: Requirements,
-    /// Where it may be.
-    pub profile: ProfileParams,
-    /// It is one of several nodes, which take whole machines.
-    pub has_peers: bool,
-}
-
-impl WaitingJob {
-    /// How many of a machine's blocks the job would take, and of how many, or why the machine does not do. What only
-    /// the fleet asks is not looked at.
-    pub fn blocks_of(&self, offer: &Offer, blocks: Blocks) -> Result<(u32, u32), String> {
-        let profile = &self.profile;
-        if profile.backends.as_ref().is_some_and(|list| !list.contains(&offer.backend)) {
-            return Err(format!("`{}` is not in `backends`", offer.backend));
-        }
-        if !is_listed(profile.regions.as_ref(), &offer.region) {
-            return Err(format!("region `{}` is not in `regions`", offer.region));
-        }
-        if !is_listed(profile.instance_types.as_ref(), &offer.instance.name) {
-            return Err(format!("type `{}` is not in `instance_types`", offer.instance.name));
-        }
-        if profile.availability_zones.is_some() && self.zone_of(offer).is_none() {
-            return Err("none of its zones is in `availability_zones`".to_owned());
-        }
-        if let Some(max_price) = self.requirements.max_price.filter(|max_price| *max_price < offer.price) {
-            return Err(format!("${} an hour is over `max_price` {max_price}", offer.price));
-        }
-        let resources = &offer.instance.resources;
-        if self.requirements.spot.is_some_and(|spot| spot != resources.spot) {
-            return Err("it does not fit `spot_policy`".to_owned());
-        }
-        let count = match blocks {
-            Blocks::Count(count) => Some(count),
-            Blocks::Auto => None,
-        };
-        let total = blocks_of(count, resources.gpus.len(), resources.cpus);
-        blocks_for(&self.requirements, self.has_peers, resources, total).map(|needed| (needed, total))
-    }
-
-    /// The first zone of an offer where the job may be.
-    fn zone_of(&self, offer: &Offer) -> Option<String> {
-        let mut zones = offer.availability_zones.iter().flatten();
-        zones.find(|zone| is_listed(self.profile.availability_zones.as_ref(), zone)).cloned()
-    }
-}
-
-fn is_listed(list: Option<&Vec<String>>, name: &str) -> bool {
-    list.is_none_or(|list| list.iter().any(|one| one.eq_ignore_ascii_case(name)))
-}
-
-impl Collected {
-    /// Leaves out what a job that waits for the machines could not use, and says why.
-    pub fn keep_for(&mut self, jobs: &[WaitingJob], blocks: Blocks) {
-        for job in jobs {
-            let mut reasons: Vec<String> = vec![];
-            self.plans.retain_mut(|plan| match job.blocks_of(&plan.offer, blocks) {
-                Ok(_) => {
-                    if job.profile.availability_zones.is_some() && plan.zone.is_none() {
-                        plan.zone = job.zone_of(&plan.offer);
-                    }
-                    is_listed(job.profile.availability_zones.as_ref(), plan.zone.as_deref().unwrap_or_default())
-                }
-                Err(reason) => {
-                    let reason = format!("`{}`: {reason}", plan.backend);
-                    if !reasons.contains(&reason) && reasons.len() < MAX_REASONS {
-                        reasons.push(reason);
-                    }
-                    false
-                }
-            });
-            if self.plans.is_empty() {
-                self.obstacles.extend(reasons);
-            }
-        }
-    }
-}
-
-/// The jobs that were given instances of a fleet for which nothing is bought yet.
-pub async fn waiting_jobs(deps: &Deps, instances: &[(Instance, u32)]) -> store::Result<Vec<WaitingJob>> {
-    let mut waiting = vec![];
-    for (instance, _) in instances.iter().filter(|(instance, busy)| *busy > 0 && instance.launch_id.is_none()) {
-        for job in store::jobs::list_active_by_instance(&deps.db, instance.id).await? {
-            let Some(run) = store::runs::get(&deps.db, job.value.run_id).await? else { continue };
-            waiting.push(WaitingJob {
-                requirements: job.value.spec.requirements,
-                profile: profile_of(&run.value.spec),
-                has_peers: job.value.spec.jobs_per_replica > 1,
-            });
-        }
-    }
-    Ok(waiting)
-}
-
-/// What a fleet asks of each machine. A fleet that says nothing asks next to nothing.
-pub fn fleet_requirements(configuration: &FleetConfiguration, profile: &ProfileParams) -> Requirements {
-    let least = || ResourcesSpec {
-        cpu: CpuSpec { arch: None, count: Range::at_least(1) },
-        memory: Range::at_least(Memory(0.0)),
-        shm_size: None,
-        gpu: Some(GpuSpec { count: Range::at_least(0), ..GpuSpec::default() }),
-        disk: None,
-    };
-    Requirements {
-        resources: configuration.resources.clone().unwrap_or_else(least),
-        max_price: profile.max_price,
-        spot: lifecycle::run::wanted_spot(profile),
-        reservation: profile.reservation.clone(),
-        multinode: Some(lifecycle::placement::is_cluster(configuration.placement)),
-        backend_options: profile.backend_options.clone(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use api::instances::{Disk, InstanceAvailability, InstanceType, Resources};
+    use api::instances::{Disk, InstanceAvailability, InstanceType};
     use serde_json::json;
 
     use super::*;
+    use crate::backend_pool::ANSWER_TIMEOUT;
+    use crate::market::fleet_requirements;
 
     fn offer(zones: Option<&[&str]>) -> BackendOffer {
         BackendOffer {
@@ -415,16 +315,29 @@ mod tests {
         expected: Result<&[Option<&str>], &str>,
     ) {
         let profile: ProfileParams = serde_json::from_value(profile).unwrap();
+        check_suits(&profile, cluster, Blocks::default(), zones, expected);
+    }
+
+    #[track_caller]
+    fn check_suits(
+        profile: &ProfileParams,
+        cluster: bool,
+        blocks: Blocks,
+        zones: Option<&[&str]>,
+        expected: Result<&[Option<&str>], &str>,
+    ) {
         let configuration = serde_json::from_value(json!({ "type": "fleet", "nodes": 1 })).unwrap();
-        let requirements = fleet_requirements(&configuration, &profile);
+        let requirements = fleet_requirements(&configuration, profile);
         let query = OffersQuery {
             project_id: ProjectId(uuid::Uuid::nil()),
             nodes: 1,
             requirements: &requirements,
-            profile: &profile,
+            profile,
             cluster,
             user_is_admin: false,
             home: None,
+            blocks,
+            patience: ANSWER_TIMEOUT,
         };
         let expected = expected
             .map(|zones| zones.iter().map(|zone| zone.map(str::to_owned)).collect::<Vec<_>>())
@@ -446,6 +359,15 @@ mod tests {
         check_zones(json!({ "max_price": 1.5 }), false, None, Err("$2 an hour is over `max_price` 1.5"));
         check_zones(json!({ "spot_policy": "spot" }), false, None, Err("it is not spot"));
         check_zones(json!({ "spot_policy": "auto" }), false, None, Ok(&[None]));
+    }
+
+    #[test]
+    fn a_machine_that_cannot_be_split_evenly_does_not_suit() {
+        let check = |blocks, expected| check_suits(&ProfileParams::default(), false, blocks, None, expected);
+        check(Blocks::Auto, Ok(&[None]));
+        check(Blocks::Count(2), Ok(&[None]));
+        check(Blocks::Count(3), Err("4 CPUs and 0 GPUs cannot be split into 3 equal `blocks`"));
+        check(Blocks::Count(u32::MAX), Err("4 CPUs and 0 GPUs cannot be split into 4294967295 equal `blocks`"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use api::fleets::FleetStatus;
 use api::ids::{FleetId, InstanceId, ProjectId};
 use api::instances::InstanceStatus;
 use api::jobs::JobSpec;
-use api::runs::RunSpec;
+use api::runs::{RunSpec, RunStatus};
 use jiff::{SignedDuration, Timestamp};
 use lifecycle::fleet::Fleet;
 use lifecycle::instance::Instance;
@@ -124,6 +124,7 @@ pub fn gang_of(run: &Run, specs: &[JobSpec]) -> Gang {
         user_is_admin: run.state.user_is_admin,
         needs_docker: needs_docker(&run.spec),
         may_buy: true,
+        wants_reason: run.status == RunStatus::Submitted,
         previous_fleet: run.fleet_id,
         nodes: specs
             .iter()

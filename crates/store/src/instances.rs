@@ -1,6 +1,7 @@
 //! Instances and the blocks of them that jobs hold.
 
 use api::ids::{BackendId, FleetId, InstanceId, JobId, LaunchId, ProjectId, RunId};
+use api::jobs::JobSpec;
 use jiff::Timestamp;
 use lifecycle::instance::{EndOrder, Instance};
 
@@ -53,6 +54,17 @@ pub async fn list_by_fleet(mut db: impl Executor, fleet: FleetId) -> Result<Vec<
         )
         .await?;
     instances(&rows)
+}
+
+/// The numbers of a fleet's instances that are not terminated.
+pub async fn list_numbers(mut db: impl Executor, fleet: FleetId) -> Result<Vec<u32>> {
+    let rows = db
+        .rows(
+            "SELECT instance_num FROM instances WHERE fleet_id = $1 AND status <> 'terminated' ORDER BY instance_num",
+            values![fleet],
+        )
+        .await?;
+    rows.iter().map(|row| Ok(u32::try_from(row.int(0)?).unwrap_or_default())).collect()
 }
 
 /// A fleet's instances, terminated ones too, by number and age.
@@ -230,8 +242,9 @@ pub async fn list_project_assignments(
 ) -> Result<Vec<(InstanceId, u32, JobId)>> {
     let rows = db
         .rows(
-            "SELECT a.instance_id, a.block, a.job_id FROM assignments a JOIN instances i ON i.id = a.instance_id \
-             WHERE i.project_id = $1 ORDER BY a.instance_id, a.block",
+            "SELECT a.instance_id, a.block, a.job_id FROM assignments a WHERE EXISTS \
+             (SELECT 1 FROM instances i WHERE i.id = a.instance_id AND i.project_id = $1) \
+             ORDER BY a.instance_id, a.block",
             values![project],
         )
         .await?;
@@ -251,18 +264,33 @@ pub async fn count_busy_blocks(mut db: impl Executor, instances: &[InstanceId]) 
     rows.iter().map(|row| Ok((row.id(0)?, u32::try_from(row.int(1)?).unwrap_or_default()))).collect()
 }
 
-/// Which run each of some instances that are not bought yet is for; those that are for none are left out.
-pub async fn list_runs(mut db: impl Executor, instances: &[InstanceId]) -> Result<Vec<(InstanceId, RunId)>> {
-    if instances.is_empty() {
-        return Ok(vec![]);
-    }
-    let sql = format!(
-        "SELECT i.id, j.run_id FROM instances i JOIN assignments a ON a.instance_id = i.id \
-         JOIN jobs j ON j.id = a.job_id WHERE i.launch_id IS NULL AND a.block = 0 AND i.id IN ({}) ORDER BY i.id",
-        placeholders(1, instances.len())
-    );
-    let rows = db.rows_of(sql, instances.iter().map(|id| Value::from(*id)).collect()).await?;
-    rows.iter().map(|row| Ok((row.id(0)?, row.id(1)?))).collect()
+/// How many blocks of each of a fleet's instances are taken; instances without any are left out.
+pub async fn count_busy_blocks_by_fleet(mut db: impl Executor, fleet: FleetId) -> Result<Vec<(InstanceId, u32)>> {
+    let rows = db
+        .rows(
+            "SELECT a.instance_id, COUNT(*) FROM assignments a JOIN instances i ON i.id = a.instance_id \
+             WHERE i.fleet_id = $1 AND i.status <> 'terminated' GROUP BY a.instance_id",
+            values![fleet],
+        )
+        .await?;
+    rows.iter().map(|row| Ok((row.id(0)?, u32::try_from(row.int(1)?).unwrap_or_default()))).collect()
+}
+
+/// For which run and what each of a fleet's instances is that are not bought yet, by number; those that no job holds
+/// are left out.
+pub async fn list_unbought_needs(
+    mut db: impl Executor,
+    fleet: FleetId,
+) -> Result<Vec<(InstanceId, RunId, JobSpec)>> {
+    let rows = db
+        .rows(
+            "SELECT i.id, j.run_id, j.spec FROM instances i JOIN assignments a ON a.instance_id = i.id \
+             JOIN jobs j ON j.id = a.job_id WHERE i.fleet_id = $1 AND i.status <> 'terminated' \
+             AND i.status = 'pending' AND i.launch_id IS NULL AND a.block = 0 ORDER BY i.instance_num",
+            values![fleet],
+        )
+        .await?;
+    rows.iter().map(|row| Ok((row.id(0)?, row.id(1)?, row.json(2)?))).collect()
 }
 
 /// Gives a block to a job. `Taken` if another job holds it.
@@ -280,12 +308,28 @@ pub async fn unassign(mut db: impl Executor, job: JobId) -> Result<u64> {
     db.execute("DELETE FROM assignments WHERE job_id = $1", values![job]).await
 }
 
+/// The machines of a backend that its instances still want to know of: the launch and the index in it.
+pub async fn list_machines_by_backend(
+    mut db: impl Executor,
+    backend: BackendId,
+) -> Result<Vec<(LaunchId, Option<u32>)>> {
+    let rows = db
+        .rows(
+            "SELECT i.launch_id, i.launch_index FROM instances i WHERE i.status <> 'terminated' \
+             AND EXISTS (SELECT 1 FROM launches l WHERE l.id = i.launch_id AND l.backend_id = $1)",
+            values![backend],
+        )
+        .await?;
+    let index = |row: &Row| Ok::<_, Error>(row.int_or_null(1)?.and_then(|index| u32::try_from(index).ok()));
+    rows.iter().map(|row| Ok((row.id(0)?, index(row)?))).collect()
+}
+
 /// Whether a backend still has machines: instances of it that are not terminated.
 pub async fn count_by_backend(mut db: impl Executor, backend: BackendId) -> Result<i64> {
     let row = db
         .row(
-            "SELECT COUNT(*) FROM instances i JOIN launches l ON l.id = i.launch_id \
-             WHERE l.backend_id = $1 AND i.status <> 'terminated'",
+            "SELECT COUNT(*) FROM instances i WHERE i.status <> 'terminated' \
+             AND EXISTS (SELECT 1 FROM launches l WHERE l.id = i.launch_id AND l.backend_id = $1)",
             values![backend],
         )
         .await?;

@@ -48,6 +48,17 @@ pub async fn list_open(mut db: impl Executor, fleet: FleetId) -> Result<Vec<Vers
     rows.iter().map(launch).collect()
 }
 
+/// The launches of a backend that are not over.
+pub async fn list_open_by_backend(mut db: impl Executor, backend: BackendId) -> Result<Vec<LaunchId>> {
+    let rows = db
+        .rows(
+            "SELECT id FROM launches WHERE backend_id = $1 AND status NOT IN ('done', 'failed') ORDER BY id",
+            values![backend],
+        )
+        .await?;
+    rows.iter().map(|row| row.id(0)).collect()
+}
+
 /// The identifiers of all launches of a backend that are not failed.
 pub async fn list_claims(mut db: impl Executor, backend: BackendId) -> Result<Vec<LaunchId>> {
     let rows = db

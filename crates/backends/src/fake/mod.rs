@@ -33,7 +33,7 @@ use crate::{
 pub(crate) static ENTRY: Entry = Entry {
     kind: "fake",
     check: |config| parse(config).map(|_| config.clone()),
-    wire_type: |config| parse(config).unwrap_or(DEFAULT_WIRE_TYPE),
+    wire_type: |config| parse(config).map_or(DEFAULT_WIRE_TYPE, |config| config.wire_type),
     is_hidden: false,
     is_for_tests: true,
     open,
@@ -42,17 +42,28 @@ pub(crate) static ENTRY: Entry = Entry {
 /// Clients refuse names that they do not know, so this one borrows a name.
 const DEFAULT_WIRE_TYPE: BackendType = BackendType::Cudo;
 
-/// The only key of the configuration: the name on the wire, for tests that care.
-fn parse(config: &Value) -> Result<BackendType> {
-    let keys = Keys::of("fake", config, &["wire_type"])?;
-    Ok(keys.optional("wire_type")?.unwrap_or(DEFAULT_WIRE_TYPE))
+/// The configuration, for tests that care.
+struct Config {
+    /// The name on the wire.
+    wire_type: BackendType,
+    /// Only global admins may use it, whatever the cloud's setup says.
+    admins_only: bool,
 }
 
-fn open(_config: &Value, context: &OpenContext) -> Result<Arc<dyn Backend>> {
+fn parse(config: &Value) -> Result<Config> {
+    let keys = Keys::of("fake", config, &["wire_type", "admins_only"])?;
+    Ok(Config {
+        wire_type: keys.optional("wire_type")?.unwrap_or(DEFAULT_WIRE_TYPE),
+        admins_only: keys.optional("admins_only")?.unwrap_or(false),
+    })
+}
+
+fn open(config: &Value, context: &OpenContext) -> Result<Arc<dyn Backend>> {
     let Some(cloud) = &context.fake else {
         return Err(invalid("the backend `fake` is only for tests"));
     };
-    Ok(cloud.backend(context.server_id))
+    let admins_only = parse(config)?.admins_only;
+    Ok(Arc::new(Fake { cloud: cloud.clone(), server_id: context.server_id, admins_only }))
 }
 
 /// The handle of a pretended cloud. Its clones are the same cloud.
@@ -92,7 +103,7 @@ impl FakeCloud {
 
     /// The cloud as one server uses it. What it makes carries that server's mark.
     pub fn backend(&self, server_id: ServerId) -> Arc<dyn Backend> {
-        Arc::new(Fake { cloud: self.clone(), server_id })
+        Arc::new(Fake { cloud: self.clone(), server_id, admins_only: false })
     }
 
     /// From now on this plan decides what goes wrong.
@@ -151,12 +162,14 @@ impl FakeCloud {
 struct Fake {
     cloud: FakeCloud,
     server_id: ServerId,
+    admins_only: bool,
 }
 
 #[async_trait]
 impl Backend for Fake {
     fn capabilities(&self) -> Capabilities {
-        self.cloud.state().setup.capabilities
+        let capabilities = self.cloud.state().setup.capabilities;
+        Capabilities { admins_only: self.admins_only || capabilities.admins_only, ..capabilities }
     }
 
     async fn offers(&self, wanted: &OffersWanted) -> Result<Vec<BackendOffer>> {

@@ -1,5 +1,7 @@
 //! What happens next to a fleet.
 
+use std::collections::{HashMap, HashSet};
+
 use api::fleets::FleetStatus;
 use api::ids::{InstanceId, LaunchId, RunId};
 use api::instances::{InstanceStatus, InstanceTerminationReason, Offer};
@@ -19,11 +21,29 @@ const FAILURE_DELAYS_SECS: [i64; 5] = [60, 120, 300, 600, 1800];
 /// How long an instance may be idle unless the fleet says otherwise, in seconds: three days.
 const IDLE_DURATION_SECS: i64 = 72 * 3600;
 
-/// What is on offer for the fleet's next instances.
+/// How soon backends that could not be asked are asked again, in seconds.
+const ASK_AGAIN_SECS: i64 = 15;
+
+/// For how many buyers something is bought at once, so that no transaction is long.
+const BUYERS_AT_ONCE: usize = 50;
+
+/// For whom a machine is bought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Buyer {
+    /// Nodes of one run that need the same.
+    Run {
+        /// The run.
+        run_id: RunId,
+        /// Which of the run's different needs it is.
+        group: u32,
+    },
+    /// Nobody yet: the fleet keeps it in store.
+    Fleet,
+}
+
+/// What is on offer for a buyer.
 #[derive(Debug, Clone, PartialEq)]
 pub enum OffersSeen {
-    /// Nobody asked.
-    NotAsked,
     /// No backend could be asked, which is never a reason to give up.
     Unknown,
     /// What suits, the best first, with the kind and row of the backend; and why others do not.
@@ -66,18 +86,18 @@ pub struct Purchase {
 pub struct Surroundings<'a> {
     /// Its instances that are not terminated, by number, each with the blocks that jobs hold.
     pub instances: &'a [(Instance, u32)],
-    /// Which run each instance that is not bought yet is for; those that are for none are left out.
-    pub runs: &'a [(InstanceId, RunId)],
+    /// For whom each instance is that is not bought yet; those for the fleet's own store may be left out.
+    pub buyers: &'a [(InstanceId, Buyer)],
     /// Its launches that are not over.
     pub open_launches: &'a [Launch],
-    /// What is on offer.
-    pub offers: OffersSeen,
+    /// What is on offer for each buyer who asked.
+    pub offers: &'a [(Buyer, OffersSeen)],
 }
 
 /// What to do besides what is recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// Ask the backends what is on offer, and decide again.
+    /// Ask the backends what is on offer for those in `ask_for`, and decide again.
     AskOffers,
 }
 
@@ -88,12 +108,14 @@ pub struct FleetDecision {
     pub fleet: Fleet,
     /// What to do first.
     pub effect: Option<Effect>,
+    /// For whom offers are asked.
+    pub ask_for: Vec<Buyer>,
     /// Instances that are to end, and why.
     pub end_instances: Vec<(InstanceId, EndOrder)>,
     /// Launches whose machines nobody wants any more.
     pub cancel_launches: Vec<LaunchId>,
-    /// The purchase to make.
-    pub buy: Option<Purchase>,
+    /// The purchases to make.
+    pub buy: Vec<Purchase>,
     /// How many instances to add.
     pub add_instances: u32,
     /// What to tell users.
@@ -107,9 +129,10 @@ pub fn decide(now: Timestamp, fleet: &Fleet, around: &Surroundings<'_>) -> Fleet
     let mut decision = FleetDecision {
         fleet: fleet.clone(),
         effect: None,
+        ask_for: vec![],
         end_instances: vec![],
         cancel_launches: vec![],
-        buy: None,
+        buy: vec![],
         add_instances: 0,
         events: vec![],
         look_again_at: None,
@@ -165,6 +188,10 @@ fn is_kept(instance: &Instance) -> bool {
     instance.end.is_none() && !matches!(instance.status, InstanceStatus::Terminating | InstanceStatus::Terminated)
 }
 
+fn is_bought(instance: &Instance) -> bool {
+    instance.status != InstanceStatus::Pending || instance.launch_id.is_some()
+}
+
 /// The fleet's least and greatest number of instances. A fleet of given hosts buys nothing.
 fn bounds(fleet: &Fleet) -> (u32, Option<u32>) {
     match &fleet.spec.configuration.nodes {
@@ -173,19 +200,29 @@ fn bounds(fleet: &Fleet) -> (u32, Option<u32>) {
     }
 }
 
-/// A cluster stays where its first machine is.
+/// A cluster stays where its first machine is, or will be.
 fn settle_home(around: &Surroundings<'_>, decision: &mut FleetDecision) {
     let first = around.instances.iter().map(|(instance, _)| instance).find(|instance| {
         is_kept(instance) && instance.state.provider_id.is_some() && instance.state.backend.is_some()
     });
-    let is_cluster = crate::placement::is_cluster(decision.fleet.spec.configuration.placement);
-    decision.fleet.state.home = first.filter(|_| is_cluster).and_then(|instance| {
+    let is_cluster = is_cluster(&decision.fleet);
+    let there = first.and_then(|instance| {
         Some(Home {
             backend: instance.state.backend.clone()?,
             region: instance.state.region.clone()?,
             zone: instance.state.zone.clone(),
         })
     });
+    let on_the_way = || {
+        let launch = around.open_launches.iter().find(|launch| !launch.cancelled)?;
+        let (backend, region) = (launch.state.backend.clone(), launch.state.offer.region.clone());
+        Some(Home { backend, region, zone: launch.state.zone.clone() })
+    };
+    decision.fleet.state.home = there.or_else(on_the_way).filter(|_| is_cluster);
+}
+
+fn is_cluster(fleet: &Fleet) -> bool {
+    crate::placement::is_cluster(fleet.spec.configuration.placement)
 }
 
 fn end_surplus(surplus: u32, kept: &[&(Instance, u32)], decision: &mut FleetDecision) {
@@ -199,16 +236,23 @@ fn end_surplus(surplus: u32, kept: &[&(Instance, u32)], decision: &mut FleetDeci
 
 fn end_idle(now: Timestamp, kept_count: u32, min: u32, kept: &[&(Instance, u32)], decision: &mut FleetDecision) {
     let mut spare = kept_count.saturating_sub(min);
-    for (instance, busy) in kept {
-        let Some(idle_since) = instance.state.idle_since.filter(|_| *busy == 0) else { continue };
-        let ending = decision.end_instances.iter().any(|(id, _)| *id == instance.id);
+    let ending: HashSet<InstanceId> = decision.end_instances.iter().map(|(id, _)| *id).collect();
+    for (instance, _) in kept.iter().filter(|(instance, busy)| *busy == 0 && !ending.contains(&instance.id)) {
+        // Its job ended before anything was bought for it.
+        if instance.state.made_for_job && !is_bought(instance) && spare > 0 {
+            spare -= 1;
+            let end = EndOrder { reason: InstanceTerminationReason::JobFinished, message: None };
+            decision.end_instances.push((instance.id, end));
+            continue;
+        }
+        let Some(idle_since) = instance.state.idle_since else { continue };
         let secs = instance.state.idle_duration_secs.unwrap_or(IDLE_DURATION_SECS);
-        if ending || secs < 0 {
+        if secs < 0 {
             continue;
         }
         let until = idle_since.saturating_add(SignedDuration::from_secs(secs)).unwrap_or(Timestamp::MAX);
         if now < until {
-            decision.look_again_at = Some(decision.look_again_at.map_or(until, |at| at.min(until)));
+            look_again(until, decision);
         } else if spare > 0 {
             spare -= 1;
             let message = Some(format!("Instance idle for {secs}s"));
@@ -220,83 +264,129 @@ fn end_idle(now: Timestamp, kept_count: u32, min: u32, kept: &[&(Instance, u32)]
 
 /// A launch none of whose instances is wanted is not repeated.
 fn cancel_unclaimed(around: &Surroundings<'_>, decision: &mut FleetDecision) {
-    for launch in around.open_launches.iter().filter(|launch| !launch.cancelled) {
-        let claimed = around
-            .instances
-            .iter()
-            .any(|(instance, _)| instance.launch_id == Some(launch.id) && is_kept(instance));
-        if !claimed {
-            decision.cancel_launches.push(launch.id);
-        }
-    }
+    let kept = around.instances.iter().map(|(instance, _)| instance).filter(|instance| is_kept(instance));
+    let claimed: HashSet<LaunchId> = kept.filter_map(|instance| instance.launch_id).collect();
+    let unclaimed =
+        around.open_launches.iter().filter(|launch| !launch.cancelled && !claimed.contains(&launch.id));
+    decision.cancel_launches.extend(unclaimed.map(|launch| launch.id));
 }
 
-/// Buys machines for the instances that have none: those of one gang in one purchase, because it is worth nothing
-/// without all its nodes, and those of another gang in another, because neither should fail with the other.
+/// Buys machines for the instances that have none, for each buyer by itself: the nodes of a gang are worth nothing
+/// without each other, what suits one run need not suit another, and none should fail with another.
 fn buy_missing(
     now: Timestamp,
     kept: &[&(Instance, u32)],
     around: &Surroundings<'_>,
     decision: &mut FleetDecision,
 ) {
-    let missing: Vec<&Instance> = kept
-        .iter()
-        .map(|(instance, _)| instance)
-        .filter(|instance| instance.status == InstanceStatus::Pending && instance.launch_id.is_none())
-        .filter(|instance| !decision.end_instances.iter().any(|(id, _)| *id == instance.id))
-        .collect();
-    if missing.is_empty() {
-        return;
-    }
-    if let Some(not_before) = decision.fleet.state.not_before.filter(|not_before| now < *not_before) {
-        let wanted_by_job = kept.iter().any(|(instance, busy)| *busy > 0 && instance.launch_id.is_none());
-        if !wanted_by_job {
-            decision.look_again_at = Some(not_before);
-            return;
+    let mut buyers = missing_by_buyer(kept, around, decision);
+    let pause = decision.fleet.state.not_before.filter(|not_before| now < *not_before);
+    if let Some(not_before) = pause {
+        // Who waits is bought for without a pause.
+        let before = buyers.len();
+        buyers.retain(|(buyer, _)| *buyer != Buyer::Fleet);
+        if buyers.len() < before {
+            look_again(not_before, decision);
         }
     }
-    match &around.offers {
-        OffersSeen::NotAsked => decision.effect = Some(Effect::AskOffers),
-        OffersSeen::Unknown => decision.look_again_at = Some(now + SignedDuration::from_secs(15)),
-        OffersSeen::Known { offers, obstacle } => match offers.first() {
-            Some(plan) => buy(now, plan, &missing, around.runs, decision),
-            None => give_up(now, &missing, obstacle.clone(), decision),
-        },
+    let turn = &buyers[..buyers.len().min(BUYERS_AT_ONCE)];
+    let seen_by = |buyer: Buyer| around.offers.iter().find(|(asked, _)| *asked == buyer).map(|(_, seen)| seen);
+    decision.ask_for = turn.iter().map(|(buyer, _)| *buyer).filter(|buyer| seen_by(*buyer).is_none()).collect();
+    if !decision.ask_for.is_empty() {
+        decision.effect = Some(Effect::AskOffers);
+        return;
+    }
+    let most = if is_cluster(&decision.fleet) { 1 } else { BUYERS_AT_ONCE };
+    let mut somebody_is_left = turn.len() < buyers.len();
+    let ending_before = decision.end_instances.len();
+    for (buyer, instances) in turn {
+        // What is bought next for a cluster must be where this is.
+        if decision.buy.len() == most {
+            somebody_is_left = true;
+            break;
+        }
+        match seen_by(*buyer) {
+            None | Some(OffersSeen::Unknown) => {
+                if *buyer == Buyer::Fleet {
+                    let message = "A backend could not be asked for offers, trying again".to_owned();
+                    decision.fleet.state.status_message = Some(message);
+                }
+                look_again(now + SignedDuration::from_secs(ASK_AGAIN_SECS), decision);
+            }
+            Some(OffersSeen::Known { offers, obstacle }) => match offers.first() {
+                Some(plan) => buy(now, *buyer, plan, instances, decision),
+                None => give_up(now, *buyer, instances, obstacle.clone(), decision),
+            },
+        }
+    }
+    let moved = !decision.buy.is_empty() || ending_before < decision.end_instances.len();
+    if moved && somebody_is_left {
+        look_again(now, decision);
     }
 }
 
-fn buy(
+fn look_again(at: Timestamp, decision: &mut FleetDecision) {
+    decision.look_again_at = Some(decision.look_again_at.map_or(at, |known| known.min(at)));
+}
+
+/// The instances for which nothing is bought yet. Who waits comes before what is only kept in store.
+fn missing_by_buyer(
+    kept: &[&(Instance, u32)],
+    around: &Surroundings<'_>,
+    decision: &FleetDecision,
+) -> Vec<(Buyer, Vec<InstanceId>)> {
+    let buyers: HashMap<InstanceId, Buyer> = around.buyers.iter().copied().collect();
+    let ending: HashSet<InstanceId> = decision.end_instances.iter().map(|(id, _)| *id).collect();
+    let mut places: HashMap<Buyer, usize> = HashMap::new();
+    let mut missing: Vec<(Buyer, Vec<InstanceId>)> = vec![];
+    for (instance, _) in kept {
+        if is_bought(instance) || ending.contains(&instance.id) {
+            continue;
+        }
+        let buyer = buyers.get(&instance.id).copied().unwrap_or(Buyer::Fleet);
+        let place = *places.entry(buyer).or_insert(missing.len());
+        match missing.get_mut(place) {
+            Some((_, instances)) => instances.push(instance.id),
+            None => missing.push((buyer, vec![instance.id])),
+        }
+    }
+    missing.sort_by_key(|(buyer, _)| *buyer == Buyer::Fleet);
+    missing
+}
+
+fn buy(now: Timestamp, buyer: Buyer, plan: &LaunchPlan, instances: &[InstanceId], decision: &mut FleetDecision) {
+    let least = match buyer {
+        Buyer::Run { .. } => u32::try_from(instances.len()).unwrap_or(u32::MAX),
+        Buyer::Fleet => 1,
+    };
+    decision.buy.push(Purchase { plan: plan.clone(), instances: instances.to_vec(), least });
+    // Counted as a failure until the machines have joined.
+    put_off(now, buyer, decision);
+}
+
+fn give_up(
     now: Timestamp,
-    plan: &LaunchPlan,
-    missing: &[&Instance],
-    runs: &[(InstanceId, RunId)],
+    buyer: Buyer,
+    instances: &[InstanceId],
+    obstacle: Option<String>,
     decision: &mut FleetDecision,
 ) {
-    let run_of = |id: InstanceId| runs.iter().find(|(instance, _)| *instance == id).map(|(_, run)| *run);
-    let ids = missing.iter().map(|instance| instance.id);
-    // Who waits comes before what is only kept in store.
-    let run = ids.clone().find_map(run_of);
-    let instances: Vec<InstanceId> = ids.filter(|id| run_of(*id) == run).collect();
-    if instances.len() < missing.len() {
-        decision.look_again_at = Some(now);
-    }
-    let least = if run.is_some() { u32::try_from(instances.len()).unwrap_or(u32::MAX) } else { 1 };
-    decision.buy = Some(Purchase { plan: plan.clone(), instances, least });
-    // Counted as a failure until the machines have joined.
-    put_off(now, decision);
-}
-
-fn give_up(now: Timestamp, missing: &[&Instance], obstacle: Option<String>, decision: &mut FleetDecision) {
     let message = obstacle.or_else(|| Some("No offers found".to_owned()));
-    for instance in missing {
-        let end = EndOrder { reason: InstanceTerminationReason::NoOffers, message: message.clone() };
-        decision.end_instances.push((instance.id, end));
+    if buyer == Buyer::Fleet {
+        decision.fleet.state.status_message.clone_from(&message);
     }
-    put_off(now, decision);
+    for instance in instances {
+        let end = EndOrder { reason: InstanceTerminationReason::NoOffers, message: message.clone() };
+        decision.end_instances.push((*instance, end));
+    }
+    put_off(now, buyer, decision);
 }
 
-/// Puts the next purchase off, longer with each failure.
-fn put_off(now: Timestamp, decision: &mut FleetDecision) {
+/// Puts the next purchase for the fleet's own store off, longer with each failure. A run has pauses of its own.
+fn put_off(now: Timestamp, buyer: Buyer, decision: &mut FleetDecision) {
+    if buyer != Buyer::Fleet {
+        return;
+    }
     let state = &mut decision.fleet.state;
     let delay = FAILURE_DELAYS_SECS[(state.failures as usize).min(FAILURE_DELAYS_SECS.len() - 1)];
     state.failures = state.failures.saturating_add(1);
@@ -315,10 +405,11 @@ fn add_missing(now: Timestamp, kept: &[&(Instance, u32)], min: u32, decision: &m
             if all_joined {
                 decision.fleet.state.failures = 0;
                 decision.fleet.state.not_before = None;
+                decision.fleet.state.status_message = None;
             }
         }
         (_, Some(not_before)) => {
-            decision.look_again_at = Some(decision.look_again_at.map_or(not_before, |at| at.min(not_before)));
+            look_again(not_before, decision);
         }
         (missing, None) => decision.add_instances = missing,
     }

@@ -7,7 +7,7 @@
 
 mod decide;
 
-pub use decide::{Effect, FleetDecision, LaunchPlan, OffersSeen, Purchase, Surroundings, decide};
+pub use decide::{Buyer, Effect, FleetDecision, LaunchPlan, OffersSeen, Purchase, Surroundings, decide};
 
 use api::fleets::{FleetSpec, FleetStatus};
 use api::ids::{FleetId, ProjectId, UserId};
@@ -49,7 +49,7 @@ pub struct FleetState {
     pub not_before: Option<Timestamp>,
     /// The region, backend and zone that its first machine fixed, for a cluster.
     pub home: Option<Home>,
-    /// The maker may use this server's own machine.
+    /// Its maker, and whoever changed it since, may use this server's own machine.
     pub user_is_admin: bool,
 }
 

@@ -25,6 +25,12 @@ const ABSENCE_SECS: i64 = 120;
 /// How long the agent of a cloud's machine may be silent before the machine is given back, in seconds.
 const UNREACHABLE_SECS: i64 = 20 * 60;
 
+/// How long a job waits for a machine that nobody could be asked to sell, in seconds.
+const UNSOLD_SECS: i64 = 10 * 60;
+
+/// How long a machine that was made for a job may be idle unless the run or the fleet says otherwise, in seconds.
+const IDLE_AFTER_JOB_SECS: i64 = 5 * 60;
+
 /// A machine as its backend lists it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum MachineSeen {
@@ -216,6 +222,13 @@ fn pending(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDec
         state.instance_type = Some(resources.clone());
         state.total_blocks = blocks_of(around.blocks, resources.resources.gpus.len(), resources.resources.cpus);
         decision.instance.status = InstanceStatus::Provisioning;
+        return;
+    }
+    let until = decision.instance.created_at + SignedDuration::from_secs(UNSOLD_SECS);
+    let is_awaited = around.busy_blocks > 0 && decision.instance.launch_id.is_none();
+    if is_awaited && until <= now {
+        let message = format!("No backend could be asked for offers for {} min", UNSOLD_SECS / 60);
+        finish(InstanceTerminationReason::ProvisioningTimeout, Some(message), decision);
     }
 }
 
@@ -224,6 +237,23 @@ pub fn blocks_of(blocks: Option<u32>, gpus: usize, cpus: u32) -> u32 {
     let gpus = u32::try_from(gpus).unwrap_or(u32::MAX);
     let auto = if gpus > 0 { gpus.min(cpus) } else { cpus };
     blocks.unwrap_or(auto).max(1)
+}
+
+/// Into how many equal blocks a machine is split, or why it cannot be.
+pub fn split(blocks: Option<u32>, gpus: usize, cpus: u32) -> Result<u32, String> {
+    let total = blocks_of(blocks, gpus, cpus);
+    let is_even = cpus.is_multiple_of(total) && gpus.is_multiple_of(total as usize);
+    if total == 1 || is_even {
+        return Ok(total);
+    }
+    Err(format!("{cpus} CPUs and {gpus} GPUs cannot be split into {total} equal `blocks`"))
+}
+
+/// How long a machine that is made for a job may be idle: what the run and the fleet say, the shorter of the two.
+pub fn idle_duration_for_job(run_secs: Option<i64>, fleet_secs: Option<i64>) -> i64 {
+    let said = [run_secs, fleet_secs].into_iter().flatten();
+    // Negative is for ever.
+    said.min_by_key(|secs| if *secs < 0 { i64::MAX } else { *secs }).unwrap_or(IDLE_AFTER_JOB_SECS)
 }
 
 fn provisioning(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDecision) {
@@ -253,8 +283,7 @@ fn provisioning(now: Timestamp, around: &Surroundings<'_>, decision: &mut Instan
         }
         MachineSeen::Absent => {
             if vanished(now, around, decision) {
-                let message = "The backend does not list the machine that was launched".to_owned();
-                finish(InstanceTerminationReason::Error, Some(message), decision);
+                never_came(around, decision);
                 return;
             }
         }
@@ -264,7 +293,9 @@ fn provisioning(now: Timestamp, around: &Surroundings<'_>, decision: &mut Instan
         join(now, host, around, decision);
         return;
     }
-    let waited = now.duration_since(decision.instance.created_at);
+    // What was not asked for yet cannot be late: a backend may take its time to say what it sells.
+    let Some(requested_at) = around.launch.and_then(|launch| launch.state.requested_at) else { return };
+    let waited = now.duration_since(requested_at);
     let limit = SignedDuration::from_secs(i64::try_from(around.provisioning_timeout_secs).unwrap_or(i64::MAX));
     if limit < waited {
         let why = match &around.agent {
@@ -276,15 +307,32 @@ fn provisioning(now: Timestamp, around: &Surroundings<'_>, decision: &mut Instan
     }
 }
 
+/// Its launch is over, and the machine is not there.
+fn never_came(around: &Surroundings<'_>, decision: &mut InstanceDecision) {
+    let partly = around.launch.and_then(|launch| {
+        let made = launch.state.made?;
+        let is_beyond = decision.instance.launch_index.is_some_and(|index| made <= index);
+        is_beyond.then(|| format!("The backend made only {made} of {} machines", launch.state.count))
+    });
+    if partly.is_some() {
+        finish(InstanceTerminationReason::NoOffers, partly, decision);
+    } else {
+        let message = "The backend does not list the machine that was launched".to_owned();
+        finish(InstanceTerminationReason::Error, Some(message), decision);
+    }
+}
+
 fn learn(machine: &Machine, decision: &mut InstanceDecision) {
     let state = &mut decision.instance.state;
     state.absent_since = None;
     state.provider_id = Some(machine.provider_id.clone());
-    state.hostname.clone_from(&machine.hostname);
-    state.internal_ip.clone_from(&machine.internal_ip);
-    state.container_network.clone_from(&machine.container_network);
     state.region = Some(machine.region.clone());
-    state.zone.clone_from(&machine.zone);
+    // A list that does not say where a machine answers does not say that it answers nowhere.
+    let known = |told: &Option<String>, known: Option<String>| told.clone().or(known);
+    state.hostname = known(&machine.hostname, state.hostname.take());
+    state.internal_ip = known(&machine.internal_ip, state.internal_ip.take());
+    state.zone = known(&machine.zone, state.zone.take());
+    state.container_network = machine.container_network.clone().or(state.container_network.take());
 }
 
 fn join(now: Timestamp, host: &HostInfo, around: &Surroundings<'_>, decision: &mut InstanceDecision) {
@@ -337,7 +385,8 @@ fn joined(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDeci
                 return;
             }
         }
-        MachineSeen::Unknown => {}
+        // Its agent may answer even so, at the address that is recorded.
+        MachineSeen::Unknown => decision.effect = Some(Effect::Connect),
     }
     match &around.agent {
         AgentSeen::Connected(_) => decision.instance.state.unreachable_since = None,

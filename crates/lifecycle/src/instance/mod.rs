@@ -10,7 +10,10 @@
 
 mod decide;
 
-pub use decide::{AgentSeen, Effect, InstanceDecision, Machine, MachineSeen, Surroundings, blocks_of, decide};
+pub use decide::{
+    AgentSeen, Effect, InstanceDecision, Machine, MachineSeen, Surroundings, blocks_of, decide,
+    idle_duration_for_job, split,
+};
 
 use api::ids::{FleetId, InstanceId, LaunchId, ProjectId};
 use api::instances::{GpuDriver, InstanceStatus, InstanceTerminationReason, InstanceType};
@@ -91,6 +94,8 @@ pub struct InstanceState {
     pub has_docker: bool,
     /// Seconds that it may be idle; negative: for ever; unset: the default.
     pub idle_duration_secs: Option<i64>,
+    /// It was made because a job waited for it, and not to be kept in store.
+    pub made_for_job: bool,
     /// When it was joined.
     pub joined_at: Option<Timestamp>,
     /// Since when it has no job.

@@ -74,7 +74,7 @@ fn await_machines(now: Timestamp, seen: Seen, consistent_list: bool, decision: &
     }
     let Seen::Listed(listed) = seen else { return };
     if listed >= state.count {
-        decision.launch.status = LaunchStatus::Done;
+        finish(listed, decision);
         return;
     }
     let requested_at = state.requested_at.unwrap_or(decision.launch.created_at);
@@ -82,7 +82,7 @@ fn await_machines(now: Timestamp, seen: Seen, consistent_list: bool, decision: &
     if listed > 0 {
         // Some are there, so the request was heard; the rest may still appear.
         if settled_at <= now {
-            decision.launch.status = LaunchStatus::Done;
+            finish(listed, decision);
         }
         return;
     }
@@ -100,4 +100,9 @@ fn await_machines(now: Timestamp, seen: Seen, consistent_list: bool, decision: &
     } else {
         decision.look_again_at = Some(requested_at + delay);
     }
+}
+
+fn finish(made: u32, decision: &mut LaunchDecision) {
+    decision.launch.status = LaunchStatus::Done;
+    decision.launch.state.made = Some(made);
 }

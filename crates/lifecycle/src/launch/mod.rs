@@ -80,6 +80,9 @@ pub struct LaunchState {
     pub count: u32,
     /// With fewer than this the launch is worthless.
     pub least: u32,
+    /// How many there are, once it is done. They have the lowest indexes.
+    #[serde(default)]
+    pub made: Option<u32>,
     /// The gang needs a fast network between them.
     pub cluster: bool,
     /// When the backend was last asked.

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use api::configurations::{InstanceGroupPlacement, InstanceSelector, ProfileParams};
+use api::configurations::{InstanceGroupPlacement, ProfileParams};
 use api::ids::{FleetId, InstanceId, RunId};
-use api::instances::{InstanceStatus, InstanceType, Resources};
+use api::instances::{InstanceStatus, InstanceType};
 use api::jobs::Requirements;
 use api::runs::RunSpec;
 
-use super::requirements;
+use super::suits::{free_blocks, needed_blocks};
 use crate::planted::{self, Bug};
 
 /// A run that waits for its nodes.
@@ -24,6 +24,8 @@ pub struct Gang {
     pub needs_docker: bool,
     /// Machines may be bought for it now. A run that got none a moment ago takes what is there, and waits to buy.
     pub may_buy: bool,
+    /// It is to be told why it gets nothing. A run that was told so before only goes on waiting.
+    pub wants_reason: bool,
     /// The fleet that it was in before it was resubmitted; preferred.
     pub previous_fleet: Option<FleetId>,
     /// What each node needs, by rank.
@@ -125,11 +127,42 @@ pub enum Outcome {
         /// One per node, by rank.
         slots: Vec<Slot>,
     },
-    /// There is no place now, and why, for people.
+    /// There is no place now.
     NoCapacity {
-        /// The run asked for something that no fleet of the project has, busy or not.
-        message: String,
+        /// Why, for people, if the gang wants to know.
+        message: Option<String>,
     },
+    /// It cannot be placed on what is there, and nobody has asked yet what these fleets could buy for it.
+    AskOffers {
+        /// The fleets.
+        fleets: Vec<FleetId>,
+    },
+}
+
+/// What a fleet could buy for a node that finds no place on what is there.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Growth {
+    /// Nobody has asked.
+    NotAsked,
+    /// Some backend could not be asked, which is no reason to refuse.
+    Unknown,
+    /// A machine for this price, in US dollars per hour.
+    Price(f64),
+    /// Nothing, and why.
+    Nothing(String),
+}
+
+/// Knows what fleets could buy.
+pub trait Market {
+    /// What a fleet could buy for a node of a gang.
+    fn growth(&self, gang: &Gang, node: &Node, fleet: &PoolFleet) -> Growth;
+}
+
+/// The same for every fleet and node.
+impl Market for Growth {
+    fn growth(&self, _gang: &Gang, _node: &Node, _fleet: &PoolFleet) -> Growth {
+        self.clone()
+    }
 }
 
 /// An instance that could serve a node, free or not: what a plan shows.
@@ -148,18 +181,36 @@ pub struct Candidate {
 const NO_FLEETS: &str = "No matching fleet found. Possible reasons: \
                          https://dstack.ai/docs/guides/troubleshooting/#no-fleets";
 
-/// Places gangs in the order given; what one takes is gone for the next.
-pub fn place(gangs: &[Gang], pool: &mut Pool) -> Vec<(RunId, Outcome)> {
-    gangs.iter().map(|gang| (gang.run_id, place_one(gang, pool))).collect()
+/// Places gangs in the order given; what one takes is gone for the next. Ends early at a gang for which offers must
+/// be asked for: what the gangs after it get depends on it.
+pub fn place(gangs: &[Gang], pool: &mut Pool, market: &dyn Market) -> Vec<(RunId, Outcome)> {
+    let mut outcomes = Vec::with_capacity(gangs.len());
+    for gang in gangs {
+        let outcome = place_one(gang, pool, market);
+        let is_open = matches!(outcome, Outcome::AskOffers { .. });
+        outcomes.push((gang.run_id, outcome));
+        if is_open {
+            break;
+        }
+    }
+    outcomes
 }
 
-fn place_one(gang: &Gang, pool: &mut Pool) -> Outcome {
+fn place_one(gang: &Gang, pool: &mut Pool, market: &dyn Market) -> Outcome {
     let fleets: Vec<usize> = (0..pool.fleets.len()).filter(|index| admits(gang, &pool.fleets[*index])).collect();
     if fleets.is_empty() {
-        return Outcome::NoCapacity { message: why_no_fleet(gang, pool) };
+        return Outcome::NoCapacity { message: gang.wants_reason.then(|| why_no_fleet(gang, pool)) };
     }
-    let mut tries: Vec<(usize, Try)> =
-        fleets.iter().filter_map(|index| Some((*index, fit(gang, &pool.fleets[*index])?))).collect();
+    let mut tries: Vec<(usize, Try)> = vec![];
+    let mut not_asked: Vec<FleetId> = vec![];
+    for index in &fleets {
+        let fleet = &pool.fleets[*index];
+        match fit(gang, fleet, market) {
+            Ok(found) => tries.push((*index, found)),
+            Err(Misfit::NotAsked) => not_asked.push(fleet.id),
+            Err(Misfit::NoPlace) => {}
+        }
+    }
     // What is there already comes before what must be bought, then the fleet that the run knows, then the cheapest.
     tries.sort_by(|(left_index, left), (right_index, right)| {
         let known = |index: usize| Some(pool.fleets[index].id) != gang.previous_fleet;
@@ -168,12 +219,27 @@ fn place_one(gang: &Gang, pool: &mut Pool) -> Outcome {
             .then(left.price.total_cmp(&right.price))
             .then(left_index.cmp(right_index))
     });
+    let needs_nothing = tries.first().is_some_and(|(_, best)| best.bought == 0);
+    if !not_asked.is_empty() && !needs_nothing {
+        return Outcome::AskOffers { fleets: not_asked };
+    }
     let Some((index, chosen)) = tries.into_iter().next() else {
-        return Outcome::NoCapacity { message: why_no_place(gang, pool, &fleets) };
+        return Outcome::NoCapacity {
+            message: gang.wants_reason.then(|| why_no_place(gang, pool, &fleets, market)),
+        };
     };
     let fleet = &mut pool.fleets[index];
     take(fleet, &chosen);
     Outcome::Placed { fleet_id: fleet.id, slots: chosen.slots }
+}
+
+/// Why a gang has no place in a fleet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Misfit {
+    /// There is none.
+    NoPlace,
+    /// Nobody has asked yet what the fleet could buy.
+    NotAsked,
 }
 
 struct Try {
@@ -208,11 +274,24 @@ fn admits(gang: &Gang, fleet: &PoolFleet) -> bool {
 }
 
 /// Places every node of the gang in one fleet, or nothing.
-fn fit(gang: &Gang, fleet: &PoolFleet) -> Option<Try> {
-    let tries = homes(gang, fleet).into_iter().filter_map(|home| fit_in(gang, fleet, home));
-    tries.min_by(|left, right| {
-        (left.bought, left.waiting).cmp(&(right.bought, right.waiting)).then(left.price.total_cmp(&right.price))
-    })
+fn fit(gang: &Gang, fleet: &PoolFleet, market: &dyn Market) -> Result<Try, Misfit> {
+    let mut best: Result<Try, Misfit> = Err(Misfit::NoPlace);
+    for home in homes(gang, fleet) {
+        best = match (best, fit_in(gang, fleet, home, market)) {
+            (Ok(left), Ok(right)) => Ok(if is_better(&right, &left) { right } else { left }),
+            // Nobody need ask what could be bought where nothing must be.
+            (Ok(found), Err(_)) | (Err(Misfit::NoPlace), Ok(found)) => Ok(found),
+            (Err(Misfit::NotAsked), Ok(found)) if found.bought == 0 => Ok(found),
+            (Err(Misfit::NoPlace), Err(misfit)) => Err(misfit),
+            (Err(Misfit::NotAsked), Ok(_) | Err(_)) => Err(Misfit::NotAsked),
+        };
+    }
+    best
+}
+
+fn is_better(left: &Try, right: &Try) -> bool {
+    let by_need = (left.bought, left.waiting).cmp(&(right.bought, right.waiting));
+    by_need.then(left.price.total_cmp(&right.price)).is_lt()
 }
 
 /// Where a gang's machines are: its region and zone.
@@ -227,7 +306,7 @@ fn homes<'a>(gang: &Gang, fleet: &'a PoolFleet) -> BTreeSet<Option<Home<'a>>> {
     if homes.is_empty() { BTreeSet::from([None]) } else { homes }
 }
 
-fn fit_in(gang: &Gang, fleet: &PoolFleet, home: Option<Home<'_>>) -> Option<Try> {
+fn fit_in(gang: &Gang, fleet: &PoolFleet, home: Option<Home<'_>>, market: &dyn Market) -> Result<Try, Misfit> {
     let is_near = |instance: &&PoolInstance| {
         home.is_none_or(|home| home == (instance.region.as_deref(), instance.zone.as_deref()))
     };
@@ -235,6 +314,7 @@ fn fit_in(gang: &Gang, fleet: &PoolFleet, home: Option<Home<'_>>) -> Option<Try>
     let options: Vec<Vec<Candidacy>> = gang.nodes.iter().map(|node| candidacies(gang, node, &near)).collect();
     let chosen = assign(&options, near.len());
     let mut result = Try { slots: vec![], bought: 0, waiting: 0, price: 0.0 };
+    let mut prices = Prices { gang, fleet, market, known: vec![] };
     for (node, chosen) in gang.nodes.iter().zip(chosen) {
         if let Some(candidacy) = chosen {
             let instance = near[candidacy.instance];
@@ -243,15 +323,42 @@ fn fit_in(gang: &Gang, fleet: &PoolFleet, home: Option<Home<'_>>) -> Option<Try>
             let (instance_id, blocks) = (Some(instance.id), candidacy.blocks.clone());
             result.slots.push(Slot { job_num: node.job_num, instance_id, blocks });
         } else if may_buy(gang, fleet, result.bought) {
+            result.price += prices.of(node)?;
             result.bought += 1;
             result.slots.push(Slot { job_num: node.job_num, instance_id: None, blocks: vec![0] });
         } else if planted::has(Bug::HalfAGangKept) && !result.slots.is_empty() {
             break;
         } else {
-            return None;
+            return Err(Misfit::NoPlace);
         }
     }
-    Some(result)
+    Ok(result)
+}
+
+/// What a fleet's machines would cost a gang, asked once for nodes that need the same.
+struct Prices<'a> {
+    gang: &'a Gang,
+    fleet: &'a PoolFleet,
+    market: &'a dyn Market,
+    known: Vec<(&'a Requirements, Growth)>,
+}
+
+impl<'a> Prices<'a> {
+    fn of(&mut self, node: &'a Node) -> Result<f64, Misfit> {
+        let known = self.known.iter().position(|(requirements, _)| **requirements == node.requirements);
+        let index = known.unwrap_or_else(|| {
+            let growth = self.market.growth(self.gang, node, self.fleet);
+            self.known.push((&node.requirements, growth));
+            self.known.len() - 1
+        });
+        match &self.known[index].1 {
+            Growth::Price(price) => Ok(*price),
+            // A price that is known is preferred to one that is not.
+            Growth::Unknown => Ok(f64::INFINITY),
+            Growth::NotAsked => Err(Misfit::NotAsked),
+            Growth::Nothing(_) => Err(Misfit::NoPlace),
+        }
+    }
 }
 
 /// An instance that could take a node, by its place among those that are near, and the blocks that it would give.
@@ -323,90 +430,6 @@ fn may_buy(gang: &Gang, fleet: &PoolFleet, bought: u32) -> bool {
     fleet.can_grow && gang.may_buy && !reuse_only && gang.profile.instances.is_none() && bought < fleet.room
 }
 
-/// The blocks that a node would take of an instance, if it suits and they are free.
-fn free_blocks(gang: &Gang, node: &Node, instance: &PoolInstance) -> Option<Vec<u32>> {
-    let needed = needed_blocks(gang, node, instance).ok()?;
-    let free = instance.free_blocks.len() >= needed as usize;
-    free.then(|| instance.free_blocks.iter().take(needed as usize).copied().collect())
-}
-
-/// How many blocks a node needs of an instance, free or not, or why the instance does not suit.
-fn needed_blocks(gang: &Gang, node: &Node, instance: &PoolInstance) -> Result<u32, String> {
-    suits(gang, node, instance)?;
-    let Some(instance_type) = &instance.instance_type else {
-        return Err("its hardware is not known yet".to_owned());
-    };
-    blocks_for(&node.requirements, gang.nodes.len() > 1, &instance_type.resources, instance.total_blocks)
-}
-
-/// The fewest blocks of a machine that have what a job needs, or why not even the whole machine does.
-pub fn blocks_for(needed: &Requirements, has_peers: bool, has: &Resources, total: u32) -> Result<u32, String> {
-    // The nodes of a gang take whole machines: they share the host's network.
-    let least = if has_peers { total } else { 1 };
-    let mut last = String::new();
-    for blocks in least..=total {
-        match requirements::check(&needed.resources, &requirements::share(has, blocks, total)) {
-            Ok(()) => return Ok(blocks),
-            Err(mismatch) => last = mismatch,
-        }
-    }
-    Err(last)
-}
-
-fn suits(gang: &Gang, node: &Node, instance: &PoolInstance) -> Result<(), String> {
-    if instance.unusable {
-        return Err("it does not answer or is ending".to_owned());
-    }
-    if instance.admins_only && !gang.user_is_admin {
-        return Err("it is the server's own machine, which only global admins may use".to_owned());
-    }
-    if gang.needs_docker && instance.has_docker == Some(false) {
-        return Err("it has no container engine".to_owned());
-    }
-    let profile = &gang.profile;
-    let in_list = |wanted: &Option<Vec<String>>, has: Option<&String>| {
-        wanted
-            .as_ref()
-            .is_none_or(|list| has.is_some_and(|has| list.iter().any(|one| one.eq_ignore_ascii_case(has))))
-    };
-    if let (Some(backends), Some(backend)) = (&profile.backends, &instance.backend)
-        && !backends.contains(backend)
-    {
-        return Err("its backend is not in `backends`".to_owned());
-    }
-    if !in_list(&profile.regions, instance.region.as_ref()) {
-        return Err("its region is not in `regions`".to_owned());
-    }
-    if !in_list(&profile.availability_zones, instance.zone.as_ref()) {
-        return Err("its zone is not in `availability_zones`".to_owned());
-    }
-    if !in_list(&profile.instance_types, instance.instance_type.as_ref().map(|kind| &kind.name)) {
-        return Err("its type is not in `instance_types`".to_owned());
-    }
-    if let Some(max_price) = node.requirements.max_price
-        && max_price < instance.price
-    {
-        return Err(format!("it costs ${} an hour, over `max_price`", instance.price));
-    }
-    let spot = instance.instance_type.as_ref().is_some_and(|kind| kind.resources.spot);
-    if node.requirements.spot.is_some_and(|wanted| wanted != spot) {
-        return Err("it does not fit `spot_policy`".to_owned());
-    }
-    is_selected(profile, instance)
-}
-
-fn is_selected(profile: &ProfileParams, instance: &PoolInstance) -> Result<(), String> {
-    let Some(selectors) = &profile.instances else { return Ok(()) };
-    let selected = selectors.iter().any(|selector| match selector {
-        InstanceSelector::Name { name } => *name == instance.name,
-        InstanceSelector::Hostname { hostname } => Some(hostname) == instance.hostname.as_ref(),
-        InstanceSelector::Fleet { fleet, instance: number } => {
-            instance.instance_num == *number && instance.name == format!("{}-{number}", fleet.name)
-        }
-    });
-    if selected { Ok(()) } else { Err("it is not in `instances`".to_owned()) }
-}
-
 fn why_no_fleet(gang: &Gang, pool: &Pool) -> String {
     let any_open = pool.fleets.iter().any(|fleet| !fleet.closing);
     if !any_open {
@@ -426,11 +449,13 @@ fn why_no_fleet(gang: &Gang, pool: &Pool) -> String {
 }
 
 /// Says of each instance of the fleets that were tried why it does not serve.
-fn why_no_place(gang: &Gang, pool: &Pool, fleets: &[usize]) -> String {
+fn why_no_place(gang: &Gang, pool: &Pool, fleets: &[usize], market: &dyn Market) -> String {
     use api::configurations::CreationPolicy;
     let mut reasons: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut total = 0_u32;
+    let mut not_sold: Vec<String> = vec![];
     for fleet in fleets.iter().map(|index| &pool.fleets[*index]) {
+        not_sold.extend(why_not_sold(gang, fleet, market));
         for instance in &fleet.instances {
             total += 1;
             let reason = gang
@@ -447,6 +472,8 @@ fn why_no_place(gang: &Gang, pool: &Pool, fleets: &[usize]) -> String {
         "Failed to use specified instances".to_owned()
     } else if gang.profile.fleets.is_some() {
         "Failed to use specified fleets".to_owned()
+    } else if !not_sold.is_empty() {
+        "No matching instance is free and no offers found".to_owned()
     } else {
         "No matching instance is free and no fleet may grow".to_owned()
     };
@@ -456,7 +483,19 @@ fn why_no_place(gang: &Gang, pool: &Pool, fleets: &[usize]) -> String {
     if needed > 1 {
         details.insert(0, format!("{needed} nodes are needed in one fleet at once, {total} exist"));
     }
+    details.extend(not_sold);
     if details.is_empty() { head } else { format!("{head} ({})", details.join("; ")) }
+}
+
+/// Why a fleet that may grow buys nothing for the gang.
+fn why_not_sold(gang: &Gang, fleet: &PoolFleet, market: &dyn Market) -> Option<String> {
+    if !may_buy(gang, fleet, 0) {
+        return None;
+    }
+    gang.nodes.iter().find_map(|node| match market.growth(gang, node, fleet) {
+        Growth::Nothing(because) => Some(format!("fleet {}: {because}", fleet.name)),
+        Growth::NotAsked | Growth::Unknown | Growth::Price(_) => None,
+    })
 }
 
 fn busy_reason(needed: u32, instance: &PoolInstance) -> String {
@@ -489,9 +528,9 @@ impl Gang {
 
     /// Why no instance of the project suits, if none does; for plans.
     pub fn obstacle(&self, pool: &Pool) -> Option<String> {
-        match place_one(self, &mut pool.clone()) {
-            Outcome::Placed { .. } => None,
-            Outcome::NoCapacity { message } => Some(message),
+        match place_one(self, &mut pool.clone(), &Growth::Unknown) {
+            Outcome::Placed { .. } | Outcome::AskOffers { .. } => None,
+            Outcome::NoCapacity { message } => message,
         }
     }
 }

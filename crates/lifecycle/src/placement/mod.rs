@@ -1,11 +1,16 @@
 //! Which instances a run gets: all of its nodes, or none.
 //!
-//! The pass looks at every waiting run of a project in order of urgency, gives away what is free, and says of each
-//! run that got nothing what is in its way. It only proposes: a unique index on blocks decides.
+//! The pass looks at every waiting run of a project in order of urgency, gives away what is free, lets
+//! fleets grow that can buy what is needed, and says of each run that got nothing what is in its way. It only
+//! proposes: a unique index on blocks decides.
 
+mod compute_capability;
 mod gang;
 pub mod requirements;
+mod suits;
 
 pub use gang::{
-    Candidate, Gang, Node, Outcome, Pool, PoolFleet, PoolInstance, Slot, blocks_for, is_cluster, place, profile_of,
+    Candidate, Gang, Growth, Market, Node, Outcome, Pool, PoolFleet, PoolInstance, Slot, is_cluster, place,
+    profile_of,
 };
+pub use suits::blocks_for;

@@ -1,7 +1,11 @@
 //! Whether a machine has what a job needs.
 
-use api::configurations::{AcceleratorVendor, CpuArchitecture, GpuSpec, Memory, Range, ResourcesSpec};
+use api::configurations::{
+    AcceleratorVendor, ComputeCapability, CpuArchitecture, GpuSpec, Memory, Range, ResourcesSpec,
+};
 use api::instances::{Gpu, Resources};
+
+use super::compute_capability;
 
 /// Why a machine does not do, in words that name the key.
 pub type Mismatch = String;
@@ -72,6 +76,14 @@ fn check_gpu_kind(needed: &GpuSpec, gpu: &Gpu) -> Result<(), Mismatch> {
     {
         let there = gb(Memory::from_mib(gpu.memory_mib));
         return Err(format!("`gpu` memory {} is needed, {there} is there", range(memory, "GB")));
+    }
+    if let Some(ComputeCapability(major, minor)) = needed.compute_capability {
+        let there = compute_capability::of(&gpu.name);
+        if there.is_none_or(|there| there < ComputeCapability(major, minor)) {
+            let there = there.map_or("none that is known".to_owned(), |there| format!("{}.{}", there.0, there.1));
+            let name = &gpu.name;
+            return Err(format!("`gpu` compute capability {major}.{minor} is needed, {name} has {there}"));
+        }
     }
     Ok(())
 }

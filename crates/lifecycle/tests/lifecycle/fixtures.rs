@@ -231,6 +231,7 @@ pub(crate) fn launch(status: LaunchStatus) -> Launch {
             zone: None,
             count: 2,
             least: 2,
+            made: None,
             cluster: false,
             requested_at: (status != LaunchStatus::Wanted).then(|| at(0)),
             attempts: u32::from(status != LaunchStatus::Wanted),

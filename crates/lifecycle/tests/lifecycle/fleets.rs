@@ -1,10 +1,10 @@
 //! What happens next to a fleet.
 
 use api::fleets::FleetStatus;
-use api::ids::{InstanceId, RunId};
+use api::ids::InstanceId;
 use api::instances::{InstanceStatus, InstanceTerminationReason};
 use lifecycle::fleet::{
-    Effect, Fleet, FleetDecision, Home, LaunchPlan, OffersSeen, Purchase, Surroundings, decide,
+    Buyer, Effect, Fleet, FleetDecision, Home, LaunchPlan, OffersSeen, Purchase, Surroundings, decide,
 };
 use lifecycle::instance::{EndOrder, Instance};
 use lifecycle::launch::{Launch, LaunchStatus};
@@ -17,30 +17,41 @@ struct Case {
     fleet: Fleet,
     /// Each with the blocks that jobs hold.
     instances: Vec<(Instance, u32)>,
-    runs: Vec<(InstanceId, RunId)>,
+    buyers: Vec<(InstanceId, Buyer)>,
     launches: Vec<Launch>,
-    offers: OffersSeen,
+    offers: Vec<(Buyer, OffersSeen)>,
 }
 
 fn case(fleet: Fleet, instances: Vec<(Instance, u32)>) -> Case {
-    Case { now: 10, fleet, instances, runs: vec![], launches: vec![], offers: OffersSeen::NotAsked }
+    Case { now: 10, fleet, instances, buyers: vec![], launches: vec![], offers: vec![] }
 }
 
 impl Case {
     fn decide(&self) -> FleetDecision {
         let around = Surroundings {
             instances: &self.instances,
-            runs: &self.runs,
+            buyers: &self.buyers,
             open_launches: &self.launches,
-            offers: self.offers.clone(),
+            offers: &self.offers,
         };
         decide(at(self.now), &self.fleet, &around)
     }
 
-    /// With something to buy.
+    /// With something to buy for everybody.
     fn with_offers(self) -> Case {
-        Case { offers: OffersSeen::Known { offers: vec![plan(1.0), plan(2.0)], obstacle: None }, ..self }
+        let buyers = self.buyers.iter().map(|(_, buyer)| *buyer).chain([Buyer::Fleet]);
+        let offers = buyers.map(|buyer| (buyer, sold(&[1.0, 2.0]))).collect();
+        Case { offers, ..self }
     }
+}
+
+fn sold(prices: &[f64]) -> OffersSeen {
+    let obstacle = prices.is_empty().then(|| "No offers found: sold out".to_owned());
+    OffersSeen::Known { offers: prices.iter().map(|price| plan(*price)).collect(), obstacle }
+}
+
+fn of_run(number: u128, group: u32) -> Buyer {
+    Buyer::Run { run_id: id(number), group }
 }
 
 fn plan(price: f64) -> LaunchPlan {
@@ -55,14 +66,14 @@ fn plan(price: f64) -> LaunchPlan {
 
 fn told(decision: &FleetDecision) -> String {
     let mut words = vec![decision.fleet.status.as_str().to_owned()];
-    words.extend(decision.effect.map(|Effect::AskOffers| "asks".to_owned()));
+    words.extend(decision.effect.map(|Effect::AskOffers| format!("asks for {}", decision.ask_for.len())));
     let ends = decision.end_instances.iter().map(|(ended, order)| {
         let number = (200..300).find(|number| *ended == id(*number)).unwrap() - 200;
         format!("ends {number} {}", order.reason.as_str())
     });
     words.extend(ends);
     words.extend(decision.cancel_launches.iter().map(|_| "cancels".to_owned()));
-    words.extend(decision.buy.as_ref().map(|purchase| {
+    words.extend(decision.buy.iter().map(|purchase| {
         let Purchase { plan, instances, least } = purchase;
         format!("buys {least}..{} at {}", instances.len(), plan.offer.price)
     }));
@@ -115,46 +126,95 @@ fn a_fleet_of_given_hosts_neither_grows_nor_shrinks() {
 #[test]
 fn a_fleet_buys_all_its_missing_machines_at_once() {
     let missing = || case(nodes("0..4"), vec![busy(0), pending(1), pending(2)]);
-    check(&missing(), "active, asks");
+    check(&missing(), "active, asks for 1");
     check(&missing().with_offers(), "active, buys 1..2 at 1");
     let decision = missing().with_offers().decide();
-    assert_eq!(decision.buy.unwrap().instances, [id(201), id(202)]);
+    assert_eq!(decision.buy[0].instances, [id(201), id(202)]);
+}
+
+fn for_a_job(number: u32) -> (Instance, u32) {
+    in_status(number, InstanceStatus::Pending, 1)
 }
 
 #[test]
 fn each_gang_is_bought_whole_and_by_itself() {
-    let (first, second): (RunId, RunId) = (id(31), id(32));
-    let for_a_job = |number| in_status(number, InstanceStatus::Pending, 1);
+    let (first, second) = (of_run(31, 0), of_run(32, 0));
     let instances = vec![pending(0), for_a_job(1), for_a_job(2), for_a_job(3)];
-    let runs = vec![(id(201), second), (id(202), first), (id(203), second)];
-    let both = Case { runs, ..case(nodes("0..4"), instances) }.with_offers();
-    check(&both, "active, buys 2..2 at 1");
-    let decision = both.decide();
-    assert_eq!(decision.buy.unwrap().instances, [id(201), id(203)]);
-    // The other gang's turn is next.
-    assert_eq!(decision.look_again_at, Some(at(10)));
-    let runs = vec![(id(202), first)];
-    check(
-        &Case { runs, ..case(nodes("0..4"), vec![pending(0), for_a_job(2)]) }.with_offers(),
-        "active, buys 1..1 at 1",
-    );
+    let buyers = vec![(id(201), second), (id(202), first), (id(203), second)];
+    let both = Case { buyers, ..case(nodes("0..4"), instances) };
+    check(&both, "active, asks for 3");
+    // Who waits comes before what is kept in store.
+    assert_eq!(both.decide().ask_for, [second, first, Buyer::Fleet]);
+    let both = both.with_offers();
+    check(&both, "active, buys 2..2 at 1, buys 1..1 at 1, buys 1..1 at 1");
+    let bought = both.decide().buy;
+    assert_eq!(bought[0].instances, [id(201), id(203)]);
+    assert_eq!((&bought[1].instances[..], &bought[2].instances[..]), (&[id(202)][..], &[id(200)][..]));
+}
+
+#[test]
+fn what_suits_one_buyer_need_not_suit_another() {
+    let (cheap, dear, second_group) = (of_run(31, 0), of_run(32, 0), of_run(32, 1));
+    let instances = vec![for_a_job(0), for_a_job(1), for_a_job(2)];
+    let buyers = vec![(id(200), cheap), (id(201), dear), (id(202), second_group)];
+    let offers = vec![(cheap, sold(&[0.1])), (dear, sold(&[20.0])), (second_group, sold(&[0.1]))];
+    let all = Case { buyers, offers, ..case(nodes("0..4"), instances) };
+    check(&all, "active, buys 1..1 at 0.1, buys 1..1 at 20, buys 1..1 at 0.1");
+    // Only who gets nothing is given up, and who is not known waits.
+    let offers = vec![(cheap, sold(&[])), (dear, OffersSeen::Unknown), (second_group, sold(&[0.1]))];
+    let some = Case { offers, ..all };
+    check(&some, "active, ends 0 no_offers, buys 1..1 at 0.1");
+    assert_eq!(some.decide().look_again_at, Some(at(25)));
+}
+
+#[test]
+fn what_is_bought_next_for_a_cluster_is_where_the_first_is() {
+    let cluster = || fleet(json!({"nodes": "0..4", "placement": "cluster"}));
+    let buyers = vec![(id(200), of_run(31, 0)), (id(201), of_run(31, 1))];
+    let two = Case { buyers, ..case(cluster(), vec![for_a_job(0), for_a_job(1)]) }.with_offers();
+    check(&two, "active, buys 1..1 at 1");
+    assert_eq!(two.decide().look_again_at, Some(at(10)));
+    let mut open = launch(LaunchStatus::Wanted);
+    open.state.zone = Some("fake-1b".to_owned());
+    let mut bought = for_a_job(0);
+    bought.0.launch_id = Some(open.id);
+    let next = Case { launches: vec![open], ..case(cluster(), vec![bought, for_a_job(1)]) };
+    let home = Home { backend: "fake".to_owned(), region: "fake-1".to_owned(), zone: Some("fake-1b".to_owned()) };
+    assert_eq!(next.decide().fleet.state.home, Some(home));
+}
+
+#[test]
+fn what_was_made_for_a_job_that_is_over_is_not_bought() {
+    let made_for_job = |number| {
+        let (mut instance, busy) = pending(number);
+        instance.state.made_for_job = true;
+        (instance, busy)
+    };
+    check(&case(nodes("0..4"), vec![made_for_job(0)]).with_offers(), "active, ends 0 job_finished");
+    check(&case(nodes("1..4"), vec![made_for_job(0)]).with_offers(), "active, buys 1..1 at 1");
+    check(&case(nodes("0..4"), vec![pending(0)]).with_offers(), "active, buys 1..1 at 1");
 }
 
 #[test]
 fn backends_that_cannot_be_asked_are_no_reason_to_give_up() {
-    let unknown = Case { offers: OffersSeen::Unknown, ..case(nodes("1..4"), vec![pending(0)]) };
+    let offers = vec![(Buyer::Fleet, OffersSeen::Unknown)];
+    let unknown = Case { offers, ..case(nodes("1..4"), vec![pending(0)]) };
     check(&unknown, "active");
     assert_eq!(unknown.decide().look_again_at, Some(at(25)));
 }
 
 #[test]
 fn what_nobody_sells_is_given_up_with_the_reason() {
-    let obstacle = Some("No offers found: sold out".to_owned());
-    let offers = OffersSeen::Known { offers: vec![], obstacle };
+    let offers = vec![(Buyer::Fleet, sold(&[]))];
     let sold_out = Case { offers, ..case(nodes("1..4"), vec![pending(0)]) };
     check(&sold_out, "active, ends 0 no_offers");
     let order = sold_out.decide().end_instances[0].1.clone();
     assert_eq!(order.message.as_deref(), Some("No offers found: sold out"));
+    // Whoever looks at the fleet sees it too, until it has what it wants.
+    let fleet = sold_out.decide().fleet;
+    assert_eq!(fleet.state.status_message.as_deref(), Some("No offers found: sold out"));
+    assert_eq!(case(fleet.clone(), vec![idle(0)]).decide().fleet.state.status_message, None);
+    assert!(case(fleet, vec![]).decide().fleet.state.status_message.is_some());
 }
 
 #[test]
@@ -188,8 +248,11 @@ fn machines_that_joined_end_the_pauses() {
 fn a_job_that_waits_is_bought_for_without_a_pause() {
     let mut fleet = nodes("0..4");
     fleet.state.not_before = Some(at(1_000));
-    let for_a_job = in_status(0, InstanceStatus::Pending, 1);
-    check(&case(fleet.clone(), vec![for_a_job]).with_offers(), "active, buys 1..1 at 1");
+    let buyers = vec![(id(200), of_run(31, 0))];
+    let waiting = Case { buyers, ..case(fleet.clone(), vec![for_a_job(0), pending(1)]) }.with_offers();
+    check(&waiting, "active, buys 1..1 at 1");
+    // What fails for a run puts nothing off for the fleet.
+    assert_eq!(waiting.decide().fleet.state.failures, 0);
     check(&case(fleet, vec![pending(0)]).with_offers(), "active");
 }
 

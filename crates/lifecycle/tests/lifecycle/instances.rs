@@ -4,6 +4,7 @@ use api::agent::HostInfo;
 use api::instances::{InstanceStatus, InstanceTerminationReason};
 use lifecycle::instance::{
     AgentSeen, EndOrder, Instance, InstanceDecision, Machine, MachineSeen, Surroundings, decide,
+    idle_duration_for_job,
 };
 use lifecycle::launch::{Launch, LaunchStatus};
 
@@ -142,9 +143,15 @@ fn a_provisioning_instance_ends_with_its_launch_its_machine_or_its_time() {
     };
     check(&refused, "terminated, no_offers, disconnect");
     check(&case(provisioning(), gone(), silent(None)), "terminated, error, disconnect");
-    let late = |now| Case { now, ..case(provisioning(), running(), silent(None)) };
-    check(&late(600), "provisioning, connect");
-    check(&late(601), "terminating, provisioning_timeout, connect");
+    // Its time begins when it is asked for, and not when it was first wanted.
+    let late = |now, requested_at: Option<i64>| {
+        let mut asked = launch(LaunchStatus::Done);
+        asked.state.requested_at = requested_at.map(at);
+        Case { now, launch: Some(asked), ..case(provisioning(), running(), silent(None)) }
+    };
+    check(&late(10_000, None), "provisioning, connect");
+    check(&late(10_000, Some(9_400)), "provisioning, connect");
+    check(&late(10_001, Some(9_400)), "terminating, provisioning_timeout, connect");
 }
 
 #[test]
@@ -159,7 +166,9 @@ fn an_absence_is_believed_only_after_a_grace() {
         let stays = status.as_str();
         look(10, MachineSeen::Absent, stays);
         look(129, MachineSeen::Absent, stays);
-        look(129, MachineSeen::Unknown, stays);
+        // Its agent may answer although its backend does not.
+        let connects = if status == InstanceStatus::Idle { ", connect" } else { "" };
+        look(129, MachineSeen::Unknown, &format!("{stays}{connects}"));
         // It was only left out.
         look(130, running(), &format!("{stays}, connect"));
         look(131, MachineSeen::Absent, stays);
@@ -185,7 +194,7 @@ fn a_backend_that_cannot_be_asked_is_no_reason_to_act() {
         for now in [10, 10_000, 10_000_000] {
             let busy_blocks = u32::from(status == InstanceStatus::Busy);
             let case = Case { now, busy_blocks, ..case(in_status(status), MachineSeen::Unknown, connected()) };
-            check(&case, status.as_str());
+            check(&case, &format!("{}, connect", status.as_str()));
         }
     }
     let ending = Case {
@@ -309,4 +318,62 @@ fn events_tell_the_official_story() {
         told(case(idle, running(), connected())),
         ["Instance status changed IDLE -> TERMINATING. Termination reason: IDLE_TIMEOUT (Instance idle for 300s)"]
     );
+}
+
+#[test]
+fn a_job_waits_for_offers_only_for_so_long() {
+    let pending = |now, busy_blocks| Case {
+        now,
+        busy_blocks,
+        ..case(in_status(InstanceStatus::Pending), MachineSeen::Unknown, silent(None))
+    };
+    check(&pending(599, 1), "pending");
+    check(&pending(600, 1), "terminated, provisioning_timeout, disconnect");
+    let why = pending(600, 1).decide().instance.state.termination_message;
+    assert_eq!(why.as_deref(), Some("No backend could be asked for offers for 10 min"));
+    // Nobody waits for what is only kept in store.
+    check(&pending(100_000, 0), "pending");
+}
+
+#[test]
+fn what_a_launch_did_not_make_was_not_sold() {
+    let mut partly = launch(LaunchStatus::Done);
+    (partly.state.count, partly.state.made) = (3, Some(2));
+    let look = |index| {
+        let mut instance = in_status(InstanceStatus::Provisioning);
+        instance.launch_index = Some(index);
+        let case = case(instance, MachineSeen::Absent, silent(None));
+        Case { launch: Some(partly.clone()), consistent_list: true, ..case }
+    };
+    check(&look(1), "terminated, error, disconnect");
+    check(&look(2), "terminated, no_offers, disconnect");
+    let why = look(2).decide().instance.state.termination_message;
+    assert_eq!(why.as_deref(), Some("The backend made only 2 of 3 machines"));
+}
+
+#[test]
+fn what_is_known_of_a_machine_is_not_forgotten_when_a_list_omits_it() {
+    let mut known = in_status(InstanceStatus::Idle);
+    known.state.internal_ip = Some("10.0.0.7".to_owned());
+    known.state.hostname = Some("host".to_owned());
+    let state = case(known, starting(), connected()).decide().instance.state;
+    assert_eq!((state.internal_ip.as_deref(), state.hostname.as_deref()), (Some("10.0.0.7"), Some("host")));
+}
+
+#[test]
+fn the_shorter_idle_time_of_run_and_fleet_counts() {
+    let cases = [
+        (None, None, 300),
+        (None, Some(3600), 3600),
+        (Some(60), None, 60),
+        (Some(600), Some(3600), 600),
+        (Some(3600), Some(600), 600),
+        // Negative is for ever.
+        (Some(-1), None, -1),
+        (Some(-1), Some(600), 600),
+        (Some(600), Some(-1), 600),
+    ];
+    for (run_secs, fleet_secs, expected) in cases {
+        assert_eq!(idle_duration_for_job(run_secs, fleet_secs), expected, "{run_secs:?} {fleet_secs:?}");
+    }
 }

@@ -60,6 +60,8 @@ fn a_launch_is_done_when_all_its_machines_are_listed() {
     check(119, &requested(), Seen::Listed(1), "requested");
     check(120, &requested(), Seen::Listed(1), "done");
     check_consistent(1, &requested(), Seen::Listed(1), "done");
+    // How many there are is remembered: the others were not sold.
+    assert_eq!(decide(at(120), &requested(), Seen::Listed(1), false).launch.state.made, Some(1));
 }
 
 #[test]

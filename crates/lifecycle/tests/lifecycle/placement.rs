@@ -3,7 +3,9 @@
 use api::ids::{FleetId, InstanceId, RunId};
 use api::instances::{Gpu, InstanceStatus};
 use api::jobs::Requirements;
-use lifecycle::placement::{Gang, Node, Outcome, Pool, PoolFleet, PoolInstance, place, profile_of};
+use lifecycle::placement::{
+    Gang, Growth, Market, Node, Outcome, Pool, PoolFleet, PoolInstance, place, profile_of,
+};
 use serde_json::json;
 
 use crate::fixtures::{id, instance_type, run_spec};
@@ -16,6 +18,7 @@ pub(crate) fn gang(nodes: u32, keys: serde_json::Value) -> Gang {
         user_is_admin: false,
         needs_docker: false,
         may_buy: true,
+        wants_reason: true,
         previous_fleet: None,
         nodes: (0..nodes).map(|job_num| node(job_num, json!({"cpu": "1..", "memory": "1GB.."}))).collect(),
     }
@@ -85,7 +88,8 @@ fn pool(instances: Vec<PoolInstance>) -> Pool {
 /// `fleet: 0[0] 1[0] new` for a place, or the message.
 fn told(outcome: &Outcome, pool: &Pool) -> String {
     match outcome {
-        Outcome::NoCapacity { message } => message.clone(),
+        Outcome::NoCapacity { message } => message.clone().unwrap_or_default(),
+        Outcome::AskOffers { fleets } => format!("asks {}", fleets.len()),
         Outcome::Placed { fleet_id, slots } => {
             let fleet = pool.fleets.iter().find(|fleet| fleet.id == *fleet_id).unwrap();
             let slots: Vec<String> = slots
@@ -105,8 +109,13 @@ fn told(outcome: &Outcome, pool: &Pool) -> String {
 
 #[track_caller]
 fn check(gang: &Gang, pool: &Pool, expected: &str) {
+    check_with(gang, pool, &Growth::Unknown, expected);
+}
+
+#[track_caller]
+fn check_with(gang: &Gang, pool: &Pool, market: &dyn Market, expected: &str) {
     let mut left = pool.clone();
-    let placed = place(std::slice::from_ref(gang), &mut left);
+    let placed = place(std::slice::from_ref(gang), &mut left, market);
     assert_eq!(told(&placed[0].1, pool), expected);
 }
 
@@ -126,7 +135,7 @@ fn a_gang_is_placed_whole_or_not_at_all() {
     // Half here and half there is no gang.
     let apart = Pool { fleets: vec![fleet("a", vec![free(0)]), fleet("b", vec![free(1)])] };
     let mut left = apart.clone();
-    assert!(matches!(place(&[two], &mut left)[0].1, Outcome::NoCapacity { .. }));
+    assert!(matches!(place(&[two], &mut left, &Growth::Unknown)[0].1, Outcome::NoCapacity { .. }));
     assert_eq!(left.fleets[0].instances[0].free_blocks, [0]);
 }
 
@@ -135,7 +144,7 @@ fn what_one_gang_takes_is_gone_for_the_next() {
     let gangs = [gang(2, json!({})), gang(2, json!({})), gang(1, json!({}))];
     let full = pool(vec![free(0), free(1), free(2)]);
     let mut left = full.clone();
-    let placed = place(&gangs, &mut left);
+    let placed = place(&gangs, &mut left, &Growth::Unknown);
     assert_eq!(told(&placed[0].1, &full), "fleet: 0[0] 1[0]");
     assert!(matches!(placed[1].1, Outcome::NoCapacity { .. }));
     assert_eq!(told(&placed[2].1, &full), "fleet: 2[0]");
@@ -158,7 +167,7 @@ fn a_node_that_could_go_anywhere_leaves_the_special_machine_to_its_peer() {
     check(&two, &pool(vec![big.clone(), free(1)]), "fleet: 1[0] 0[0]");
     two.nodes.push(node(2, json!({"cpu": "8..", "memory": "1GB.."})));
     let mut left = pool(vec![big, free(1), free(2)]);
-    assert!(matches!(place(&[two], &mut left)[0].1, Outcome::NoCapacity { .. }));
+    assert!(matches!(place(&[two], &mut left, &Growth::Unknown)[0].1, Outcome::NoCapacity { .. }));
 }
 
 #[test]
@@ -201,7 +210,10 @@ fn blocks_are_shared_by_single_jobs_and_never_by_gangs() {
         "fleet: 0[0, 1, 2, 3] 1[0, 1, 2, 3]",
     );
     let used = pool(vec![quarters(0, &[0, 1, 2, 3]), quarters(1, &[1, 2, 3])]);
-    assert!(matches!(place(&[gang(2, json!({}))], &mut used.clone())[0].1, Outcome::NoCapacity { .. }));
+    assert!(matches!(
+        place(&[gang(2, json!({}))], &mut used.clone(), &Growth::Unknown)[0].1,
+        Outcome::NoCapacity { .. }
+    ));
     // A machine that is in use already is filled up before another one is begun.
     check(&needs("2.."), &pool(vec![quarters(0, &[0, 1, 2, 3]), quarters(1, &[2, 3])]), "fleet: 1[2]");
 }
@@ -213,7 +225,7 @@ fn a_machine_that_does_not_suit_says_why() {
         change(&mut instance);
         pool(vec![instance])
     };
-    let cases: [(Gang, Pool, &str); 16] = [
+    let cases: [(Gang, Pool, &str); 18] = [
         (gang(1, json!({})), with(&|it| it.unusable = true), "it does not answer or is ending"),
         (
             gang(1, json!({})),
@@ -255,6 +267,12 @@ fn a_machine_that_does_not_suit_says_why() {
             with(&|it| gpus(it, "A100")),
             "`gpu` memory 96GB.. is needed, 80GB is there",
         ),
+        (
+            single(json!({"cpu": "1..", "memory": "1GB..", "gpu": {"compute_capability": "9.0", "count": 1}})),
+            with(&|it| gpus(it, "A100")),
+            "`gpu` compute capability 9.0 is needed, A100 has 8.0",
+        ),
+        (gang(1, json!({"reservation": "res-1"})), with(&|_| {}), "it is not of `reservation` res-1"),
         (gang(1, json!({})), with(&|it| it.instance_type = None), "its hardware is not known yet"),
         (gang(1, json!({"instances": ["other"]})), with(&|_| {}), "it is not in `instances`"),
         (gang(1, json!({})), with(&|it| it.free_blocks.clear()), "busy"),
@@ -365,7 +383,7 @@ fn a_fleet_grows_for_a_gang_as_far_as_it_may() {
     check(&gang(1, json!({"instances": ["x"]})), &growing(2, vec![]), "Failed to use specified instances");
     // Room that one gang takes is gone for the next.
     let mut left = growing(3, vec![]);
-    let placed = place(&[gang(2, json!({})), gang(2, json!({})), gang(1, json!({}))], &mut left);
+    let placed = place(&[gang(2, json!({})), gang(2, json!({})), gang(1, json!({}))], &mut left, &Growth::Unknown);
     let told: Vec<bool> = placed.iter().map(|(_, outcome)| matches!(outcome, Outcome::Placed { .. })).collect();
     assert_eq!(told, [true, false, true]);
 }
@@ -378,4 +396,66 @@ fn a_plan_shows_free_and_busy_machines_that_suit() {
     assert_eq!(told, [(true, 1), (false, 1)]);
     assert_eq!(gang(1, json!({})).obstacle(&machines), None);
     assert!(gang(2, json!({})).obstacle(&machines).is_some());
+}
+
+/// What each fleet sells, by its name; nobody has asked the others.
+struct Sold(Vec<(&'static str, Growth)>);
+
+impl Market for Sold {
+    fn growth(&self, _gang: &Gang, _node: &Node, fleet: &PoolFleet) -> Growth {
+        let known = self.0.iter().find(|(name, _)| *name == fleet.name);
+        known.map_or(Growth::NotAsked, |(_, growth)| growth.clone())
+    }
+}
+
+#[test]
+fn a_fleet_grows_only_if_it_can_buy_what_is_needed() {
+    let growing = |name: &str, instances| PoolFleet { room: 2, ..fleet(name, instances) };
+    let both = Pool { fleets: vec![growing("a", vec![]), growing("b", vec![])] };
+    let nothing = || Growth::Nothing("`fake`: `gpu` H100 is needed".to_owned());
+    let sold = |a, b| Sold(vec![("a", a), ("b", b)]);
+    let one = gang(1, json!({}));
+    // The cheaper one, and not the older one.
+    check_with(&one, &both, &sold(Growth::Price(2.0), Growth::Price(1.0)), "b: new");
+    check_with(&one, &both, &sold(nothing(), Growth::Price(9.0)), "b: new");
+    check_with(&gang(2, json!({})), &both, &sold(nothing(), Growth::Price(9.0)), "b: new new");
+    // What is not known is no refusal, but what is known is preferred to it.
+    check_with(&one, &both, &sold(nothing(), Growth::Unknown), "b: new");
+    check_with(&one, &both, &sold(Growth::Unknown, Growth::Price(9.0)), "b: new");
+    check_with(
+        &one,
+        &both,
+        &sold(nothing(), nothing()),
+        "No matching instance is free and no offers found (fleet a: `fake`: `gpu` H100 is needed; \
+         fleet b: `fake`: `gpu` H100 is needed)",
+    );
+    // A run that was in a fleet before does not insist on it when it sells nothing.
+    let known = Gang { previous_fleet: Some(fleet("a", vec![]).id), ..gang(1, json!({})) };
+    check_with(&known, &both, &sold(nothing(), Growth::Price(9.0)), "b: new");
+    check_with(&known, &both, &sold(Growth::Price(9.0), Growth::Price(1.0)), "a: new");
+}
+
+#[test]
+fn offers_are_asked_for_only_when_something_must_be_bought() {
+    let growing = |name: &str, instances| PoolFleet { room: 2, ..fleet(name, instances) };
+    let nobody_asked = Sold(vec![]);
+    let pool = Pool { fleets: vec![growing("a", vec![]), growing("b", vec![free(0)])] };
+    check_with(&gang(1, json!({})), &pool, &nobody_asked, "b: 0[0]");
+    check_with(&gang(2, json!({})), &pool, &nobody_asked, "asks 2");
+    // Who may not buy need not know.
+    let patient = Gang { may_buy: false, ..gang(2, json!({})) };
+    check_with(
+        &patient,
+        &pool,
+        &nobody_asked,
+        "No matching instance is free and no fleet may grow (2 nodes are needed in one fleet at once, 1 exist; \
+         fleet-0: free, but not enough of its peers are)",
+    );
+    // What comes after depends on it, and is not looked at yet.
+    let gangs = [gang(1, json!({})), gang(1, json!({})), gang(1, json!({}))];
+    assert_eq!(place(&gangs, &mut pool.clone(), &nobody_asked).len(), 2);
+    // Who was told why before is not told again.
+    let told = Gang { wants_reason: false, ..patient };
+    let outcomes = place(&[told], &mut pool.clone(), &nobody_asked);
+    assert_eq!(outcomes[0].1, Outcome::NoCapacity { message: None });
 }

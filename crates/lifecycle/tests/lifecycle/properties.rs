@@ -9,7 +9,7 @@ use api::jobs::{JobStatus, JobTerminationReason};
 use api::runs::RunStatus;
 use lifecycle::instance::Instance;
 use lifecycle::job::{Effect, EndOrder, Job, Seen, Surroundings};
-use lifecycle::placement::{Gang, Outcome, Pool, PoolInstance, place};
+use lifecycle::placement::{Gang, Growth, Outcome, Pool, PoolInstance, place};
 use lifecycle::run::{Run, StopRequest};
 use proptest::prelude::*;
 use serde_json::json;
@@ -346,7 +346,7 @@ proptest! {
             ..gang(*nodes, json!({}))
         }).collect();
         let mut left = pool.clone();
-        let outcomes = place(&gangs, &mut left);
+        let outcomes = place(&gangs, &mut left, &Growth::Unknown);
         let mut given = BTreeSet::new();
         let mut bought = vec![0; pool.fleets.len()];
         for ((run, outcome), gang) in outcomes.iter().zip(&gangs) {
@@ -382,7 +382,7 @@ proptest! {
     #[test]
     fn a_gang_that_fits_is_placed(nodes in 2..4_u32, pool in pools()) {
         let mut left = pool.clone();
-        let placed = matches!(place(&[gang(nodes, json!({}))], &mut left)[0].1, Outcome::Placed { .. });
+        let placed = matches!(place(&[gang(nodes, json!({}))], &mut left, &Growth::Unknown)[0].1, Outcome::Placed { .. });
         let fits = pool.fleets.iter().filter(|fleet| fleet.cluster).any(|fleet| {
             let whole: Vec<_> = fleet
                 .instances

@@ -1,5 +1,6 @@
 //! What would become of a fleet, and making it so.
 
+use api::configurations::Blocks;
 use api::fleets::{
     ApplyFleetPlanRequest, Fleet as WireFleet, FleetPlan, FleetSpec, FleetStatus, GetFleetPlanRequest,
 };
@@ -16,13 +17,21 @@ use super::extract::Json;
 use super::fleet_views::without_keys;
 use super::fleets::{ring, view_of};
 use super::scope::{cannot_update, changed_keys};
+use crate::backend_pool::ANSWER_TIMEOUT;
 use crate::deps::Deps;
+use crate::market::fleet_requirements;
 use crate::offers::{self, OffersQuery};
-use crate::reconcile::fleet::new_instance;
+use crate::reconcile::fleet::{free_numbers, new_instance};
 use crate::{accounts, names};
 
 /// The most offers of a plan.
 const MOST_OFFERS: usize = 50;
+
+/// The most instances that a fleet has from the beginning or keeps up.
+const MOST_NODES: u32 = 10_000;
+
+/// The most blocks that an instance is split into.
+const MOST_BLOCKS: u32 = 1024;
 
 /// The keys of a fleet that may be changed while it lives.
 const UPDATABLE_SPEC: &[&str] = &["configuration", "configuration_path"];
@@ -88,11 +97,13 @@ async fn offers_for(
     let query = OffersQuery {
         project_id: access.project.id,
         nodes,
-        requirements: &offers::fleet_requirements(configuration, &profile),
+        requirements: &fleet_requirements(configuration, &profile),
         profile: &profile,
         cluster: is_cluster(configuration.placement),
         user_is_admin: access.is_global_admin(),
         home,
+        blocks: configuration.blocks,
+        patience: ANSWER_TIMEOUT,
     };
     Ok(offers::collect(deps, &query).await?.offers())
 }
@@ -128,6 +139,13 @@ pub async fn apply(
 /// Refuses what is wrong with a spec, and what this server does not have.
 fn check(spec: &FleetSpec) -> Result<()> {
     spec.configuration.check_submission().map_err(Error::bad_request)?;
+    // The target is not less than the least.
+    if spec.configuration.nodes.is_some_and(|nodes| MOST_NODES < nodes.target) {
+        return Err(Error::bad_request(format!("`nodes` of a fleet cannot start with more than {MOST_NODES}")));
+    }
+    if matches!(spec.configuration.blocks, Blocks::Count(count) if MOST_BLOCKS < count) {
+        return Err(Error::bad_request(format!("`blocks` cannot be more than {MOST_BLOCKS}")));
+    }
     if spec.configuration.ssh_config.is_some() {
         return Err(Error::bad_request("SSH fleets are not supported yet by this server"));
     }
@@ -193,6 +211,8 @@ async fn update(
         return Ok(fleet.id);
     }
     fleet.spec = FleetSpec { autocreated: fleet.spec.autocreated, ..spec };
+    // What it buys from now on is bought by whoever made it and by whoever changed it.
+    fleet.state.user_is_admin &= access.is_global_admin();
     // What was not to be had before may be now.
     fleet.state.failures = 0;
     fleet.state.not_before = None;
@@ -236,10 +256,8 @@ async fn create(deps: &Deps, tx: &mut Tx, access: &Access, mut spec: FleetSpec) 
     let event = NewEvent::by_user(access.user.id, "Fleet created. Status: ACTIVE", vec![target]);
     accounts::record(deps, tx, &event).await?;
     let target_count = fleet.spec.configuration.nodes.map_or(0, |nodes| nodes.target);
-    let mut taken = vec![];
-    for _ in 0..target_count {
-        let instance = new_instance(deps, &fleet, &taken);
-        taken.push(instance.instance_num);
+    for number in free_numbers([]).take(target_count as usize) {
+        let instance = new_instance(deps, &fleet, number);
         instances::insert(&mut *tx, &instance, now).await?;
         let target = Target::instance(instance.project_id, instance.fleet_id, instance.id, &instance.state.name);
         let event = NewEvent::by_server("Instance created on fleet submission. Status: PENDING", vec![target]);
@@ -296,5 +314,8 @@ mod tests {
         check_spec(&json!({ "nodes": null }), "No ssh_config or nodes specified");
         check_spec(&json!({ "name": "A b" }), "Resource name should match regex");
         check_spec(&json!({ "env": ["A=1"] }), "['env']");
+        check_spec(&json!({ "nodes": "10001.." }), "`nodes` of a fleet cannot start with more than 10000");
+        check_spec(&json!({ "nodes": { "target": 4_000_000_000_u32 } }), "cannot start with more than 10000");
+        check_spec(&json!({ "blocks": 4_000_000_000_u32 }), "`blocks` cannot be more than 1024");
     }
 }

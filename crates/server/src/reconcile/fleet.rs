@@ -1,18 +1,25 @@
 //! Moves fleets on.
 
+use std::collections::{HashMap, HashSet};
+
 use api::fleets::FleetStatus;
-use api::ids::FleetId;
+use api::ids::{FleetId, InstanceId, RunId};
 use api::instances::InstanceStatus;
+use api::jobs::JobSpec;
 use lifecycle::events::Target;
-use lifecycle::fleet::{Effect, Fleet, FleetDecision, OffersSeen, Purchase, Surroundings, decide};
+use lifecycle::fleet::{Buyer, Effect, Fleet, FleetDecision, OffersSeen, Purchase, Surroundings, decide};
 use lifecycle::instance::{Instance, InstanceState};
 use lifecycle::launch::{Launch, LaunchState, LaunchStatus};
+use lifecycle::placement::profile_of;
+use lifecycle::run::Run;
 use store::leases::Table;
-use store::{Tx, Versioned, fleets, instances, launches};
+use store::{Tx, Versioned, fleets, instances, launches, runs};
 
 use super::{Next, record};
+use crate::backend_pool::ANSWER_TIMEOUT;
 use crate::deps::Deps;
-use crate::offers::{self, OffersQuery};
+use crate::market::{WaitingJob, offers_of_fleet};
+use crate::offers::Collected;
 
 /// Moves one fleet on.
 pub async fn reconcile(deps: &Deps, id: FleetId) -> store::Result<Next> {
@@ -21,55 +28,97 @@ pub async fn reconcile(deps: &Deps, id: FleetId) -> store::Result<Next> {
         return Ok(None);
     }
     let rows = instances::list_by_fleet(&deps.db, id).await?;
-    let ids: Vec<_> = rows.iter().map(|row| row.value.id).collect();
-    let busy = instances::count_busy_blocks(&deps.db, &ids).await?;
-    let with_busy: Vec<(Instance, u32)> = rows
-        .iter()
-        .map(|row| {
-            let busy = busy.iter().find(|(id, _)| *id == row.value.id).map_or(0, |(_, count)| *count);
-            (row.value.clone(), busy)
-        })
-        .collect();
+    let busy: HashMap<InstanceId, u32> =
+        instances::count_busy_blocks_by_fleet(&deps.db, id).await?.into_iter().collect();
+    let with_busy: Vec<(Instance, u32)> =
+        rows.iter().map(|row| (row.value.clone(), busy.get(&row.value.id).copied().unwrap_or_default())).collect();
     let open: Vec<Launch> = launches::list_open(&deps.db, id).await?.into_iter().map(|row| row.value).collect();
-    let runs = instances::list_runs(&deps.db, &ids).await?;
+    let needs = Needs::of(instances::list_unbought_needs(&deps.db, id).await?);
     let mut around =
-        Surroundings { instances: &with_busy, runs: &runs, open_launches: &open, offers: OffersSeen::NotAsked };
-    let mut decision = decide(deps.clock.now(), &loaded.value, &around);
+        Surroundings { instances: &with_busy, buyers: &needs.buyers, open_launches: &open, offers: &[] };
+    let now = deps.clock.now();
+    let mut decision = decide(now, &loaded.value, &around);
     if decision.effect == Some(Effect::AskOffers) {
-        around.offers = ask_offers(deps, &loaded.value, &with_busy).await?;
-        decision = decide(deps.clock.now(), &loaded.value, &around);
+        let offers = ask_offers(deps, &decision, &with_busy, &needs).await?;
+        around.offers = &offers;
+        decision = decide(now, &loaded.value, &around);
     }
     save(deps, &loaded, &rows, &decision).await?;
     Ok(decision.look_again_at)
 }
 
-/// What the project's backends offer for the fleet's missing instances.
-async fn ask_offers(deps: &Deps, fleet: &Fleet, instances: &[(Instance, u32)]) -> store::Result<OffersSeen> {
-    let configuration = &fleet.spec.configuration;
-    let profile = configuration.merged_profile(Some(&fleet.spec.profile));
-    let bought = instances.iter().filter(|(instance, _)| instance.launch_id.is_some()).count();
-    let bought = u32::try_from(bought).unwrap_or(u32::MAX);
-    let missing = u32::try_from(instances.len()).unwrap_or(u32::MAX).saturating_sub(bought).max(1);
-    // A machine that is split among the nodes of a fleet is split for all that the fleet may still have.
-    let room =
-        configuration.nodes.as_ref().and_then(|nodes| nodes.max).map_or(0, |max| max.saturating_sub(bought));
-    let query = OffersQuery {
-        project_id: fleet.project_id,
-        nodes: missing.max(room),
-        requirements: &offers::fleet_requirements(configuration, &profile),
-        profile: &profile,
-        cluster: lifecycle::placement::is_cluster(configuration.placement),
-        user_is_admin: fleet.state.user_is_admin,
-        home: fleet.state.home.as_ref(),
-    };
-    let mut collected = offers::collect(deps, &query).await?;
-    collected.keep_for(&offers::waiting_jobs(deps, instances).await?, configuration.blocks);
+/// What the instances are for that are not bought yet.
+struct Needs {
+    buyers: Vec<(InstanceId, Buyer)>,
+    /// A job of each buyer: its others need the same.
+    jobs: HashMap<Buyer, JobSpec>,
+}
+
+impl Needs {
+    fn of(rows: Vec<(InstanceId, RunId, JobSpec)>) -> Needs {
+        let mut needs = Needs { buyers: vec![], jobs: HashMap::new() };
+        let mut groups: HashMap<RunId, Vec<Buyer>> = HashMap::new();
+        for (instance, run_id, spec) in rows {
+            let groups = groups.entry(run_id).or_default();
+            let known = groups
+                .iter()
+                .find(|buyer| needs.jobs.get(buyer).is_some_and(|known| known.requirements == spec.requirements));
+            let group = u32::try_from(groups.len()).unwrap_or(u32::MAX);
+            let buyer = known.copied().unwrap_or(Buyer::Run { run_id, group });
+            if known.is_none() {
+                groups.push(buyer);
+                needs.jobs.insert(buyer, spec);
+            }
+            needs.buyers.push((instance, buyer));
+        }
+        needs
+    }
+}
+
+/// What the project's backends offer the fleet for each buyer who asks.
+async fn ask_offers(
+    deps: &Deps,
+    decision: &FleetDecision,
+    instances: &[(Instance, u32)],
+    needs: &Needs,
+) -> store::Result<Vec<(Buyer, OffersSeen)>> {
+    let fleet = &decision.fleet;
+    let of_fleet = offers_of_fleet(deps, fleet, instances.iter().map(|(it, _)| it), ANSWER_TIMEOUT).await?;
+    let run_ids: HashSet<RunId> = decision
+        .ask_for
+        .iter()
+        .filter_map(|buyer| match buyer {
+            Buyer::Run { run_id, .. } => Some(*run_id),
+            Buyer::Fleet => None,
+        })
+        .collect();
+    let run_ids: Vec<RunId> = run_ids.into_iter().collect();
+    let runs: HashMap<RunId, Run> =
+        runs::list_by_ids(&deps.db, &run_ids).await?.into_iter().map(|row| (row.value.id, row.value)).collect();
+    let blocks = fleet.spec.configuration.blocks;
+    let asked = decision.ask_for.iter().map(|buyer| {
+        let Buyer::Run { run_id, .. } = buyer else { return (*buyer, seen(of_fleet.clone())) };
+        let (Some(run), Some(spec)) = (runs.get(run_id), needs.jobs.get(buyer)) else {
+            return (*buyer, OffersSeen::Unknown);
+        };
+        let job = WaitingJob {
+            requirements: &spec.requirements,
+            profile: &profile_of(&run.spec),
+            has_peers: spec.jobs_per_replica > 1,
+            user_is_admin: run.state.user_is_admin,
+        };
+        (*buyer, seen(of_fleet.kept_for(&job, blocks)))
+    });
+    Ok(asked.collect())
+}
+
+fn seen(collected: Collected) -> OffersSeen {
     if collected.plans.is_empty() && collected.unknown {
-        return Ok(OffersSeen::Unknown);
+        return OffersSeen::Unknown;
     }
     let obstacle =
         (!collected.obstacles.is_empty()).then(|| format!("No offers found: {}", collected.obstacles.join("; ")));
-    Ok(OffersSeen::Known { offers: collected.plans, obstacle })
+    OffersSeen::Known { offers: collected.plans, obstacle }
 }
 
 async fn save(
@@ -82,7 +131,7 @@ async fn save(
     let nothing = *fleet == loaded.value
         && decision.end_instances.is_empty()
         && decision.cancel_launches.is_empty()
-        && decision.buy.is_none()
+        && decision.buy.is_empty()
         && decision.add_instances == 0;
     if nothing {
         return Ok(());
@@ -98,7 +147,10 @@ async fn save(
     for launch in &decision.cancel_launches {
         launches::cancel(&mut tx, *launch, now).await?;
     }
-    buy(deps, &mut tx, fleet, rows, decision).await?;
+    let by_id: HashMap<InstanceId, &Versioned<Instance>> = rows.iter().map(|row| (row.value.id, row)).collect();
+    for purchase in &decision.buy {
+        buy(deps, &mut tx, fleet, &by_id, purchase).await?;
+    }
     add_instances(deps, &mut tx, fleet, rows, decision.add_instances).await?;
     tx.commit().await?;
     if decision.add_instances > 0 {
@@ -117,10 +169,10 @@ async fn buy(
     deps: &Deps,
     tx: &mut Tx,
     fleet: &Fleet,
-    rows: &[Versioned<Instance>],
-    decision: &FleetDecision,
+    rows: &HashMap<InstanceId, &Versioned<Instance>>,
+    purchase: &Purchase,
 ) -> store::Result<()> {
-    let Some(Purchase { plan, instances: wanted, least }) = &decision.buy else { return Ok(()) };
+    let Purchase { plan, instances: wanted, least } = purchase;
     let now = deps.clock.now();
     let count = u32::try_from(wanted.len()).unwrap_or(u32::MAX);
     let launch = Launch {
@@ -137,6 +189,7 @@ async fn buy(
             zone: plan.zone.clone(),
             count,
             least: *least,
+            made: None,
             cluster: lifecycle::placement::is_cluster(fleet.spec.configuration.placement),
             requested_at: None,
             attempts: 0,
@@ -146,7 +199,7 @@ async fn buy(
     };
     launches::insert(&mut *tx, &launch, now).await?;
     for (index, id) in (0_u32..).zip(wanted) {
-        let Some(row) = rows.iter().find(|row| row.value.id == *id) else { continue };
+        let Some(row) = rows.get(id) else { continue };
         instances::set_launch(&mut *tx, row, launch.id, index, now).await?;
     }
     Ok(())
@@ -159,10 +212,8 @@ async fn add_instances(
     rows: &[Versioned<Instance>],
     count: u32,
 ) -> store::Result<()> {
-    let mut taken: Vec<u32> = rows.iter().map(|row| row.value.instance_num).collect();
-    for _ in 0..count {
-        let instance = new_instance(deps, fleet, &taken);
-        taken.push(instance.instance_num);
+    for number in free_numbers(rows.iter().map(|row| row.value.instance_num)).take(count as usize) {
+        let instance = new_instance(deps, fleet, number);
         instances::insert(&mut *tx, &instance, deps.clock.now()).await?;
         let target = Target::instance(instance.project_id, instance.fleet_id, instance.id, &instance.state.name);
         let message = "Instance created to meet target fleet node count. Status: PENDING".to_owned();
@@ -171,9 +222,14 @@ async fn add_instances(
     Ok(())
 }
 
-/// A slot of a fleet with the lowest number that is not taken.
-pub fn new_instance(deps: &Deps, fleet: &Fleet, taken: &[u32]) -> Instance {
-    let instance_num = (0..u32::MAX).find(|number| !taken.contains(number)).unwrap_or_default();
+/// The numbers that no instance has, the lowest first.
+pub fn free_numbers(taken: impl IntoIterator<Item = u32>) -> impl Iterator<Item = u32> {
+    let taken: HashSet<u32> = taken.into_iter().collect();
+    (0..u32::MAX).filter(move |number| !taken.contains(number))
+}
+
+/// A slot of a fleet with that number.
+pub fn new_instance(deps: &Deps, fleet: &Fleet, instance_num: u32) -> Instance {
     let profile = fleet.spec.configuration.merged_profile(Some(&fleet.spec.profile));
     Instance {
         id: deps.ids.id(),

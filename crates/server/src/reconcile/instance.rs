@@ -160,6 +160,26 @@ async fn touch_gangs(deps: &Deps, tx: &mut store::Tx, instance: &Instance) -> st
     Ok(())
 }
 
+/// The machine as it was when its backend last listed it.
+fn recorded(instance: &Instance) -> Option<Machine> {
+    let state = &instance.state;
+    Some(Machine {
+        key: MachineKey { launch_id: instance.launch_id?, index: instance.launch_index? },
+        provider_id: state.provider_id.clone()?,
+        state: MachineState::Running,
+        hostname: state.hostname.clone(),
+        internal_ip: state.internal_ip.clone(),
+        container_network: state.container_network.as_ref().map(|network| backends::ContainerNetwork {
+            name: network.name.clone(),
+            subnet: network.subnet.clone(),
+            address: network.address.clone(),
+        }),
+        region: state.region.clone()?,
+        zone: state.zone.clone(),
+        ended_because: None,
+    })
+}
+
 async fn act(
     deps: &Deps,
     instance: &Instance,
@@ -169,8 +189,8 @@ async fn act(
 ) {
     match effect {
         Effect::Connect => {
-            if let (Some(open), Some(machine)) = (backend, machine) {
-                deps.agents.keep(instance.id, open.backend.clone(), machine.clone());
+            if let (Some(open), Some(machine)) = (backend, machine.cloned().or_else(|| recorded(instance))) {
+                deps.agents.keep(instance.id, open.backend.clone(), machine);
             }
         }
         Effect::Disconnect => deps.agents.drop_connection(instance.id),

@@ -5,7 +5,7 @@ use lifecycle::events::Target;
 use lifecycle::launch::{Effect, Launch, LaunchError, LaunchStatus, Seen, decide};
 use lifecycle::planted::{self, Bug};
 use store::leases::{Table, touch};
-use store::{Versioned, fleets, instances, launches};
+use store::{Versioned, fleets, instances, jobs, launches};
 
 use super::{Next, record};
 use crate::backend_pool::{OpenBackend, answer};
@@ -81,6 +81,7 @@ async fn act(deps: &Deps, launch: &Versioned<Launch>, open: &OpenBackend) -> sto
     let now = deps.clock.now();
     let mut tx = deps.db.begin().await?;
     launches::save(&mut tx, &answered).await?;
+    let bought_for = instances::list_by_launch(&mut tx, launch.value.id).await?;
     if let Some(error) = &error {
         let name = order.fleet_name.clone();
         let offer = &launch.value.state.offer;
@@ -88,10 +89,18 @@ async fn act(deps: &Deps, launch: &Versioned<Launch>, open: &OpenBackend) -> sto
             "Launching {} × {} on {} ({}) failed: {}",
             launch.value.state.count, offer.instance.name, launch.value.state.backend, offer.region, error.message
         );
-        let target = Target::fleet(launch.value.project_id, launch.value.fleet_id, &name);
-        record::events(deps, &mut tx, &[message], &[target]).await?;
+        let mut targets = vec![Target::fleet(launch.value.project_id, launch.value.fleet_id, &name)];
+        for Versioned { value: instance, .. } in &bought_for {
+            let name = &instance.state.name;
+            targets.push(Target::instance(instance.project_id, instance.fleet_id, instance.id, name));
+            // Who follows a run sees why its machines are late.
+            for Versioned { value: job, .. } in jobs::list_active_by_instance(&mut tx, instance.id).await? {
+                targets.push(Target::job(job.project_id, job.run_id, job.id, &job.spec.job_name));
+            }
+        }
+        record::events(deps, &mut tx, &[message], &targets).await?;
     }
-    for instance in instances::list_by_launch(&mut tx, launch.value.id).await? {
+    for instance in bought_for {
         touch(&mut tx, Table::Instances, instance.value.id.0, now).await?;
     }
     tx.commit().await?;

@@ -7,11 +7,12 @@ use std::time::Duration;
 use api::ids::{InstanceId, JobId, ProjectId, RunId};
 use api::jobs::{JobStatus, JobTerminationReason};
 use api::runs::RunStatus;
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use lifecycle::events::Target;
-use lifecycle::instance::Instance;
+use lifecycle::instance::{Instance, idle_duration_for_job};
 use lifecycle::job::{EndOrder, Job};
-use lifecycle::placement::{Gang, Outcome, Slot, blocks_for, place};
+use lifecycle::placement::{Gang, Outcome, Slot, blocks_for, place, profile_of};
 use lifecycle::run::Run;
 use store::leases::Table;
 use store::{Tx, Versioned, fleets, instances, jobs, runs};
@@ -19,10 +20,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::{fleet, record, run, task_spec};
 use crate::deps::Deps;
+use crate::market::FleetMarket;
 use crate::pool;
 
-/// Runs that are looked at in one pass of one project.
-const WAITING_LIMIT: u32 = 2000;
+/// Runs that are looked at in one pass of one project, the most urgent ones. Those that wait to buy again are among
+/// them, because they take what falls free.
+const WAITING_LIMIT: u32 = 20_000;
+
+/// Projects that are looked at at the same time, so that none waits for another's backends.
+const PROJECTS_AT_ONCE: usize = 8;
 
 /// The longest time between two passes.
 const SAFETY: Duration = Duration::from_secs(30);
@@ -38,7 +44,8 @@ pub struct GangCache(Mutex<HashMap<ProjectId, HashMap<RunId, CachedGang>>>);
 struct CachedGang {
     /// The run's version.
     version: i64,
-    gang: Gang,
+    /// None: the run waits for something else than a place.
+    gang: Option<Gang>,
     /// Nothing is bought for it before this, because a moment ago nothing could be.
     buys_from: Option<Timestamp>,
 }
@@ -46,9 +53,8 @@ struct CachedGang {
 pub(super) async fn run_loop(deps: Deps, shutdown: CancellationToken) {
     let cache = GangCache::default();
     loop {
-        if let Err(error) = pass(&deps, &cache).await {
-            tracing::error!("placing waiting runs failed: {error}");
-        }
+        // What goes wrong is in the log already, and the next pass tries again.
+        let _ = pass(&deps, &cache).await;
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = deps.wake.placement_bell().notified() => {}
@@ -58,14 +64,30 @@ pub(super) async fn run_loop(deps: Deps, shutdown: CancellationToken) {
     }
 }
 
-/// Places what can be placed in every project with waiting runs.
-pub async fn pass(deps: &Deps, cache: &GangCache) -> store::Result<()> {
-    let projects = runs::list_waiting_projects(&deps.db).await?;
-    cache.0.lock().expect("nobody panics while placing").retain(|project, _| projects.contains(project));
-    for project in projects {
-        place_project(deps, cache, project).await?;
+impl GangCache {
+    /// The gang is not what it was thought to be.
+    fn forget(&self, project: ProjectId, run: RunId) {
+        let mut cache = self.0.lock().expect("nobody panics while placing");
+        cache.entry(project).or_default().remove(&run);
     }
-    Ok(())
+}
+
+/// Places what can be placed in every project with waiting runs. What goes wrong in one does not concern the others;
+/// each error is logged, and the last is given when all have had their turn.
+pub async fn pass(deps: &Deps, cache: &GangCache) -> store::Result<()> {
+    let listed = runs::list_waiting_projects(&deps.db).await;
+    let projects = listed.inspect_err(|error| tracing::error!("cannot list waiting runs: {error}"))?;
+    cache.0.lock().expect("nobody panics while placing").retain(|project, _| projects.contains(project));
+    let mut passed = Ok(());
+    for some in projects.chunks(PROJECTS_AT_ONCE) {
+        let placing = some.iter().map(|project| async move {
+            place_project(deps, cache, *project).await.inspect_err(|error| {
+                tracing::error!(project.id = %project, "placing its waiting runs failed: {error}");
+            })
+        });
+        passed = join_all(placing).await.into_iter().rfind(Result::is_err).unwrap_or(passed);
+    }
+    passed
 }
 
 async fn place_project(deps: &Deps, cache: &GangCache, project: ProjectId) -> store::Result<()> {
@@ -75,20 +97,52 @@ async fn place_project(deps: &Deps, cache: &GangCache, project: ProjectId) -> st
         return Ok(());
     }
     let mut pool = pool::load(deps, project).await?;
-    for (run_id, outcome) in place(&gangs, &mut pool) {
-        let Some(gang) = gangs.iter().find(|gang| gang.run_id == run_id) else { continue };
-        let recorded = match outcome {
-            Outcome::Placed { fleet_id, slots } => record_placed(deps, run_id, fleet_id, &slots).await,
-            Outcome::NoCapacity { message } => record_refused(deps, gang, message).await,
-        };
-        match recorded {
-            Ok(()) => {}
-            // Somebody was faster; the next pass sees what is left.
-            Err(store::Error::Stale | store::Error::Taken(_)) => deps.wake.ring_placement(),
-            Err(error) => return Err(error),
+    let mut market = FleetMarket::default();
+    let mut refused: Vec<(RunId, String)> = vec![];
+    let mut is_as_thought = true;
+    let mut rest = &gangs[..];
+    while !rest.is_empty() {
+        let outcomes = place(rest, &mut pool, &market);
+        let mut decided = outcomes.len();
+        for (run_id, outcome) in outcomes {
+            match outcome {
+                Outcome::Placed { fleet_id, slots } => {
+                    let has_moved = record_placed(deps, run_id, fleet_id, &slots).await;
+                    is_as_thought &= settle(deps, cache, (project, run_id), has_moved);
+                }
+                Outcome::NoCapacity { message } => refused.extend(message.map(|message| (run_id, message))),
+                Outcome::AskOffers { fleets } => {
+                    market.ask(deps, &fleets).await?;
+                    decided -= 1;
+                }
+            }
+        }
+        rest = &rest[decided..];
+    }
+    // Who got nothing beside somebody who was not there may get something in the next pass.
+    if is_as_thought {
+        for (run_id, message) in refused {
+            record_refused(deps, run_id, message).await?;
         }
     }
     Ok(())
+}
+
+/// Whether a run got what it was given. If not, the next pass sees what there really is.
+fn settle(
+    deps: &Deps,
+    cache: &GangCache,
+    (project, run_id): (ProjectId, RunId),
+    recorded: store::Result<bool>,
+) -> bool {
+    match recorded {
+        Ok(true) => return true,
+        // Somebody was faster.
+        Ok(false) | Err(store::Error::Stale | store::Error::Taken(_)) => deps.wake.ring_placement(),
+        Err(error) => tracing::error!(run.id = %run_id, "recording the run's place failed: {error}"),
+    }
+    cache.forget(project, run_id);
+    false
 }
 
 /// The gangs of waiting runs, in the order of `waiting`; those that wait for a time or have a place are left out.
@@ -109,7 +163,11 @@ async fn gangs_of(
         for row in runs::list_by_ids(&deps.db, part).await? {
             let latest = jobs::list_latest(&deps.db, row.value.id).await?;
             let latest: Vec<Job> = latest.into_iter().map(|job| job.value).collect();
-            let Some(gang) = waiting_gang(&row.value, &latest) else { continue };
+            let gang = waiting_gang(&row.value, &latest);
+            // Whether a submitted run waits is told by its jobs too, which have versions of their own.
+            if gang.is_none() && row.value.status == RunStatus::Submitted {
+                continue;
+            }
             let buys_from = row.value.state.retry.map(|retry| retry.not_before);
             let cached = CachedGang { version: row.version, gang, buys_from };
             let mut cache = cache.0.lock().expect("nobody panics while placing");
@@ -120,7 +178,8 @@ async fn gangs_of(
     let cache = cache.0.lock().expect("nobody panics while placing");
     let gangs = waiting.iter().filter_map(|(id, _)| {
         let cached = cache.get(&project)?.get(id)?;
-        Some(Gang { may_buy: cached.buys_from.is_none_or(|from| from <= now), ..cached.gang.clone() })
+        let gang = cached.gang.clone()?;
+        Some(Gang { may_buy: cached.buys_from.is_none_or(|from| from <= now), ..gang })
     });
     Ok(gangs.collect())
 }
@@ -141,12 +200,12 @@ fn has_no_place_yet(job: &Job) -> bool {
 }
 
 /// Records that a run got nothing. A run that was told so before goes on waiting.
-async fn record_refused(deps: &Deps, gang: &Gang, message: String) -> store::Result<()> {
-    let Some(row) = runs::get(&deps.db, gang.run_id).await? else { return Ok(()) };
+async fn record_refused(deps: &Deps, run_id: RunId, message: String) -> store::Result<()> {
+    let Some(row) = runs::get(&deps.db, run_id).await? else { return Ok(()) };
     if row.value.status != RunStatus::Submitted || row.value.stop.is_some() {
         return Ok(());
     }
-    let latest = jobs::list_latest(&deps.db, gang.run_id).await?;
+    let latest = jobs::list_latest(&deps.db, run_id).await?;
     let Some(first) = latest.first().filter(|_| latest.iter().all(|job| has_no_place_yet(&job.value))) else {
         return Ok(());
     };
@@ -160,38 +219,39 @@ async fn record_refused(deps: &Deps, gang: &Gang, message: String) -> store::Res
     Ok(())
 }
 
-/// Records the places of all nodes of a gang at once.
+/// Records the places of all nodes of a gang at once. False: the run or the fleet is not what it was.
 async fn record_placed(
     deps: &Deps,
     run_id: RunId,
     fleet_id: api::ids::FleetId,
     slots: &[Slot],
-) -> store::Result<()> {
+) -> store::Result<bool> {
     let now = deps.clock.now();
     let mut tx = deps.db.begin().await?;
-    let Some(mut row) = runs::get(&mut tx, run_id).await? else { return Ok(()) };
+    let Some(mut row) = runs::get(&mut tx, run_id).await? else { return Ok(false) };
     let may_be_placed =
         matches!(row.value.status, RunStatus::Submitted | RunStatus::Pending) && row.value.stop.is_none();
     let Some(fleet) = fleets::get(&mut tx, fleet_id).await?.filter(|fleet| fleet.value.wanted && may_be_placed)
     else {
-        return Ok(());
+        return Ok(false);
     };
     // Whoever decides about the fleet at the same time sees that it has moved: nobody ends what was just given away.
     fleets::move_on(&mut tx, &fleet).await?;
     let latest = submissions(deps, &mut tx, &row.value).await?;
     if !latest.iter().all(|job| has_no_place_yet(&job.value)) {
-        return Ok(());
+        return Ok(false);
     }
-    let mut rows = instances::list_by_fleet(&mut tx, fleet_id).await?;
+    let mut numbers = fleet::free_numbers(instances::list_numbers(&mut tx, fleet_id).await?);
     for slot in slots {
-        let Some(job) = latest.iter().find(|job| job.value.job_num == slot.job_num) else { return Ok(()) };
-        let instance = match slot.instance_id {
-            Some(id) => rows.iter().map(|row| &row.value).find(|instance| instance.id == id).cloned(),
-            None => Some(add_instance(deps, &mut tx, &fleet.value, &mut rows, job).await?),
+        let Some(job) = latest.iter().find(|job| job.value.job_num == slot.job_num) else { return Ok(false) };
+        let instance = if let Some(id) = slot.instance_id {
+            instances::get(&mut tx, id).await?.map(|row| row.value)
+        } else {
+            let number = numbers.next().unwrap_or(u32::MAX);
+            Some(add_instance(deps, &mut tx, &fleet.value, number, &row.value, job).await?)
         };
-        let Some(instance) = instance.filter(|instance| instance.end.is_none()) else {
-            return Err(store::Error::Stale);
-        };
+        let is_there = |instance: &Instance| instance.end.is_none() && !instance.status.is_final();
+        let Some(instance) = instance.filter(is_there) else { return Err(store::Error::Stale) };
         place_job(deps, &mut tx, &row.value, job, &instance, slot, slots.len()).await?;
     }
     if row.value.status == RunStatus::Pending {
@@ -213,7 +273,7 @@ async fn record_placed(
         deps.wake.ring(table);
     }
     deps.wake.tell_watchers();
-    Ok(())
+    Ok(true)
 }
 
 /// The submissions to place: those that wait, or new ones of a run that was to be retried.
@@ -233,11 +293,15 @@ async fn add_instance(
     deps: &Deps,
     tx: &mut Tx,
     fleet: &lifecycle::fleet::Fleet,
-    rows: &mut Vec<Versioned<Instance>>,
+    number: u32,
+    run: &Run,
     job: &Versioned<Job>,
 ) -> store::Result<Instance> {
-    let taken: Vec<u32> = rows.iter().map(|row| row.value.instance_num).collect();
-    let instance = fleet::new_instance(deps, fleet, &taken);
+    let mut instance = fleet::new_instance(deps, fleet, number);
+    let run_secs = profile_of(&run.spec).idle_duration.map(|seconds| seconds.0);
+    let idle_secs = idle_duration_for_job(run_secs, instance.state.idle_duration_secs);
+    instance.state.idle_duration_secs = Some(idle_secs);
+    instance.state.made_for_job = true;
     instances::insert(&mut *tx, &instance, deps.clock.now()).await?;
     let targets = [
         Target::instance(instance.project_id, instance.fleet_id, instance.id, &instance.state.name),
@@ -245,7 +309,6 @@ async fn add_instance(
     ];
     let message = "Instance created for job. Instance status: PENDING".to_owned();
     record::events(deps, tx, &[message], &targets).await?;
-    rows.push(Versioned { version: 1, value: instance.clone() });
     Ok(instance)
 }
 
@@ -290,8 +353,12 @@ async fn place_job(
 /// each holds the first one, and nobody else is placed on a machine that is not known.
 pub(super) async fn widen(deps: &Deps, tx: &mut Tx, instance: &Instance) -> store::Result<()> {
     let total = instance.state.total_blocks;
-    let Some(kind) = instance.state.instance_type.as_ref().filter(|_| total > 1) else { return Ok(()) };
+    let Some(kind) = instance.state.instance_type.as_ref() else { return Ok(()) };
     for mut row in jobs::list_active_by_instance(&mut *tx, instance.id).await? {
+        if instance.state.admins_only && !is_admins(tx, &row.value).await? {
+            turn_away(deps, tx, &row.value).await?;
+            continue;
+        }
         let spec = &row.value.spec;
         // The offer was chosen for the fleet; what it lacks shows in the job, which then has the whole machine.
         let needed = blocks_for(&spec.requirements, spec.jobs_per_replica > 1, &kind.resources, total);
@@ -310,4 +377,18 @@ pub(super) async fn widen(deps: &Deps, tx: &mut Tx, instance: &Instance) -> stor
         store::leases::touch(&mut *tx, Table::Jobs, row.value.id.0, deps.clock.now()).await?;
     }
     Ok(())
+}
+
+async fn is_admins(tx: &mut Tx, job: &Job) -> store::Result<bool> {
+    Ok(runs::get(&mut *tx, job.run_id).await?.is_some_and(|run| run.value.state.user_is_admin))
+}
+
+/// Ends a job before it is given to a machine on which it must not run, whatever led to it.
+async fn turn_away(deps: &Deps, tx: &mut Tx, job: &Job) -> store::Result<()> {
+    let end = EndOrder {
+        reason: JobTerminationReason::FailedToStartDueToNoCapacity,
+        message: Some("The machine is the server's own, which only global admins may use".to_owned()),
+        grace_secs: 0,
+    };
+    jobs::set_end(&mut *tx, job.id, &end, deps.clock.now()).await
 }

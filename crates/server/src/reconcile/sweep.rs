@@ -1,11 +1,11 @@
 //! Ends what nobody remembers: machines that no row claims, and tasks that no job claims.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::agent::{TaskPhase, TaskState};
-use api::ids::InstanceId;
+use api::ids::{InstanceId, LaunchId};
 use backends::{MachineKey, MachineState};
 use jiff::{SignedDuration, Timestamp};
 use store::{instances, jobs, launches};
@@ -35,12 +35,12 @@ pub(super) async fn run_loop(deps: Deps, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(PERIOD) => {}
         }
-        let swept = async {
-            pass(&deps, &unclaimed).await?;
-            crate::accounts::forget_drained_backends(&deps).await?;
-            forget_old_events(&deps).await
-        };
-        if let Err(error) = swept.await {
+        let swept = [
+            pass(&deps, &unclaimed).await,
+            crate::accounts::forget_drained_backends(&deps).await,
+            forget_old_events(&deps).await,
+        ];
+        for error in swept.into_iter().filter_map(Result::err) {
             tracing::error!("the sweep failed, next try in {} s: {error}", PERIOD.as_secs());
         }
     }
@@ -53,20 +53,23 @@ async fn forget_old_events(deps: &Deps) -> store::Result<()> {
     store::events::delete_older(&deps.db, before, EVENTS_AT_ONCE).await.map(|_| ())
 }
 
-/// Looks once at every backend and every agent.
+/// Looks once at every backend. What goes wrong with one does not concern the others; the last error is given when
+/// all have had their turn.
 pub async fn pass(deps: &Deps, unclaimed: &Unclaimed) -> store::Result<()> {
+    let mut swept = Ok(());
     for row in store::backends::all(&deps.db).await? {
         let Some(open) = deps.backends.get(&deps.db, row.id).await? else { continue };
-        sweep_machines(deps, &open, unclaimed).await?;
+        swept = sweep_machines(deps, &open, unclaimed).await.and(swept);
     }
-    Ok(())
+    swept
 }
 
 async fn sweep_machines(deps: &Deps, open: &OpenBackend, unclaimed: &Unclaimed) -> store::Result<()> {
     let Some(machines) = deps.backends.machines(open).await else { return Ok(()) };
     let now = deps.clock.now();
+    let claims = Claims::load(deps, open).await?;
     for machine in machines.iter().filter(|machine| machine.state != MachineState::Gone) {
-        let claimed = is_claimed(deps, &machine.key).await?;
+        let claimed = claims.has(&machine.key);
         let since = {
             let mut unclaimed = unclaimed.0.lock().expect("nobody panics while sweeping");
             if claimed {
@@ -86,14 +89,28 @@ async fn sweep_machines(deps: &Deps, open: &OpenBackend, unclaimed: &Unclaimed) 
     Ok(())
 }
 
-/// Whether a row of ours still wants to know of a machine.
-async fn is_claimed(deps: &Deps, key: &MachineKey) -> store::Result<bool> {
-    let Some(launch) = launches::get(&deps.db, key.launch_id).await? else { return Ok(false) };
-    if !launch.value.status.is_final() {
-        return Ok(true);
+/// What rows of ours still want to know of a backend's machines.
+struct Claims {
+    /// Launches that may still make machines.
+    open: HashSet<LaunchId>,
+    machines: HashSet<MachineKey>,
+}
+
+impl Claims {
+    async fn load(deps: &Deps, open: &OpenBackend) -> store::Result<Claims> {
+        // Launches first: one that is over by then has all its machines in the other list.
+        let open_launches = launches::list_open_by_backend(&deps.db, open.id).await?;
+        let machines = instances::list_machines_by_backend(&deps.db, open.id).await?;
+        let key = |(launch_id, index): (LaunchId, Option<u32>)| Some(MachineKey { launch_id, index: index? });
+        Ok(Claims {
+            open: open_launches.into_iter().collect(),
+            machines: machines.into_iter().filter_map(key).collect(),
+        })
     }
-    let claims = instances::list_by_launch(&deps.db, key.launch_id).await?;
-    Ok(claims.iter().any(|row| row.value.launch_index == Some(key.index) && !row.value.status.is_final()))
+
+    fn has(&self, key: &MachineKey) -> bool {
+        self.open.contains(&key.launch_id) || self.machines.contains(key)
+    }
 }
 
 /// Tells an agent to end and forget each task that no job of the instance claims.

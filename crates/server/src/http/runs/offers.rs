@@ -1,14 +1,16 @@
 //! What the jobs of a run could run on: instances that are there, and what could be bought.
 
-use api::configurations::{CreationPolicy, ProfileParams};
+use api::configurations::{Blocks, CreationPolicy, ProfileParams};
 use api::ids::ProjectId;
 use api::instances::{InstanceAvailability, Offer};
 use api::jobs::{JobSpec, Requirements};
 use lifecycle::placement::{Gang, Pool, PoolFleet, PoolInstance};
 
+use crate::backend_pool::ANSWER_TIMEOUT;
 use crate::deps::Deps;
 use crate::http::error::Result;
-use crate::offers::{OffersQuery, WaitingJob, collect, fleet_requirements};
+use crate::market::{WaitingJob, fleet_requirements};
+use crate::offers::{OffersQuery, collect};
 
 /// How offers are looked for.
 #[derive(Debug, Clone, Copy)]
@@ -131,6 +133,8 @@ async fn backend_offers(
         cluster: job.jobs_per_replica > 1,
         user_is_admin: gang.user_is_admin,
         home: None,
+        blocks: Blocks::default(),
+        patience: ANSWER_TIMEOUT,
     };
     Ok(collect(deps, &query).await?.offers())
 }
@@ -164,6 +168,7 @@ async fn fleet_offers(
 ) -> Result<Vec<Offer>> {
     let Some(row) = store::fleets::get(&deps.db, fleet.id).await? else { return Ok(vec![]) };
     let of_fleet = fleet_requirements(&row.value.spec.configuration, &fleet.limits);
+    let split = row.value.spec.configuration.blocks;
     let query = OffersQuery {
         project_id: project,
         nodes: job.jobs_per_replica,
@@ -173,13 +178,15 @@ async fn fleet_offers(
         // The fleet buys, so its maker's rights count.
         user_is_admin: row.value.state.user_is_admin && gang.user_is_admin,
         home: row.value.state.home.as_ref(),
+        blocks: split,
+        patience: ANSWER_TIMEOUT,
     };
     let waiting = WaitingJob {
-        requirements: job.requirements.clone(),
-        profile: gang.profile.clone(),
+        requirements: &job.requirements,
+        profile: &gang.profile,
         has_peers: job.jobs_per_replica > 1,
+        user_is_admin: gang.user_is_admin,
     };
-    let split = row.value.spec.configuration.blocks;
     let offers = collect(deps, &query).await?.offers().into_iter();
     let suiting = offers.filter_map(|offer| {
         let (blocks, total_blocks) = waiting.blocks_of(&offer, split).ok()?;
@@ -213,6 +220,7 @@ mod tests {
             user_is_admin: true,
             needs_docker: false,
             may_buy: true,
+            wants_reason: true,
             previous_fleet: None,
             nodes: (0..nodes).map(node).collect(),
         };
