@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::TestServer;
+use crate::harness::{Home, TestServer};
 use crate::support::{events, main, server_with_cloud, task};
 
 #[tokio::test]
@@ -151,4 +151,115 @@ async fn a_fleet_buys_what_the_waiting_job_needs() {
     assert_eq!(submission["status_message"], "no capacity");
     let message = submission["termination_reason_message"].as_str().unwrap();
     assert!(message.contains("`gpu` count 64 is needed, 8 is there"), "{message}");
+}
+
+/// A server whose pretended cloud is for global admins only, and a user who is none.
+async fn server_for_admins() -> (TestServer, String) {
+    let home = Home::new();
+    home.configure("projects:\n- name: main\n  backends:\n  - type: fake\n    admins_only: true\n");
+    let server = home.start(&["--test-backends"]).await;
+    let bob = server.user("bob").await;
+    let add = json!({"members": [{"username": "bob", "project_role": "user"}]});
+    server.post("/api/projects/main/add_members", add).await.ok();
+    (server, bob)
+}
+
+async fn apply_as(server: &TestServer, token: &str, run_spec: Value) {
+    let body = json!({"plan": {"run_spec": run_spec}, "force": false});
+    server.post_as(token, &main("runs/apply"), body).await.ok();
+}
+
+const ADMINS_ONLY: &str = "only global admins may use";
+
+#[tokio::test]
+async fn an_admins_fleet_buys_nothing_for_others_that_only_admins_may_use() {
+    let (server, bob) = server_for_admins().await;
+    server.apply_fleet(json!({"name": "own"})).await;
+    apply_as(&server, &bob, task("of-bob", json!({"image": "scratch"}))).await;
+    let run = server.wait_for_run("of-bob", &["failed", "provisioning", "running"]).await;
+    let submission = &run["latest_job_submission"];
+    assert_eq!((&run["status"], &submission["status_message"]), (&json!("failed"), &json!("no capacity")));
+    let message = submission["termination_reason_message"].as_str().unwrap();
+    assert!(message.contains(ADMINS_ONLY), "{message}");
+    let fleet = server.post(&main("fleets/get"), json!({"name": "own"})).await.ok();
+    assert_eq!(fleet["instances"], json!([]));
+    server.apply(task("of-admin", json!({"image": "scratch"}))).await;
+    wait_for_types(&server, "own", &["small"]).await;
+}
+
+#[tokio::test]
+async fn a_fleet_that_somebody_else_changed_no_longer_buys_with_an_admins_rights() {
+    let (server, bob) = server_for_admins().await;
+    server.apply_fleet(json!({"name": "own"})).await;
+    let spec = json!({"configuration": {"type": "fleet", "name": "own", "nodes": "0..3"}, "profile": {}});
+    let apply = json!({"plan": {"spec": spec}, "force": true});
+    server.post_as(&bob, &main("fleets/apply"), apply).await.ok();
+    server.apply(task("of-admin", json!({"image": "scratch"}))).await;
+    let run = server.wait_for_run("of-admin", &["failed", "provisioning", "running"]).await;
+    assert_eq!(run["status"], "failed");
+    let message = run["latest_job_submission"]["termination_reason_message"].as_str().unwrap();
+    assert!(message.contains(ADMINS_ONLY), "{message}");
+}
+
+/// Waits until a fleet has machines of just these types, in any order.
+async fn wait_for_types(server: &TestServer, fleet: &str, expected: &[&str]) {
+    let mut types: Vec<String> = vec![];
+    for _ in 0..500 {
+        let got = server.post(&main("fleets/get"), json!({ "name": fleet })).await.ok();
+        let of = |instance: &Value| instance["instance_type"]["name"].as_str().map(str::to_owned);
+        types = got["instances"].as_array().unwrap().iter().filter_map(of).collect();
+        types.sort();
+        if types == expected {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("fleet `{fleet}` has {types:?} and not {expected:?}");
+}
+
+#[tokio::test]
+async fn runs_that_need_different_machines_are_bought_for_one_by_one() {
+    let server = server_with_cloud().await;
+    server.apply_fleet(json!({"name": "tpl", "nodes": "0..4"})).await;
+    let needs = |gpu: Value| json!({"gpu": gpu, "cpu": "1..", "memory": "1..", "disk": null});
+    let cheap = json!({"resources": needs(json!("0..")), "max_price": 0.5});
+    // Both are asked for before anybody looks.
+    let dear = task("dear", json!({"resources": needs(json!("H100:8"))}));
+    tokio::join!(server.apply(dear), server.apply(task("cheap", cheap)));
+    wait_for_types(&server, "tpl", &["large", "small"]).await;
+}
+
+#[tokio::test]
+async fn the_fleet_that_can_buy_what_is_needed_grows() {
+    let server = server_with_cloud().await;
+    let fleet = |name: &str, gpu: &str| {
+        let resources = json!({"gpu": gpu, "cpu": "1..", "memory": "1..", "disk": null});
+        json!({"name": name, "nodes": "0..4", "resources": resources})
+    };
+    server.apply_fleet(fleet("older", "0")).await;
+    server.apply_fleet(fleet("newer", "8")).await;
+    let resources = json!({"gpu": "H100:8", "cpu": "1..", "memory": "1..", "disk": null});
+    server.apply(task("large", json!({ "resources": resources }))).await;
+    wait_for_types(&server, "newer", &["large"]).await;
+}
+
+#[tokio::test]
+async fn machines_made_for_a_run_are_idle_as_long_as_run_and_fleet_allow() {
+    let server = server_with_cloud().await;
+    server.apply_fleet(json!({"name": "tpl", "nodes": "0..4", "idle_duration": "1h"})).await;
+    server.apply(task("short", json!({"idle_duration": "2m"}))).await;
+    wait_for_types(&server, "tpl", &["small"]).await;
+    let rows = store::projects::find_by_name(&server.server.deps.db, "main").await.unwrap().unwrap();
+    let instances = store::instances::list_by_project(&server.server.deps.db, rows.id).await.unwrap();
+    assert_eq!(instances[0].value.state.idle_duration_secs, Some(120));
+}
+
+#[tokio::test]
+async fn instances_are_ended_by_whoever_asked() {
+    let server = server_with_cloud().await;
+    let fleet = server.apply_fleet(json!({"name": "fix", "nodes": 1})).await;
+    wait_for_types(&server, "fix", &["small"]).await;
+    server.post(&main("fleets/delete_instances"), json!({"name": "fix", "instance_nums": [0]})).await.ok();
+    let told = events(&server, json!({"target_instances": [fleet["instances"][0]["id"]]})).await;
+    assert!(told.contains(&("Instance termination requested".to_owned(), Some("admin".to_owned()))), "{told:?}");
 }

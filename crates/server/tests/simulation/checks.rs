@@ -12,6 +12,7 @@ use lifecycle::fleet::Fleet;
 use lifecycle::instance::Instance;
 use lifecycle::job::Job;
 use lifecycle::launch::{Launch, LaunchStatus};
+use lifecycle::placement::requirements::{check, share};
 use lifecycle::run::Run;
 use server::reconcile::TABLES;
 use store::leases::{NEVER, Table};
@@ -83,6 +84,7 @@ impl World {
         check_launches(rows, &ledger)?;
         let hosts = self.outside.hosts.lock().unwrap();
         check_tasks(rows, &hosts.book)?;
+        check_machines_suit(rows, &hosts.book)?;
         for run in rows.runs.iter().filter(|run| run.status.is_finished()) {
             check_end(run, &rows.latest(run))?;
         }
@@ -348,6 +350,27 @@ fn check_tasks(rows: &Rows, book: &BTreeMap<JobId, Record>) -> Verdict {
             let ready = book.get(&peer.id).and_then(|record| record.ready_at).is_some_and(|at| at <= *started_at);
             must!(ready, "{name} started before node {} was ready", peer.job_num);
         }
+    }
+    Ok(())
+}
+
+/// A machine that was given a task has what its job needs, for a price that the run pays, and its user may use it.
+fn check_machines_suit(rows: &Rows, book: &BTreeMap<JobId, Record>) -> Verdict {
+    for job in rows.jobs.iter().filter(|job| book.contains_key(&job.id)) {
+        let name = rows.name_of(job);
+        let Some(machine) = rows.instances.iter().find(|it| Some(it.id) == job.instance_id) else { continue };
+        let run = rows.runs.iter().find(|run| run.id == job.run_id);
+        let may_use = !machine.state.admins_only || run.is_some_and(|run| run.state.user_is_admin);
+        must!(may_use, "{name} was given to {}, which only admins may use", machine.state.name);
+        let Some(kind) = &machine.state.instance_type else { continue };
+        let part = share(&kind.resources, job.state.blocks.len() as u32, machine.state.total_blocks);
+        let needed = &job.spec.requirements;
+        if let Err(mismatch) = check(&needed.resources, &part) {
+            return Err(format!("{name} was given to {}: {mismatch}", machine.state.name));
+        }
+        let price = machine.state.price.unwrap_or_default();
+        let affordable = needed.max_price.is_none_or(|max_price| price <= max_price);
+        must!(affordable, "{name} was given to {} for ${price} an hour", machine.state.name);
     }
     Ok(())
 }

@@ -33,6 +33,7 @@ pub(crate) fn open(seed: u64, control: &Arc<Control>, clock: &Clock, trace: &Tra
     };
     setup.capabilities.consistent_list = rng.random_bool(0.4);
     setup.capabilities.provisioning_timeout_secs = 120;
+    setup.capabilities.admins_only = rng.random_bool(0.1);
     let cloud = FakeCloud::new(setup);
     if rng.random_bool(0.35) {
         for zone in ["fake-1a", "fake-1b"] {

@@ -22,10 +22,13 @@ impl World {
         let cluster = json!({"nodes": nodes, "placement": "cluster", "blocks": blocks, "idle_duration": "60s"});
         self.add_fleet(cluster).await;
         let blocks = if self.rng.random_bool(0.5) { json!("auto") } else { json!(1) };
-        self.add_fleet(json!({"nodes": "0..3", "blocks": blocks, "idle_duration": "30s"})).await;
+        let any_kind = json!({"disk": null, "gpu": "0.."});
+        let singles = json!({"nodes": "0..3", "blocks": blocks, "idle_duration": "30s", "resources": any_kind});
+        self.add_fleet(singles).await;
     }
 
     async fn add_fleet(&mut self, keys: Value) {
+        let user_is_admin = self.rng.random_bool(0.9);
         let deps = &self.server.deps;
         let name = format!("fleet{}", self.fleets.len());
         let mut configuration = json!({"type": "fleet", "name": name, "resources": {"disk": null, "gpu": 0}});
@@ -40,7 +43,7 @@ impl World {
             status: FleetStatus::Active,
             wanted: true,
             spec: serde_json::from_value::<FleetSpec>(spec).unwrap(),
-            state: FleetState::default(),
+            state: FleetState { user_is_admin, ..FleetState::default() },
         };
         fleets::insert(&deps.db, &fleet, self.now()).await.unwrap();
         self.say(format_args!("user: adds {} {keys}", fleet.name));
@@ -85,6 +88,12 @@ impl World {
             let criteria = [Value::Null, json!("all-done"), json!("master-done")];
             keys.insert("stop_criteria".to_owned(), criteria.choose(rng).unwrap().clone());
         }
+        if nodes == 1 && rng.random_bool(0.1) {
+            let large = json!({"cpu": "2..", "memory": "1GB..", "disk": null, "gpu": "H100:8"});
+            keys.insert("resources".to_owned(), large);
+        } else if rng.random_bool(0.1) {
+            keys.insert("max_price".to_owned(), json!(0.15));
+        }
         if rng.random_bool(0.15) {
             keys.insert("creation_policy".to_owned(), json!("reuse"));
         }
@@ -98,11 +107,12 @@ impl World {
 
     pub(crate) async fn submit_run(&mut self) {
         let (nodes, configuration) = self.some_task();
-        let deps = &self.server.deps;
         let name = format!("run{}", self.runs.len());
         let spec: RunSpec =
             serde_json::from_value(json!({"run_name": name, "configuration": configuration})).unwrap();
         let specs = job_specs(&spec, "ubuntu").unwrap();
+        let user_is_admin = self.rng.random_bool(0.7);
+        let deps = &self.server.deps;
         let run = Run {
             id: deps.ids.id(),
             project_id: self.project,
@@ -115,7 +125,7 @@ impl World {
             stop: None,
             fleet_id: None,
             spec,
-            state: RunState::default(),
+            state: RunState { user_is_admin, ..RunState::default() },
         };
         let mut tx = deps.db.begin().await.unwrap();
         runs::insert(&mut tx, &run, self.now()).await.unwrap();
@@ -185,7 +195,7 @@ impl World {
 }
 
 fn shown(configuration: &Value) -> String {
-    let keys = ["retry", "startup_order", "stop_criteria", "creation_policy", "fleets"];
+    let keys = ["retry", "startup_order", "stop_criteria", "creation_policy", "fleets", "resources", "max_price"];
     let shown = keys.iter().filter(|key| !configuration[**key].is_null());
     shown.map(|key| format!("{key} {}", configuration[*key])).collect::<Vec<_>>().join(", ")
 }
