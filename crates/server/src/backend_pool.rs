@@ -127,6 +127,11 @@ impl BackendPool {
     /// Forgets what a backend answered, because something was just changed.
     pub fn changed(&self, id: BackendId) {
         self.listings.forget(|backend| *backend == id);
+        self.freed(id);
+    }
+
+    /// Forgets what a backend would sell, because a machine is gone and what it held may be sold again.
+    pub fn freed(&self, id: BackendId) {
         self.offers.forget(|(backend, ..)| *backend == id);
     }
 }

@@ -37,6 +37,9 @@ pub async fn reconcile(deps: &Deps, id: InstanceId) -> store::Result<Next> {
     let around = surroundings(deps, instance, launch.as_ref(), backend.as_ref(), machine.as_ref()).await?;
     let decision = lifecycle::instance::decide(deps.clock.now(), instance, &around);
     save(deps, &loaded, &decision).await?;
+    if let Some(open) = backend.as_ref().filter(|_| decision.instance.status.is_final()) {
+        deps.backends.freed(open.id);
+    }
     if let Some(effect) = decision.effect {
         act(deps, &decision.instance, backend.as_ref(), machine.flatten().as_ref(), effect).await;
     }
