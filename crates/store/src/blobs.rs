@@ -24,6 +24,12 @@ pub async fn insert_code(
     Ok(())
 }
 
+/// Whether a repository has this code.
+pub async fn has_code(mut db: impl Executor, repo: RepoRowId, hash: &str) -> Result<bool> {
+    let row = db.row("SELECT 1 FROM code_blobs WHERE repo_id = $1 AND hash = $2", values![repo, hash]).await?;
+    Ok(row.is_some())
+}
+
 /// The code of a repository.
 pub async fn code(mut db: impl Executor, repo: RepoRowId, hash: &str) -> Result<Option<Vec<u8>>> {
     let row = db.row("SELECT bytes FROM code_blobs WHERE repo_id = $1 AND hash = $2", values![repo, hash]).await?;

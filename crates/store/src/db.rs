@@ -15,12 +15,12 @@ use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
     SqliteSynchronous,
 };
-use sqlx::{AssertSqlSafe, Postgres, Row as _, SqlSafeStr, Sqlite};
-use uuid::Uuid;
+use sqlx::{AssertSqlSafe, Postgres, SqlSafeStr, Sqlite};
 
-use crate::durable::Durable;
-use crate::error::{Error, Result};
+use crate::durable::{Commit, Durable};
+use crate::error::Result;
 use crate::points::{Point, reach};
+pub use crate::values::{Row, Value};
 
 /// How long a statement waits for another process that holds the SQLite file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -86,6 +86,7 @@ impl Db {
         reach(Point::Apart).await;
         match self {
             Db::Sqlite { writer, durable, .. } => {
+                check_durable(durable.as_deref())?;
                 Ok(Tx::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await?, durable.clone()))
             }
             Db::Postgres(pool) => Ok(Tx::Postgres(pool.begin().await?)),
@@ -103,6 +104,24 @@ impl Db {
         }
     }
 
+    /// Returns when everything lasts that was read so far: what others wrote can be read a moment before it does. For
+    /// those who act on what they read without having written anything, because a power cut must not undo the reason.
+    pub async fn settle(&self) -> Result<()> {
+        match self {
+            Db::Sqlite { durable: Some(durable), .. } => durable.settle().await,
+            // Postgres shows a commit when it lasts.
+            Db::Sqlite { durable: None, .. } | Db::Postgres(_) => Ok(()),
+        }
+    }
+
+    /// Announces a commit, where there is a log that must be made to last.
+    fn commit(&self) -> Option<Commit<'_>> {
+        match self {
+            Db::Sqlite { durable, .. } => durable.as_deref().map(Durable::commit),
+            Db::Postgres(_) => None,
+        }
+    }
+
     /// Returns when what was written so far lasts.
     async fn wait_until_durable(&self) -> Result<()> {
         match self {
@@ -115,6 +134,11 @@ impl Db {
     pub fn is_shared(&self) -> bool {
         matches!(self, Db::Postgres(_))
     }
+}
+
+/// Nothing is written on top of what was lost.
+fn check_durable(durable: Option<&Durable>) -> Result<()> {
+    durable.map_or(Ok(()), Durable::check)
 }
 
 fn sqlite_options(options: SqliteConnectOptions) -> SqliteConnectOptions {
@@ -143,14 +167,37 @@ impl Tx {
         reach(Point::Within).await;
         match self {
             Tx::Sqlite(tx, durable) => {
+                let Some(durable) = durable else { return Ok(tx.commit().await?) };
+                let commit = durable.commit();
                 tx.commit().await?;
-                if let Some(durable) = durable {
-                    durable.wait().await?;
-                }
+                drop(commit);
+                durable.wait().await?;
             }
             Tx::Postgres(tx) => tx.commit().await?,
         }
         Ok(())
+    }
+}
+
+/// How a row is held until the end of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// Others may hold it like this too; nobody may change it.
+    Together,
+    /// Nobody else may hold it.
+    Alone,
+}
+
+impl Tx {
+    /// Like [`Executor::rows`], and the rows are held until the transaction ends.
+    pub async fn rows_held(&mut self, sql: &'static str, values: Vec<Value>, hold: Hold) -> Result<Vec<Row>> {
+        let mut tx = self;
+        match (&*tx, hold) {
+            // Nobody else writes while this transaction does.
+            (Tx::Sqlite(..), _) => tx.rows(sql, values).await,
+            (Tx::Postgres(_), Hold::Together) => tx.rows_of(format!("{sql} FOR SHARE"), values).await,
+            (Tx::Postgres(_), Hold::Alone) => tx.rows_of(format!("{sql} FOR UPDATE"), values).await,
+        }
     }
 }
 
@@ -194,7 +241,10 @@ pub trait Executor: Send {
 
 impl Executor for &Db {
     async fn execute(&mut self, sql: &'static str, values: Vec<Value>) -> Result<u64> {
+        let db: &Db = self;
+        let commit = db.commit();
         let changed = self.execute_lightly(sql, values).await?;
+        drop(commit);
         self.wait_until_durable().await?;
         Ok(changed)
     }
@@ -202,7 +252,10 @@ impl Executor for &Db {
     async fn execute_lightly(&mut self, sql: &'static str, values: Vec<Value>) -> Result<u64> {
         reach(Point::Apart).await;
         match self {
-            Db::Sqlite { writer, .. } => Ok(sqlite(sql, values).execute(writer).await?.rows_affected()),
+            Db::Sqlite { writer, durable, .. } => {
+                check_durable(durable.as_deref())?;
+                Ok(sqlite(sql, values).execute(writer).await?.rows_affected())
+            }
             Db::Postgres(pool) => Ok(postgres(sql, values).execute(pool).await?.rows_affected()),
         }
     }
@@ -216,7 +269,10 @@ impl Executor for &Db {
     }
 
     async fn change(&mut self, sql: &'static str, values: Vec<Value>) -> Result<Vec<Row>> {
+        let db: &Db = self;
+        let commit = db.commit();
         let rows = self.change_lightly(sql, values).await?;
+        drop(commit);
         self.wait_until_durable().await?;
         Ok(rows)
     }
@@ -224,7 +280,10 @@ impl Executor for &Db {
     async fn change_lightly(&mut self, sql: &'static str, values: Vec<Value>) -> Result<Vec<Row>> {
         reach(Point::Apart).await;
         match self {
-            Db::Sqlite { writer, .. } => of_sqlite(sqlite(sql, values).fetch_all(writer).await),
+            Db::Sqlite { writer, durable, .. } => {
+                check_durable(durable.as_deref())?;
+                of_sqlite(sqlite(sql, values).fetch_all(writer).await)
+            }
             Db::Postgres(pool) => of_postgres(postgres(sql, values).fetch_all(pool).await),
         }
     }
@@ -300,248 +359,6 @@ fn of_sqlite(rows: sqlx::Result<Vec<SqliteRow>>) -> Result<Vec<Row>> {
 
 fn of_postgres(rows: sqlx::Result<Vec<PgRow>>) -> Result<Vec<Row>> {
     Ok(rows?.into_iter().map(Row::Postgres).collect())
-}
-
-/// A value bound to a placeholder. Booleans are 0 and 1, times are microseconds since the epoch.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Value {
-    /// Text, or null.
-    Text(Option<String>),
-    /// A whole number, or null.
-    Int(Option<i64>),
-    /// A real number, or null.
-    Real(Option<f64>),
-    /// Bytes, or null.
-    Blob(Option<Vec<u8>>),
-}
-
-impl From<&str> for Value {
-    fn from(text: &str) -> Self {
-        Value::Text(Some(text.to_owned()))
-    }
-}
-
-impl From<String> for Value {
-    fn from(text: String) -> Self {
-        Value::Text(Some(text))
-    }
-}
-
-impl From<Option<String>> for Value {
-    fn from(text: Option<String>) -> Self {
-        Value::Text(text)
-    }
-}
-
-impl From<i64> for Value {
-    fn from(number: i64) -> Self {
-        Value::Int(Some(number))
-    }
-}
-
-impl From<u32> for Value {
-    fn from(number: u32) -> Self {
-        Value::Int(Some(i64::from(number)))
-    }
-}
-
-impl From<Option<i64>> for Value {
-    fn from(number: Option<i64>) -> Self {
-        Value::Int(number)
-    }
-}
-
-impl From<bool> for Value {
-    fn from(truth: bool) -> Self {
-        Value::Int(Some(i64::from(truth)))
-    }
-}
-
-impl From<f64> for Value {
-    fn from(number: f64) -> Self {
-        Value::Real(Some(number))
-    }
-}
-
-impl From<Vec<u8>> for Value {
-    fn from(bytes: Vec<u8>) -> Self {
-        Value::Blob(Some(bytes))
-    }
-}
-
-impl From<Option<Vec<u8>>> for Value {
-    fn from(bytes: Option<Vec<u8>>) -> Self {
-        Value::Blob(bytes)
-    }
-}
-
-impl From<Timestamp> for Value {
-    fn from(time: Timestamp) -> Self {
-        Value::Int(Some(time.as_microsecond()))
-    }
-}
-
-impl From<Option<Timestamp>> for Value {
-    fn from(time: Option<Timestamp>) -> Self {
-        Value::Int(time.map(Timestamp::as_microsecond))
-    }
-}
-
-impl From<Uuid> for Value {
-    fn from(id: Uuid) -> Self {
-        Value::Text(Some(id.to_string()))
-    }
-}
-
-impl From<Option<Uuid>> for Value {
-    fn from(id: Option<Uuid>) -> Self {
-        Value::Text(id.map(|id| id.to_string()))
-    }
-}
-
-macro_rules! value_from_id {
-    ($($id:ty),*) => {$(
-        impl From<$id> for Value {
-            fn from(id: $id) -> Self {
-                Value::from(id.0)
-            }
-        }
-
-        impl From<Option<$id>> for Value {
-            fn from(id: Option<$id>) -> Self {
-                Value::from(id.map(|id| id.0))
-            }
-        }
-    )*};
-}
-
-use api::ids::{
-    BackendId, EventId, FileArchiveId, FleetId, InstanceId, JobId, LaunchId, ProjectId, RepoRowId, RunId,
-    SecretId, ServerId, UserId, VolumeId,
-};
-
-value_from_id!(
-    BackendId,
-    EventId,
-    FileArchiveId,
-    FleetId,
-    InstanceId,
-    JobId,
-    LaunchId,
-    ProjectId,
-    RepoRowId,
-    RunId,
-    SecretId,
-    ServerId,
-    UserId,
-    VolumeId
-);
-
-/// The arguments of a statement: `values![id, name, now]`.
-#[macro_export]
-macro_rules! values {
-    ($($value:expr),* $(,)?) => { vec![$($crate::db::Value::from($value)),*] };
-}
-
-/// One row of an answer; columns are asked for by their place.
-#[derive(Debug)]
-pub enum Row {
-    /// Of SQLite.
-    Sqlite(SqliteRow),
-    /// Of Postgres.
-    Postgres(PgRow),
-}
-
-macro_rules! column {
-    ($(#[$doc:meta])* $name:ident, $type:ty) => {
-        $(#[$doc])*
-        pub fn $name(&self, column: usize) -> Result<$type> {
-            match self {
-                Row::Sqlite(row) => Ok(row.try_get(column)?),
-                Row::Postgres(row) => Ok(row.try_get(column)?),
-            }
-        }
-    };
-}
-
-impl Row {
-    column!(
-        /// A text.
-        text, String
-    );
-    column!(
-        /// A text or null.
-        text_or_null, Option<String>
-    );
-    column!(
-        /// A whole number.
-        int, i64
-    );
-    column!(
-        /// A whole number or null.
-        int_or_null, Option<i64>
-    );
-    column!(
-        /// A real number.
-        real, f64
-    );
-    column!(
-        /// Bytes.
-        blob, Vec<u8>
-    );
-    column!(
-        /// Bytes or null.
-        blob_or_null, Option<Vec<u8>>
-    );
-
-    /// A truth value.
-    pub fn truth(&self, column: usize) -> Result<bool> {
-        Ok(self.int(column)? != 0)
-    }
-
-    /// A time.
-    pub fn time(&self, column: usize) -> Result<Timestamp> {
-        timestamp(self.int(column)?)
-    }
-
-    /// A time or null.
-    pub fn time_or_null(&self, column: usize) -> Result<Option<Timestamp>> {
-        self.int_or_null(column)?.map(timestamp).transpose()
-    }
-
-    /// An identifier.
-    pub fn id<T: From<Uuid>>(&self, column: usize) -> Result<T> {
-        uuid(&self.text(column)?)
-    }
-
-    /// An identifier or null.
-    pub fn id_or_null<T: From<Uuid>>(&self, column: usize) -> Result<Option<T>> {
-        self.text_or_null(column)?.map(|text| uuid(&text)).transpose()
-    }
-
-    /// A typed document.
-    pub fn json<T: serde::de::DeserializeOwned>(&self, column: usize) -> Result<T> {
-        Ok(serde_json::from_str(&self.text(column)?)?)
-    }
-
-    /// A closed set of words, written by serde as a plain string.
-    pub fn word<T: serde::de::DeserializeOwned>(&self, column: usize) -> Result<T> {
-        Ok(serde_json::from_value(serde_json::Value::String(self.text(column)?))?)
-    }
-
-    /// A word or null.
-    pub fn word_or_null<T: serde::de::DeserializeOwned>(&self, column: usize) -> Result<Option<T>> {
-        let text = self.text_or_null(column)?;
-        Ok(text.map(|text| serde_json::from_value(serde_json::Value::String(text))).transpose()?)
-    }
-}
-
-fn timestamp(micros: i64) -> Result<Timestamp> {
-    Timestamp::from_microsecond(micros).map_err(|error| Error::Corrupt(format!("time {micros}: {error}")))
-}
-
-fn uuid<T: From<Uuid>>(text: &str) -> Result<T> {
-    Uuid::from_str(text).map(T::from).map_err(|error| Error::Corrupt(format!("identifier `{text}`: {error}")))
 }
 
 /// `$from, $from+1, …`: the placeholders of an `IN` list.

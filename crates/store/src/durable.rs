@@ -3,26 +3,44 @@
 //! A disk takes milliseconds to promise anything, and one after another that is all the time there is. So SQLite
 //! writes commits to its log without waiting for the disk, and whoever commits waits here: one promise covers
 //! everything that was written before it, and those who come together share it. A commit returns when it lasts, as
-//! before; what others read in between lasts before anything that they write, because the log is in order.
+//! before. Others may read it a moment earlier: what they write lasts after it, because the log is in order, and
+//! before they act without having written they settle what they read.
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::sync::Mutex;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Obstacle, Result};
 
 /// The write-ahead log of a SQLite file.
 #[derive(Debug)]
 pub struct Durable {
     log: PathBuf,
+    /// Commits that may be in the log but are not counted as written yet.
+    under_way: AtomicU64,
     /// Commits that were written.
     written: AtomicU64,
     /// How many of them last.
     lasting: Mutex<u64>,
+    /// The disk broke a promise once. What it holds is unknown from then on: asked again, a system may say that all
+    /// is well although it has dropped what it could not write.
+    failed: AtomicBool,
+}
+
+/// A commit on its way to the log. Dropping it counts it as written, which costs nothing where it was not.
+#[derive(Debug)]
+pub(crate) struct Commit<'a>(&'a Durable);
+
+impl Drop for Commit<'_> {
+    fn drop(&mut self) {
+        // In this order: whoever has read the commit and finds none under way finds it written.
+        self.0.written.fetch_add(1, Ordering::SeqCst);
+        self.0.under_way.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Durable {
@@ -30,25 +48,62 @@ impl Durable {
     pub(crate) fn new(path: &Path) -> Arc<Durable> {
         let mut log = path.as_os_str().to_owned();
         log.push("-wal");
-        Arc::new(Durable { log: log.into(), written: AtomicU64::new(0), lasting: Mutex::new(0) })
+        Arc::new(Durable {
+            log: log.into(),
+            under_way: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            lasting: Mutex::new(0),
+            failed: AtomicBool::new(false),
+        })
+    }
+
+    /// Announces a commit; it is written when what this gives is dropped.
+    pub(crate) fn commit(&self) -> Commit<'_> {
+        self.under_way.fetch_add(1, Ordering::SeqCst);
+        Commit(self)
+    }
+
+    /// Refuses to write once something that was written could not be made to last.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.failed.load(Ordering::SeqCst) {
+            let error = io::Error::other("an earlier change could not be made to last");
+            return Err(Error::Obstructed(Obstacle::NotDurable, error.into()));
+        }
+        Ok(())
     }
 
     /// Returns when everything that was written before the call lasts.
     pub(crate) async fn wait(&self) -> Result<()> {
-        let own = self.written.fetch_add(1, Ordering::SeqCst) + 1;
+        let own = self.written.load(Ordering::SeqCst);
         let mut lasting = self.lasting.lock().await;
+        self.check()?;
         // Somebody who began after us has waited for us too.
         if own <= *lasting {
             return Ok(());
         }
+        self.promise(&mut lasting).await
+    }
+
+    /// Returns when everything lasts that could be read before the call.
+    pub(crate) async fn settle(&self) -> Result<()> {
+        let under_way = self.under_way.load(Ordering::SeqCst);
+        if under_way == 0 {
+            return self.wait().await;
+        }
+        let mut lasting = self.lasting.lock().await;
+        self.check()?;
+        self.promise(&mut lasting).await
+    }
+
+    async fn promise(&self, lasting: &mut u64) -> Result<()> {
         let all = self.written.load(Ordering::SeqCst);
         let is_first = *lasting == 0;
         let log = self.log.clone();
         let synced = tokio::task::spawn_blocking(move || sync(&log, is_first)).await;
-        synced
-            .map_err(io::Error::other)
-            .and_then(|synced| synced)
-            .map_err(|error| Error::Database(error.into()))?;
+        if let Err(error) = synced.map_err(io::Error::other).and_then(|synced| synced) {
+            self.failed.store(true, Ordering::SeqCst);
+            return Err(Error::Obstructed(Obstacle::NotDurable, error.into()));
+        }
         *lasting = all;
         Ok(())
     }
@@ -82,7 +137,10 @@ mod tests {
         let mut waiting = tokio::task::JoinSet::new();
         for _ in 0..100 {
             let durable = durable.clone();
-            waiting.spawn(async move { durable.wait().await });
+            waiting.spawn(async move {
+                drop(durable.commit());
+                durable.wait().await
+            });
         }
         while let Some(waited) = waiting.join_next().await {
             waited.unwrap().unwrap();
@@ -93,14 +151,46 @@ mod tests {
     #[tokio::test]
     async fn a_log_that_was_folded_in_needs_no_promise() {
         let folder = tempfile::tempdir().unwrap();
-        Durable::new(&folder.path().join("sqlite.db")).wait().await.unwrap();
+        let durable = Durable::new(&folder.path().join("sqlite.db"));
+        drop(durable.commit());
+        durable.wait().await.unwrap();
     }
 
     #[tokio::test]
-    async fn a_log_that_cannot_be_synced_fails_the_commit() {
+    async fn what_may_have_been_read_is_settled_and_nothing_else_is_waited_for() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
-        assert!(Durable::new(&file.join("sqlite.db")).wait().await.is_err());
+        // Its log cannot be synced, so that every promise fails.
+        let broken = || Durable::new(&file.join("sqlite.db"));
+        broken().settle().await.unwrap();
+        let durable = broken();
+        let commit = durable.commit();
+        assert_eq!(durable.settle().await.unwrap_err().obstacle(), Some(Obstacle::NotDurable));
+        drop(commit);
+        let durable = broken();
+        drop(durable.commit());
+        assert_eq!(durable.settle().await.unwrap_err().obstacle(), Some(Obstacle::NotDurable));
+        // What lasts already is asked for once.
+        let durable = Durable::new(&folder.path().join("sqlite.db"));
+        drop(durable.commit());
+        durable.settle().await.unwrap();
+        assert_eq!(*durable.lasting.lock().await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_log_that_cannot_be_synced_fails_the_commit_and_all_later_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let durable = Durable::new(&file.join("sqlite.db"));
+        durable.check().unwrap();
+        drop(durable.commit());
+        assert_eq!(durable.wait().await.unwrap_err().obstacle(), Some(Obstacle::NotDurable));
+        // Even if the disk works again, what it lost in between is lost.
+        std::fs::remove_file(&file).unwrap();
+        std::fs::create_dir(&file).unwrap();
+        assert_eq!(durable.wait().await.unwrap_err().obstacle(), Some(Obstacle::NotDurable));
+        assert_eq!(durable.check().unwrap_err().obstacle(), Some(Obstacle::NotDurable));
     }
 }

@@ -10,6 +10,7 @@ mod error;
 mod migrations;
 mod page;
 pub mod points;
+mod values;
 
 pub mod backends;
 pub mod blobs;
@@ -28,9 +29,9 @@ pub mod server_lock;
 pub mod server_state;
 pub mod users;
 
-pub use db::{Db, Executor, Tx};
-pub use error::{Error, Result};
-pub use migrations::migrate;
+pub use db::{Db, Executor, Hold, Tx, Value};
+pub use error::{Error, Obstacle, Result};
+pub use migrations::{LAST_STEP, migrate, migrate_until};
 pub use page::Page;
 
 /// A row and the version that it had when it was loaded.

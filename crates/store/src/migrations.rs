@@ -17,17 +17,25 @@ const STEPS: &[(i64, &str, &str)] = &[
     (5, "active indexes", include_str!("../migrations/0005_active_indexes.sql")),
 ];
 
+/// The last step.
+pub const LAST_STEP: i64 = STEPS[STEPS.len() - 1].0;
+
 /// Brings the schema up to this release. Does nothing if it is there already.
 pub async fn migrate(db: &Db) -> Result<()> {
+    migrate_until(db, LAST_STEP).await
+}
+
+/// Brings the schema up to a step: what a release had whose last step that was. For tests of the later ones.
+pub async fn migrate_until(db: &Db, last: i64) -> Result<()> {
     match db {
-        Db::Sqlite { writer, .. } => migrator(str::to_owned).run(writer).await?,
-        Db::Postgres(pool) => migrator(for_postgres).run(pool).await?,
+        Db::Sqlite { writer, .. } => migrator(last, str::to_owned).run(writer).await?,
+        Db::Postgres(pool) => migrator(last, for_postgres).run(pool).await?,
     }
     Ok(())
 }
 
-fn migrator(dialect: fn(&str) -> String) -> Migrator {
-    let steps = STEPS.iter().map(|(number, name, sql)| {
+fn migrator(last: i64, dialect: fn(&str) -> String) -> Migrator {
+    let steps = STEPS.iter().filter(|(number, ..)| *number <= last).map(|(number, name, sql)| {
         let sql = sqlx::AssertSqlSafe(dialect(sql)).into_sql_str();
         Migration::new(*number, Cow::Borrowed(*name), MigrationType::Simple, sql, false)
     });

@@ -3,7 +3,7 @@
 use api::ids::{ProjectId, UserId};
 use jiff::Timestamp;
 
-use crate::db::{Executor, Row, Value};
+use crate::db::{Executor, Hold, Row, Tx, Value};
 use crate::error::{Error, Result};
 use crate::page::Page;
 use crate::values;
@@ -88,6 +88,13 @@ pub async fn get(mut db: impl Executor, id: ProjectId) -> Result<Option<ProjectR
 pub async fn find_by_name(mut db: impl Executor, name: &str) -> Result<Option<ProjectRow>> {
     let row = db.row(select!("WHERE p.name_lower = $1 AND p.deleted = 0"), values![name.to_lowercase()]).await?;
     row.as_ref().map(ProjectRow::from_row).transpose()
+}
+
+/// Holds a project until the transaction ends, so that it is not deleted meanwhile, and says whether there is one to
+/// hold: none if it was deleted.
+pub async fn hold(tx: &mut Tx, id: ProjectId, hold: Hold) -> Result<bool> {
+    let rows = tx.rows_held("SELECT id FROM projects WHERE id = $1 AND deleted = 0", values![id], hold).await?;
+    Ok(!rows.is_empty())
 }
 
 /// Every project that is not deleted, the oldest first.

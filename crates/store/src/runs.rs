@@ -269,3 +269,45 @@ pub async fn list_waiting_versions(
         .await?;
     rows.iter().map(|row| Ok((row.id(0)?, row.int(1)?))).collect()
 }
+
+/// How many runs a user has in a project, those that were deleted among them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunCounts {
+    /// The project's name.
+    pub project: String,
+    /// The user's name.
+    pub user: String,
+    /// All of them.
+    pub all: u64,
+    /// Those that somebody ended.
+    pub terminated: u64,
+    /// Those that failed.
+    pub failed: u64,
+    /// Those that succeeded.
+    pub done: u64,
+}
+
+/// The runs of each user in each project, by the names of both.
+pub async fn count_by_owner(mut db: impl Executor) -> Result<Vec<RunCounts>> {
+    let rows = db
+        .rows(
+            "SELECT p.name, u.name, COUNT(*), SUM(CASE r.status WHEN 'terminated' THEN 1 ELSE 0 END), \
+             SUM(CASE r.status WHEN 'failed' THEN 1 ELSE 0 END), SUM(CASE r.status WHEN 'done' THEN 1 ELSE 0 END) \
+             FROM runs r JOIN projects p ON p.id = r.project_id JOIN users u ON u.id = r.user_id \
+             GROUP BY p.name, u.name ORDER BY p.name, u.name",
+            vec![],
+        )
+        .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(RunCounts {
+                project: row.text(0)?,
+                user: row.text(1)?,
+                all: row.int(2)? as u64,
+                terminated: row.int(3)? as u64,
+                failed: row.int(4)? as u64,
+                done: row.int(5)? as u64,
+            })
+        })
+        .collect()
+}

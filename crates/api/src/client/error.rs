@@ -37,6 +37,12 @@ pub enum ClientError {
         /// The server's answer, laid out.
         detail: String,
     },
+    /// The server cannot work for now, and says why.
+    #[error("{message}")]
+    Obstructed {
+        /// What stands in its way, for people.
+        message: String,
+    },
     /// Any other status.
     #[error(
         "Unexpected error: status code {status} when requesting {url}. Check the server logs for backend issues"
@@ -94,7 +100,9 @@ impl ClientError {
     /// Whether the same call may succeed later although nothing is changed.
     pub fn is_transient(&self) -> bool {
         match self {
-            ClientError::Unreachable { .. } | ClientError::Interrupted { .. } => true,
+            ClientError::Unreachable { .. } | ClientError::Interrupted { .. } | ClientError::Obstructed { .. } => {
+                true
+            }
             ClientError::Unexpected { status, .. } => *status == 429 || 500 <= *status,
             ClientError::Refused { .. }
             | ClientError::AccessDenied { .. }
@@ -114,6 +122,7 @@ impl ClientError {
             404 => ClientError::NotFound { url },
             405 => ClientError::MethodNotAllowed { url },
             422 => ClientError::Invalid { detail: laid_out(body) },
+            503 => of_obstacle(url, body),
             _ => ClientError::Unexpected { status, url },
         }
     }
@@ -141,6 +150,14 @@ fn of_refusal(url: String, body: &[u8]) -> ClientError {
             ClientError::Refused { code: item.code.unwrap_or(ErrorCode::Error), message: item.msg }
         }
         _ => ClientError::Unexpected { status: 400, url },
+    }
+}
+
+// Whatever stands before the server may answer 503 in words of its own.
+fn of_obstacle(url: String, body: &[u8]) -> ClientError {
+    match serde_json::from_slice::<ErrorBody>(body).ok().and_then(|mut body| body.detail.pop()) {
+        Some(item) => ClientError::Obstructed { message: item.msg },
+        None => ClientError::Unexpected { status: 503, url },
     }
 }
 
@@ -174,11 +191,16 @@ mod tests {
         assert_eq!(of(404, "{}"), "Status code 404 when requesting http://s/api/x");
         assert!(of(422, r#"{"detail":[]}"#).starts_with("Server validation error"));
         assert!(of(502, "bad gateway").contains("status code 502"));
+        assert!(of(503, "<html>").contains("status code 503"));
+        assert_eq!(of(503, r#"{"detail":[{"msg":"the disk is full","code":"error"}]}"#), "the disk is full");
     }
 
     #[test]
     fn only_what_may_pass_by_itself_is_transient() {
         assert!(ClientError::of_answer(503, String::new(), b"").is_transient());
+        let obstacle =
+            ClientError::of_answer(503, String::new(), br#"{"detail":[{"msg":"full","code":"error"}]}"#);
+        assert!(obstacle.is_transient());
         assert!(!ClientError::of_answer(403, String::new(), b"").is_transient());
     }
 }

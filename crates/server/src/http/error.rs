@@ -8,6 +8,7 @@ use api::error::{ErrorBody, ErrorCode, ErrorItem};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
+use store::Obstacle;
 
 /// A failed request.
 #[derive(Debug)]
@@ -121,6 +122,17 @@ impl Error {
         Error { source: Some(source.into()), ..Error::internal_without_source() }
     }
 
+    /// Something outside of this program stands in the way. The user is told what, and may repeat the request.
+    fn obstructed(obstacle: Obstacle, source: impl Into<anyhow::Error>) -> Error {
+        let item = ErrorItem {
+            msg: format!("The server cannot work now: {obstacle}"),
+            code: Some(ErrorCode::Error),
+            fields: None,
+        };
+        let error = Error::new(StatusCode::SERVICE_UNAVAILABLE, json!(ErrorBody { detail: vec![item] }));
+        Error { source: Some(source.into()), ..error }
+    }
+
     fn internal_without_source() -> Error {
         Error::new(StatusCode::INTERNAL_SERVER_ERROR, json!({ "detail": "Internal Server Error" }))
     }
@@ -165,7 +177,10 @@ impl IntoResponse for Error {
 
 impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
-        Error::internal(error)
+        match error.obstacle() {
+            Some(obstacle) => Error::obstructed(obstacle, error),
+            None => Error::internal(error),
+        }
     }
 }
 
@@ -177,7 +192,10 @@ impl From<crate::sealing::SealingError> for Error {
 
 impl From<anyhow::Error> for Error {
     fn from(error: anyhow::Error) -> Self {
-        Error::internal(error)
+        match error.downcast_ref::<store::Error>().and_then(store::Error::obstacle) {
+            Some(obstacle) => Error::obstructed(obstacle, error),
+            None => Error::internal(error),
+        }
     }
 }
 
@@ -242,4 +260,21 @@ pub fn check_bounds(field: &str, value: u32, least: u32, greatest: u32) -> Resul
         return Err(Error::invalid_body(&[Problem::too_great(field, greatest.into(), value.into())]));
     }
     Ok(())
+}
+
+/// The most items of a list in a request that is worked through in one transaction, which everybody else waits for.
+const MOST_ITEMS: usize = 1000;
+
+/// Checks that a list of the body is not too long.
+pub fn check_length(field: &str, length: usize) -> Result<()> {
+    if length <= MOST_ITEMS {
+        return Ok(());
+    }
+    Err(Error::invalid_body(&[Problem {
+        kind: "too_long",
+        loc: Problem::body(&[field]),
+        message: format!("List should have at most {MOST_ITEMS} items after validation, not {length}"),
+        input: Value::Null,
+        context: Some(json!({ "field_type": "List", "max_length": MOST_ITEMS, "actual_length": length })),
+    }]))
 }

@@ -41,6 +41,8 @@ pub async fn reconcile(deps: &Deps, id: InstanceId) -> store::Result<Next> {
         deps.backends.freed(open.id);
     }
     if let Some(effect) = decision.effect {
+        // What was decided may rest on what others wrote, and nothing may have been recorded here.
+        deps.db.settle().await?;
         act(deps, &decision.instance, backend.as_ref(), machine.flatten().as_ref(), effect).await;
     }
     if matches!(around.agent, AgentSeen::Connected(_)) {

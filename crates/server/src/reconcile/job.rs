@@ -39,6 +39,8 @@ pub async fn reconcile(deps: &Deps, id: JobId) -> store::Result<Next> {
     let decision = decide(deps.clock.now(), &job, &seen, &around);
     save(deps, &loaded, &decision, instance.as_ref()).await?;
     if let (Some(effect), Some(instance)) = (decision.effect, &instance) {
+        // What was decided may rest on what others wrote, and nothing may have been recorded here.
+        deps.db.settle().await?;
         act(deps, &decision.job, instance, effect).await?;
     }
     Ok(decision.look_again_at)

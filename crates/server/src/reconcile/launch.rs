@@ -26,6 +26,8 @@ pub async fn reconcile(deps: &Deps, id: LaunchId) -> store::Result<Next> {
     }
     let saved = save(deps, loaded, decision.launch).await?;
     if let (Some(Effect::Launch), Some(open)) = (decision.effect, backend) {
+        // What was decided may rest on what others wrote, and nothing may have been recorded here.
+        deps.db.settle().await?;
         act(deps, &saved, &open).await?;
         // The answer is judged at once.
         return Ok(Some(deps.clock.now()));

@@ -7,6 +7,7 @@ mod errors;
 mod harness;
 mod load;
 mod members;
+mod obstacles;
 mod paths;
 mod postgres;
 mod roles;
