@@ -17,7 +17,7 @@ pub async fn upload_archive(
     request: Request,
 ) -> Result<Json<FileArchive>> {
     let upload = upload::read(&deps, request, "Archive").await?;
-    let row = ArchiveRow { id: deps.ids.id(), user_id: user.id, hash: upload.name };
+    let row = ArchiveRow { id: deps.ids.id(), user_id: user.id, hash: upload.hash };
     let id = blobs::insert_archive(&deps.db, &row, upload.bytes, deps.clock.now()).await?;
     Ok(Json(FileArchive { id, hash: row.hash }))
 }

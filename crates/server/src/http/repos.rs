@@ -9,7 +9,7 @@ use store::repos::{self, RepoRow};
 use store::{Tx, blobs};
 
 use super::auth::{Access, ProjectMember};
-use super::error::{Error, Result};
+use super::error::{Error, Result, check_length};
 use super::extract::Json;
 use super::upload;
 use crate::deps::Deps;
@@ -71,6 +71,7 @@ pub async fn delete(
     member: ProjectMember,
     Json(request): Json<DeleteReposRequest>,
 ) -> Result<Json<()>> {
+    check_length("repos_ids", request.repos_ids.len())?;
     let mut tx = deps.db.begin().await?;
     for name in &request.repos_ids {
         if let Some(row) = repos::find(&mut tx, member.project.id, name).await? {
@@ -107,6 +108,6 @@ pub async fn upload_code(
         Error::coded(ErrorCode::RepoDoesNotExist, format!("Repo {} does not exist", query.repo_id))
     })?;
     let upload = upload::read(&deps, request, "Repo diff").await?;
-    blobs::insert_code(&deps.db, repo.id, &upload.name, upload.bytes, deps.clock.now()).await?;
+    blobs::insert_code(&deps.db, repo.id, &upload.hash, upload.bytes, deps.clock.now()).await?;
     Ok(Json(()))
 }

@@ -4,18 +4,19 @@ use axum::extract::multipart::Multipart;
 use axum::extract::{FromRequest as _, Request};
 use http::header::CONTENT_LENGTH;
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use super::error::{Error, Problem, Result};
 use crate::deps::Deps;
 
-/// The longest name of a file; hashes are 64 characters.
+/// The longest name of a file that is looked at: no file system has longer ones.
 const LONGEST_NAME: usize = 255;
 
 /// A file that was uploaded.
 #[derive(Debug)]
 pub struct Upload {
-    /// Its name: by the protocol, the hash of what it holds.
-    pub name: String,
+    /// The SHA-256 of what it holds in hex, which is also its name.
+    pub hash: String,
     /// Its bytes.
     pub bytes: Vec<u8>,
 }
@@ -38,9 +39,26 @@ pub async fn read(deps: &Deps, request: Request, what: &str) -> Result<Upload> {
             bytes.extend_from_slice(&chunk);
             check_size(what, bytes.len() as u64, limit)?;
         }
-        return Ok(Upload { name, bytes });
+        return Ok(Upload { hash: checked_hash(what, &name, &bytes)?, bytes });
     }
     Err(missing_file())
+}
+
+/// The hash of a file, which its name must be. What is kept by a hash is kept for good and given to jobs unseen, so
+/// that a file which was broken on the way must not take the place of the whole one.
+fn checked_hash(what: &str, name: &str, bytes: &[u8]) -> Result<String> {
+    let hash = hex::encode(Sha256::digest(bytes));
+    if name.eq_ignore_ascii_case(&hash) {
+        return Ok(hash);
+    }
+    let is_hash = name.len() == hash.len() && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    Err(Error::bad_request(if is_hash {
+        format!(
+            "{what} was changed on its way: the SHA-256 of what arrived is {hash} and not {name}. Upload it again"
+        )
+    } else {
+        format!("{what} must be named by its SHA-256 in 64 hex digits")
+    }))
 }
 
 fn check_size(what: &str, size: u64, limit: u64) -> Result<()> {
