@@ -134,8 +134,16 @@ pub fn gang_of(run: &Run, specs: &[JobSpec]) -> Gang {
     }
 }
 
-/// Whether a run's jobs are containers even where jobs may be plain processes.
+/// Whether a run's jobs are containers even where jobs may be plain processes: it says so, or asks for what only a
+/// container has.
 pub fn needs_docker(spec: &RunSpec) -> bool {
     let common = spec.configuration.common();
-    common.image.is_some() || *common.docker == Some(true) || *common.runtime == Some(Runtime::Docker)
+    match common.runtime {
+        Some(Runtime::Docker) => true,
+        Some(Runtime::Process) => false,
+        None => {
+            let of_containers = !common.volumes.is_empty() || *common.privileged || common.registry_auth.is_some();
+            common.image.is_some() || *common.docker == Some(true) || of_containers
+        }
+    }
 }

@@ -22,6 +22,13 @@ const REPO_DIR: &str = "/workflow";
 /// Ports that the original keeps for itself.
 const RESERVED_PORTS: std::ops::RangeInclusive<u16> = 10_000..=10_999;
 
+/// The most nodes of a run. Each is a row, and all of them are placed together.
+const MOST_NODES: u64 = 10_000;
+
+/// The most text that the nodes of a run are given together, in bytes: each job keeps commands and variables of its
+/// own.
+const MOST_TEXT: u64 = 64 * 1024 * 1024;
+
 /// The name of a run that has none yet, in plans.
 const UNNAMED: &str = "dry-run";
 
@@ -30,6 +37,7 @@ pub fn job_specs(effective: &RunSpec, default_image: &str) -> Result<Vec<JobSpec
     let RunConfiguration::Task(task) = &effective.configuration else {
         return Err(format!("`type: {}` is not supported by this server yet", effective.configuration.kind()));
     };
+    check_size(task)?;
     let run_name = effective.run_name.as_deref().unwrap_or(UNNAMED);
     let profile = profile_of(effective);
     let groups = task.node_groups();
@@ -78,6 +86,27 @@ pub fn job_specs(effective: &RunSpec, default_image: &str) -> Result<Vec<JobSpec
         }
     }
     Ok(specs)
+}
+
+/// Checks that the jobs are not too many or too large to be made.
+fn check_size(task: &TaskConfiguration) -> Result<(), String> {
+    let nodes = task.total_nodes();
+    if MOST_NODES < nodes {
+        let key = if task.groups.is_some() { "`nodes` of all `groups` together" } else { "`nodes`" };
+        return Err(format!("{key} must be at most {MOST_NODES}, found {nodes}"));
+    }
+    let env: usize = task.env.known().map(|(name, value)| name.len() + value.len()).sum();
+    let texts = task.node_groups().into_iter().map(|group| {
+        let commands: usize = group.commands.iter().map(String::len).sum();
+        u64::from(group.nodes).saturating_mul((commands + env) as u64)
+    });
+    if MOST_TEXT < texts.fold(0, u64::saturating_add) {
+        return Err(format!(
+            "`commands` and `env` of {nodes} nodes are larger than {} MB together: put what is long into `files`",
+            MOST_TEXT / 1024 / 1024
+        ));
+    }
+    Ok(())
 }
 
 /// The command and its arguments. Empty: the image's own.
@@ -364,6 +393,19 @@ mod tests {
         assert!(specs.iter().all(|spec| spec.jobs_per_replica == 3));
         let refused = specs_of(&json!({ "groups": [{ "commands": ["${{ groups[0].nodes[1].IP_ADDRESS }}"] }] }));
         assert_eq!(refused, Err("`groups[0].nodes[1]` does not exist: the group has 1 nodes".to_owned()));
+    }
+
+    #[test]
+    fn nodes_have_a_limit() {
+        assert_eq!(specs_of(&json!({ "nodes": 10_000, "commands": ["a"] })).unwrap().len(), 10_000);
+        let refused = specs_of(&json!({ "nodes": 4_000_000_000_u32, "commands": ["a"] }));
+        assert_eq!(refused, Err("`nodes` must be at most 10000, found 4000000000".to_owned()));
+        let half = json!({ "nodes": 4_294_967_295_u32, "commands": ["a"] });
+        let refused = specs_of(&json!({ "groups": [half, half] }));
+        let expected = "`nodes` of all `groups` together must be at most 10000, found 8589934590";
+        assert_eq!(refused, Err(expected.to_owned()));
+        let refused = specs_of(&json!({ "nodes": 1000, "commands": ["a".repeat(100_000)] }));
+        assert!(refused.unwrap_err().contains("larger than 64 MB together"));
     }
 
     #[test]

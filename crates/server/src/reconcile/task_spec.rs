@@ -20,6 +20,7 @@ use store::{projects, runs};
 use super::job::GENERATION;
 use crate::agents::OrderError;
 use crate::deps::Deps;
+use crate::pool::needs_docker;
 use crate::spec_secrets;
 
 /// Where the uploaded code of a job goes unless its configuration says otherwise.
@@ -39,12 +40,8 @@ pub(super) enum Refusal {
 /// Whether a job runs in a container on an instance.
 fn runs_in_container(run: &Run, instance: &Instance) -> bool {
     use api::configurations::Runtime as Wanted;
-    let common = run.spec.configuration.common();
-    match common.runtime {
-        Some(Wanted::Docker) => true,
-        Some(Wanted::Process) => false,
-        None => common.image.is_some() || !instance.state.runs_processes,
-    }
+    let says_process = *run.spec.configuration.common().runtime == Some(Wanted::Process);
+    needs_docker(&run.spec) || !(says_process || instance.state.runs_processes)
 }
 
 /// The address that peers use for a run's job on an instance.

@@ -10,10 +10,11 @@ use lifecycle::placement::profile_of;
 use lifecycle::run::effective::{check_repo, check_submission, fill_defaults};
 use lifecycle::run::interpolation::{interpolate, names_in};
 use lifecycle::run::job_specs;
+use store::blobs;
 
 use crate::deps::Deps;
 use crate::http::auth::Access;
-use crate::http::error::{Error, Result};
+use crate::http::error::{Error, Result, check_length};
 
 /// A submission that can be run, as far as can be told before it is.
 #[derive(Debug)]
@@ -34,22 +35,31 @@ impl Checked {
         }
         check_submission(&effective).map_err(Error::bad_request)?;
         check_supported(&effective)?;
+        check_archives(deps, access, &effective).await?;
         check_registry_secrets(deps, access, &effective).await?;
         let jobs = job_specs(&effective, &deps.settings.default_image).map_err(Error::bad_request)?;
         Ok(Checked { effective, jobs })
     }
 
-    /// Checks that the repository is known. Those that hold nothing need not be.
+    /// Checks that the repository is known and has the code. Those that hold nothing need not be known.
     pub(super) async fn check_repo_exists(&self, deps: &Deps, access: &Access) -> Result<()> {
         let (Some(repo_id), Some(data)) = (&self.effective.repo_id, &self.effective.repo_data) else {
             return Ok(());
         };
-        if matches!(data, RepoData::Virtual {}) {
+        let code = self.effective.repo_code_hash.as_deref();
+        if matches!(data, RepoData::Virtual {}) && code.is_none() {
             return Ok(());
         }
-        if store::repos::find(&deps.db, access.project.id, repo_id).await?.is_none() {
+        let Some(repo) = store::repos::find(&deps.db, access.project.id, repo_id).await? else {
             let message = format!("Repo {repo_id} does not exist");
             return Err(Error::coded(ErrorCode::RepoDoesNotExist, message));
+        };
+        if let Some(code) = code
+            && !blobs::has_code(&deps.db, repo.id, code).await?
+        {
+            return Err(Error::bad_request(format!(
+                "The code {code} (`repo_code_hash`) of repo {repo_id} does not exist: upload it first"
+            )));
         }
         Ok(())
     }
@@ -92,15 +102,54 @@ fn check_supported(spec: &RunSpec) -> Result<()> {
             "`volumes` need a container, and `runtime: process` has none",
         ),
         (runs_as_process && *common.privileged, "`privileged` needs a container, and `runtime: process` has none"),
+        (
+            runs_as_process && common.registry_auth.is_some(),
+            "`registry_auth` needs a container, and `runtime: process` has none",
+        ),
     ];
     let refused = refusals.iter().find(|(is_set, _)| *is_set).map(|(_, message)| *message);
     if let Some(message) = kind.or(refused) {
         return Err(Error::bad_request(message));
     }
+    check_uploads(spec)?;
     for mount in common.volumes {
         if let Mount::Volume(mount) = mount {
             let names: Vec<String> = mount.name.names().iter().map(|name| format!("'{name}'")).collect();
             return Err(Error::not_exists(format!("Volume [{}] not found", names.join(", "))));
+        }
+    }
+    Ok(())
+}
+
+/// The files of a run come in uploads, which clients make of `files` and `repos`; the keys alone bring nothing.
+fn check_uploads(spec: &RunSpec) -> Result<()> {
+    let common = spec.configuration.common();
+    if !common.repos.is_empty() && matches!(spec.repo_data, None | Some(RepoData::Virtual {})) {
+        return Err(Error::bad_request(
+            "`repos` is set, and yet `repo_data` names no repository: submit the run with the CLI, or send `repo_id` \
+             and `repo_data`",
+        ));
+    }
+    let (named, uploaded) = (common.files.len(), spec.file_archives.len());
+    if uploaded < named {
+        return Err(Error::bad_request(format!(
+            "`files` names {named} paths, and yet `file_archives` names {uploaded} uploads: submit the run with the \
+             CLI, or upload an archive of each path and send its identifier",
+        )));
+    }
+    Ok(())
+}
+
+/// Archives are named by identifiers, which anybody could send: what others uploaded is not given away.
+async fn check_archives(deps: &Deps, access: &Access, spec: &RunSpec) -> Result<()> {
+    check_length("file_archives", spec.file_archives.len())?;
+    for file in &spec.file_archives {
+        let archive = blobs::get_archive(&deps.db, file.id).await?;
+        if archive.is_none_or(|archive| archive.user_id != access.user.id) {
+            return Err(Error::bad_request(format!(
+                "The archive {} (`file_archives`) of `{}` does not exist: upload it first",
+                file.id.0, file.path
+            )));
         }
     }
     Ok(())
@@ -167,5 +216,9 @@ mod tests {
         check(json!({ "setup": ["a"] }), Some("`setup`"));
         check(json!({ "volumes": ["nov:/data"] }), Some("Volume ['nov'] not found"));
         check(json!({ "volumes": ["/a:/b"], "runtime": "process" }), Some("`volumes` need a container"));
+        let auth = json!({ "username": "u", "password": "p" });
+        check(json!({ "registry_auth": auth, "runtime": "process" }), Some("`registry_auth` needs a container"));
+        check(json!({ "files": ["a.txt"] }), Some("`file_archives` names 0 uploads"));
+        check(json!({ "repos": ["https://x.y/z.git"] }), Some("`repo_data` names no repository"));
     }
 }

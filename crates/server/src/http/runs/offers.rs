@@ -1,5 +1,7 @@
 //! What the jobs of a run could run on: instances that are there, and what could be bought.
 
+use std::sync::Arc;
+
 use api::configurations::{Blocks, CreationPolicy, ProfileParams};
 use api::ids::ProjectId;
 use api::instances::{InstanceAvailability, Offer};
@@ -23,7 +25,7 @@ pub(super) struct Wanted {
     pub(super) reverse: bool,
 }
 
-/// The offers of each job, the best first.
+/// The offers of each job, the best first; jobs that ask for the same share them.
 pub(super) async fn offers_of_jobs(
     deps: &Deps,
     project: ProjectId,
@@ -31,16 +33,17 @@ pub(super) async fn offers_of_jobs(
     jobs: &[JobSpec],
     pool: &Pool,
     wanted: Wanted,
-) -> Result<Vec<Vec<Offer>>> {
-    let mut found: Vec<(&Requirements, Vec<Offer>)> = vec![];
+) -> Result<Vec<Arc<Vec<Offer>>>> {
+    let mut found: Vec<(&Requirements, Arc<Vec<Offer>>)> = vec![];
     let mut all = Vec::with_capacity(jobs.len());
     for job in jobs {
-        // The nodes of a group ask for the same.
-        let known = found.iter().find(|(requirements, _)| **requirements == job.requirements);
-        let offers = match known {
-            Some((_, offers)) => offers.clone(),
-            None => offers_of_job(deps, project, gang, job, pool, wanted).await?,
-        };
+        // The nodes of a group ask for the same, and stand one after another.
+        let known = found.iter().rev().find(|(requirements, _)| **requirements == job.requirements);
+        if let Some((_, offers)) = known {
+            all.push(offers.clone());
+            continue;
+        }
+        let offers = Arc::new(offers_of_job(deps, project, gang, job, pool, wanted).await?);
         found.push((&job.requirements, offers.clone()));
         all.push(offers);
     }

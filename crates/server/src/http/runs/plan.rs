@@ -1,5 +1,7 @@
 //! What would become of a run.
 
+use std::sync::Arc;
+
 use api::instances::Offer;
 use api::runs::{ApplyAction, GetRunPlanRequest, JobPlan, RunPlan, RunSpec};
 use axum::extract::State;
@@ -23,6 +25,9 @@ use crate::spec_secrets::unseal_run_spec;
 const OFFERS: u32 = 50;
 const MOST_OFFERS: u32 = 10_000;
 
+/// The most offers that a plan shows of all jobs but the first one together.
+const OFFERS_TOGETHER: usize = 100_000;
+
 pub async fn get_plan(
     State(deps): State<Deps>,
     member: ProjectMember,
@@ -45,10 +50,13 @@ pub async fn get_plan(
     } else {
         warnings(&deps, member.project.id, &checked.effective, &gang, &pool).await?
     };
-    let job_plans = checked.jobs.into_iter().zip(offers).map(|(job_spec, mut offers)| {
+    // Clients show the offers of the first job.
+    let of_others = OFFERS_TOGETHER.checked_div(checked.jobs.len()).unwrap_or_default();
+    let job_plans = checked.jobs.into_iter().zip(offers).enumerate().map(|(index, (job_spec, offers))| {
         let total_offers = u32::try_from(offers.len()).unwrap_or(u32::MAX);
         let max_price = offers.iter().map(|offer| offer.price).max_by(f64::total_cmp);
-        offers.truncate(max_offers as usize);
+        let most = if index == 0 { usize::MAX } else { of_others };
+        let offers = offers.iter().take(most.min(max_offers as usize)).cloned().collect();
         JobPlan { job_spec, offers, total_offers, max_price }
     });
     let job_plans = job_plans.collect();
@@ -117,7 +125,7 @@ pub(crate) async fn all_offers(
     let wanted = Wanted { beyond_fleets: true, unallocated_only, reverse: false };
     let first = checked.jobs.get(..1).unwrap_or_default();
     let mut offers = offers_of_jobs(deps, access.project.id, &gang, first, &pool, wanted).await?;
-    Ok(offers.pop().unwrap_or_default())
+    Ok(offers.pop().map(Arc::unwrap_or_clone).unwrap_or_default())
 }
 
 /// Whether a run asks for no accelerator at all.

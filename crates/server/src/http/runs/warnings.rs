@@ -1,12 +1,15 @@
 //! What somebody should know before they submit a run: accepted, and yet perhaps not what they meant.
 
-use api::configurations::{ResourcesSpec, Runtime};
+use api::configurations::{ResourcesSpec, RunConfiguration, Runtime};
 use api::ids::ProjectId;
 use api::runs::RunSpec;
 use lifecycle::placement::{Gang, Pool};
 
 use crate::deps::Deps;
 use crate::http::error::Result;
+
+/// The home in containers unless the configuration says otherwise.
+const DEFAULT_HOME: &str = "/root";
 
 /// The warnings of a plan.
 pub(super) async fn warnings(
@@ -17,6 +20,7 @@ pub(super) async fn warnings(
     pool: &Pool,
 ) -> Result<Vec<String>> {
     let mut warnings = literal_variables(spec);
+    warnings.extend(unforwarded_ports(spec));
     if may_be_process(deps, project, spec, gang).await? {
         warnings.extend(without_container(spec));
     }
@@ -58,6 +62,19 @@ fn literal_variables(spec: &RunSpec) -> Vec<String> {
         .collect()
 }
 
+/// Nothing brings a port of a job to the user's machine.
+fn unforwarded_ports(spec: &RunSpec) -> Option<String> {
+    let RunConfiguration::Task(task) = &spec.configuration else { return None };
+    let groups = task.node_groups();
+    let mut ports = groups.iter().flat_map(|group| group.ports).map(|port| port.container_port.to_string());
+    let first = ports.next()?;
+    let ports = ports.fold(first, |list, port| format!("{list}, {port}"));
+    Some(format!(
+        "`ports` ({ports}) are not forwarded to your machine by this server yet; where the network allows it, reach \
+         them at the node's address, which is the `hostname` of its job in `dstack run get NAME --json`"
+    ))
+}
+
 /// The first `$X` or `${X}` of a text. `$$` is an escape, and `${{` belongs to the server.
 fn first_variable(text: &str) -> Option<&str> {
     let mut rest = text;
@@ -93,11 +110,11 @@ fn without_container(spec: &RunSpec) -> Vec<String> {
     if resources.shm_size.is_some() {
         told.push("`shm_size`");
     }
-    if !common.volumes.is_empty() {
-        told.push("`volumes`");
+    if *common.nvcc == Some(true) {
+        told.push("`nvcc`");
     }
-    if *common.privileged {
-        told.push("`privileged`");
+    if common.home_dir != DEFAULT_HOME {
+        told.push("`home_dir`");
     }
     let mut warnings = vec![];
     if !told.is_empty() {
@@ -117,7 +134,35 @@ fn without_container(spec: &RunSpec) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+
+    #[track_caller]
+    fn check_warnings(keys: &Value, of: impl Fn(&RunSpec) -> Vec<String>, expected: &[&str]) {
+        let mut configuration = json!({ "type": "task", "commands": ["x"] });
+        configuration.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        let spec: RunSpec = serde_json::from_value(json!({ "configuration": configuration })).unwrap();
+        let warnings = of(&spec);
+        assert_eq!(warnings.len(), expected.len(), "{warnings:?}");
+        for (warning, part) in warnings.iter().zip(expected) {
+            assert!(warning.contains(part), "{warnings:?}");
+        }
+    }
+
+    #[test]
+    fn ports_are_told_not_to_be_forwarded() {
+        let of = |spec: &RunSpec| unforwarded_ports(spec).into_iter().collect();
+        check_warnings(&json!({}), of, &[]);
+        check_warnings(&json!({ "ports": [8080, "9000:9001"] }), of, &["(8080, 9001)"]);
+    }
+
+    #[test]
+    fn what_only_a_container_has_is_told() {
+        check_warnings(&json!({}), without_container, &[]);
+        let keys = json!({ "nvcc": true, "home_dir": "/home/me", "resources": { "shm_size": "1GB" } });
+        check_warnings(&keys, without_container, &["`shm_size`, `nvcc`, `home_dir` have no effect"]);
+    }
 
     #[track_caller]
     fn check(value: &str, expected: Option<&str>) {
