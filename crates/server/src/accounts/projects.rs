@@ -4,7 +4,7 @@ use api::ids::UserId;
 use api::projects::ProjectRole;
 use lifecycle::events::NewEvent;
 use store::projects::ProjectRow;
-use store::{backends, members, projects};
+use store::{Hold, Tx, backends, members, projects};
 
 use super::{KeyPair, is_plain_name, project_target, record};
 use crate::deps::Deps;
@@ -57,21 +57,56 @@ pub async fn create_project(deps: &Deps, owner: UserId, new: NewProject) -> stor
     Ok(project)
 }
 
-/// Deletes a project. Its secrets and its backends' credentials are forgotten, unless machines still need them.
-pub async fn delete_project(deps: &Deps, actor: UserId, project: &ProjectRow) -> store::Result<()> {
-    let event = NewEvent::by_user(actor, "Project deleted", vec![project_target(project)]);
+/// Why a project cannot be deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InUse {
+    /// Its name.
+    pub project: String,
+    /// Its runs that are not finished.
+    pub runs: u64,
+    /// Its fleets that are not gone.
+    pub fleets: u64,
+}
+
+/// Deletes projects together: all of them, or none if one is in use. Those that are gone are deleted already.
+pub async fn delete_projects(
+    deps: &Deps,
+    actor: UserId,
+    deleted: &[ProjectRow],
+) -> store::Result<Result<(), InUse>> {
+    let mut deleted: Vec<&ProjectRow> = deleted.iter().collect();
+    // Two who delete the same projects hold them in the same order.
+    deleted.sort_by_key(|project| project.id);
     let mut tx = deps.db.begin().await?;
-    projects::delete(&mut tx, project.id).await?;
-    for secret in store::secrets::list(&mut tx, project.id).await? {
-        store::secrets::delete(&mut tx, secret.id).await?;
+    for project in deleted {
+        // Whoever submits something holds the project too, so that nothing comes between the count and the end.
+        if !projects::hold(&mut tx, project.id, Hold::Alone).await? {
+            continue;
+        }
+        // A project that is gone could not give its machines back.
+        let (runs, fleets) = projects::count_live(&mut tx, project.id).await?;
+        if 0 < runs || 0 < fleets {
+            return Ok(Err(InUse { project: project.name.clone(), runs, fleets }));
+        }
+        delete_project(deps, &mut tx, actor, project).await?;
     }
-    for backend in backends::list(&mut tx, project.id).await? {
-        if backends::is_in_use(&mut tx, backend.id).await? {
-            backends::set_draining(&mut tx, backend.id).await?;
+    tx.commit().await?;
+    Ok(Ok(()))
+}
+
+/// Deletes a project. Its secrets and its backends' credentials are forgotten, unless machines still need them.
+async fn delete_project(deps: &Deps, tx: &mut Tx, actor: UserId, project: &ProjectRow) -> store::Result<()> {
+    projects::delete(&mut *tx, project.id).await?;
+    for secret in store::secrets::list(&mut *tx, project.id).await? {
+        store::secrets::delete(&mut *tx, secret.id).await?;
+    }
+    for backend in backends::list(&mut *tx, project.id).await? {
+        if backends::is_in_use(&mut *tx, backend.id).await? {
+            backends::set_draining(&mut *tx, backend.id).await?;
         } else {
-            backends::delete(&mut tx, backend.id).await?;
+            backends::delete(&mut *tx, backend.id).await?;
         }
     }
-    record(deps, &mut tx, &event).await?;
-    tx.commit().await
+    let event = NewEvent::by_user(actor, "Project deleted", vec![project_target(project)]);
+    record(deps, tx, &event).await
 }

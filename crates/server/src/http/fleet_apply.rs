@@ -9,14 +9,14 @@ use axum::extract::State;
 use lifecycle::events::{NewEvent, Target};
 use lifecycle::fleet::{Fleet, FleetState};
 use lifecycle::placement::is_cluster;
-use store::{Tx, Versioned, fleets, instances};
+use store::{Hold, Tx, Versioned, fleets, instances};
 
 use super::auth::{Access, ProjectMember};
 use super::error::{Error, Result};
 use super::extract::Json;
 use super::fleet_views::without_keys;
 use super::fleets::{ring, view_of};
-use super::scope::{cannot_update, changed_keys};
+use super::scope::{cannot_update, changed_keys, hold_project};
 use crate::backend_pool::ANSWER_TIMEOUT;
 use crate::deps::Deps;
 use crate::market::fleet_requirements;
@@ -117,6 +117,7 @@ pub async fn apply(
     check(&spec)?;
     spec.autocreated = false;
     let mut tx = deps.db.begin().await?;
+    hold_project(&mut tx, &member, Hold::Together).await?;
     let current = match &spec.configuration.name {
         Some(name) => fleets::get_by_name(&mut tx, member.project.id, name).await?,
         None => None,

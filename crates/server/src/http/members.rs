@@ -5,12 +5,13 @@ use api::projects::{MemberSetting, Project, ProjectRole, RemoveMembersRequest, S
 use axum::extract::State;
 use lifecycle::events::NewEvent;
 use store::users::{self, UserRow};
-use store::{Tx, members};
+use store::{Hold, Tx, members};
 
 use super::account_views as views;
 use super::auth::{Access, ProjectManager, ProjectViewer};
-use super::error::{Error, Result};
+use super::error::{Error, Result, check_length};
 use super::extract::Json;
+use super::scope::hold_project;
 use crate::accounts;
 use crate::deps::Deps;
 
@@ -20,9 +21,12 @@ pub async fn set(
     manager: ProjectManager,
     Json(request): Json<SetMembersRequest>,
 ) -> Result<Json<Project>> {
+    check_length("members", request.members.len())?;
     let wanted = find_users(&deps, &request.members).await?;
     let access = &manager.0;
     let mut tx = deps.db.begin().await?;
+    // Two who each remove another admin must not leave none.
+    hold_project(&mut tx, access, Hold::Alone).await?;
     let before = members::list(&mut tx, access.project.id).await?;
     for (user, role) in &wanted {
         if role_of(&before, user.id) != Some(*role) {
@@ -50,8 +54,11 @@ pub async fn add(
     if !joins && !access.is_manager() {
         return Err(Error::access_denied());
     }
+    check_length("members", request.members.len())?;
     let added = find_users(&deps, &request.members).await?;
     let mut tx = deps.db.begin().await?;
+    // Two who each remove another admin must not leave none.
+    hold_project(&mut tx, access, Hold::Alone).await?;
     let before = members::list(&mut tx, access.project.id).await?;
     for (user, role) in &added {
         if role_of(&before, user.id) != Some(*role) {
@@ -74,11 +81,14 @@ pub async fn remove(
     if !leaves && !access.is_manager() {
         return Err(Error::access_denied());
     }
+    check_length("usernames", request.usernames.len())?;
     let mut removed = Vec::new();
     for name in &request.usernames {
         removed.push(find_user(&deps, name).await?);
     }
     let mut tx = deps.db.begin().await?;
+    // Two who each remove another admin must not leave none.
+    hold_project(&mut tx, access, Hold::Alone).await?;
     let before = members::list(&mut tx, access.project.id).await?;
     for user in &removed {
         if role_of(&before, user.id).is_some() {

@@ -10,7 +10,7 @@ use store::{members, users};
 
 use super::account_views as views;
 use super::auth::{AuthUser, ProjectAdmin, ProjectViewer};
-use super::error::{Error, Result};
+use super::error::{Error, Result, check_length};
 use super::extract::{Json, OptionalJson};
 use super::paging::{self, Listing};
 use crate::accounts::{self, NewProject};
@@ -113,6 +113,7 @@ pub async fn delete(
     asking: AuthUser,
     Json(request): Json<DeleteProjectsRequest>,
 ) -> Result<Json<()>> {
+    check_length("projects_names", request.projects_names.len())?;
     let mut deleted: Vec<ProjectRow> = Vec::new();
     for name in &request.projects_names {
         let project = deletable(&deps, &asking, name).await?;
@@ -120,13 +121,13 @@ pub async fn delete(
             deleted.push(project);
         }
     }
-    for project in deleted {
-        match accounts::delete_project(&deps, asking.0.id, &project).await {
-            // Somebody else was faster, which is as good.
-            Ok(()) | Err(store::Error::Stale) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+    accounts::delete_projects(&deps, asking.0.id, &deleted).await?.map_err(|in_use| {
+        Error::bad_request(format!(
+            "Failed to delete project {}. Project is in use: {} active runs, {} active fleets. \
+             Stop the runs and delete the fleets first.",
+            in_use.project, in_use.runs, in_use.fleets
+        ))
+    })?;
     Ok(Json(()))
 }
 
@@ -140,15 +141,6 @@ async fn deletable(deps: &Deps, asking: &AuthUser, name: &str) -> Result<Project
     let is_admin = asking.is_global_admin() || role == Some(api::projects::ProjectRole::Admin);
     if !is_admin && project.owner_id != asking.0.id {
         return Err(Error::access_denied());
-    }
-    // A project that is gone could not give its machines back.
-    let (runs, fleets) = projects::count_live(&deps.db, project.id).await?;
-    if 0 < runs || 0 < fleets {
-        return Err(Error::bad_request(format!(
-            "Failed to delete project {}. Project is in use: {runs} active runs, {fleets} active fleets. \
-             Stop the runs and delete the fleets first.",
-            project.name
-        )));
     }
     Ok(project)
 }

@@ -6,12 +6,12 @@ use api::ids::ProjectId;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
-use store::members;
 use store::projects::{self, ProjectRow};
+use store::{Hold, Tx, members};
 use uuid::Uuid;
 
-use super::auth::AuthUser;
-use super::error::Result;
+use super::auth::{Access, AuthUser};
+use super::error::{Error, Result};
 use crate::deps::Deps;
 
 /// The projects whose things a user sees, or that one of them: all for a global admin, their own for others. An
@@ -33,6 +33,12 @@ pub async fn projects_of(
     Ok(names)
 }
 
+/// Holds the project that a request writes to until its transaction ends: it may have been deleted since the request
+/// came, and must not be deleted before it is written.
+pub async fn hold_project(tx: &mut Tx, access: &Access, hold: Hold) -> Result<()> {
+    if projects::hold(tx, access.project.id, hold).await? { Ok(()) } else { Err(Error::project_not_found()) }
+}
+
 /// Where a page begins: behind an item, or, without its identifier, behind everything of its time.
 pub fn behind<I: From<Uuid>>(time: Option<Timestamp>, id: Option<I>, ascending: bool) -> Option<(Timestamp, I)> {
     // Within one moment identifiers run against time, and none is beyond these.
@@ -45,7 +51,7 @@ pub fn changed_keys<T: Serialize>(left: &T, right: &T) -> Result<Vec<String>> {
     let object = |value: &T| match serde_json::to_value(value) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Ok(serde_json::Map::new()),
-        Err(error) => Err(super::error::Error::internal(error)),
+        Err(error) => Err(Error::internal(error)),
     };
     let (left, right) = (object(left)?, object(right)?);
     let mut keys: Vec<String> = vec![];

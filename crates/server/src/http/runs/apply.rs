@@ -10,7 +10,7 @@ use lifecycle::job::{Job, JobState};
 use lifecycle::run::effective::settle_nodes;
 use lifecycle::run::{Run, RunState};
 use store::leases::Table;
-use store::{Tx, Versioned, jobs, runs};
+use store::{Hold, Tx, Versioned, jobs, runs};
 
 use super::check::Checked;
 use super::list::{load_view, view_of};
@@ -19,7 +19,7 @@ use crate::deps::Deps;
 use crate::http::auth::{Access, ProjectMember};
 use crate::http::error::{Error, Result};
 use crate::http::extract::Json;
-use crate::http::scope::{cannot_update, changed_keys};
+use crate::http::scope::{cannot_update, changed_keys, hold_project};
 use crate::spec_secrets::{seal_job_spec, seal_run_spec, unseal_run_spec};
 use crate::{accounts, names};
 
@@ -36,6 +36,7 @@ pub async fn apply(
     checked.check_repo_exists(&deps, &member).await?;
     checked.check_repo_supported()?;
     let mut tx = deps.db.begin().await?;
+    hold_project(&mut tx, &member, Hold::Together).await?;
     let current = match &checked.effective.run_name {
         Some(name) => runs::get_by_name(&mut tx, member.project.id, name).await?,
         None => None,
@@ -55,7 +56,7 @@ pub async fn apply(
             }
             let (run, submissions) = submit(&deps, &mut tx, &member, checked).await?;
             tx.commit().await?;
-            view_of(&deps, &member.project.name, &member.user.name, None, &run, &submissions)?
+            view_of(&deps, &member.project.name, &member.user.name, None, &run, &submissions)
         }
     };
     deps.wake.ring(Table::Runs);
