@@ -73,6 +73,16 @@ impl fmt::Debug for KeyConfig {
     }
 }
 
+impl KeyConfig {
+    /// Whether it can be used, or why not.
+    pub fn check(&self) -> Result<(), SealingError> {
+        Key::new(self).map(|_| ())
+    }
+}
+
+/// The name of having no key among the names of keys.
+const NO_KEY: &str = "identity";
+
 enum Key {
     Identity,
     Aes { id: String, cipher: Box<Aes256Gcm> },
@@ -83,6 +93,13 @@ impl Key {
         let KeyConfig::Aes { name, secret } = config else { return Ok(Key::Identity) };
         let bytes = STANDARD.decode(secret.trim()).map_err(|_| SealingError::InvalidKey(name.clone()))?;
         Key::aes(&bytes).ok_or_else(|| SealingError::InvalidKey(name.clone()))
+    }
+
+    fn id(&self) -> &str {
+        match self {
+            Key::Identity => NO_KEY,
+            Key::Aes { id, .. } => id,
+        }
     }
 
     fn aes(bytes: &[u8]) -> Option<Key> {
@@ -130,6 +147,16 @@ impl Sealer {
         matches!(self.first, Key::Identity)
     }
 
+    /// The name of the key that seals: made of the key itself, and telling nothing of it.
+    pub fn sealing_key(&self) -> &str {
+        self.first.id()
+    }
+
+    /// Whether what the key of that name sealed can be opened.
+    pub fn has_key(&self, id: &str) -> bool {
+        std::iter::once(&self.first).chain(&self.others).any(|key| key.id() == id)
+    }
+
     /// Seals a text.
     pub fn seal(&self, text: &str) -> String {
         let Key::Aes { id, cipher } = &self.first else { return format!("{PLAIN}{text}") };
@@ -146,11 +173,7 @@ impl Sealer {
         let keys = || std::iter::once(&self.first).chain(&self.others);
         if let Some(text) = sealed.strip_prefix(PLAIN) {
             let allowed = keys().any(|key| matches!(key, Key::Identity));
-            return if allowed {
-                Ok(text.to_owned())
-            } else {
-                Err(SealingError::UnknownKey("identity".to_owned()))
-            };
+            return if allowed { Ok(text.to_owned()) } else { Err(SealingError::UnknownKey(NO_KEY.to_owned())) };
         }
         let (wanted, text) =
             sealed.strip_prefix(SEALED).and_then(|rest| rest.split_once(':')).ok_or(SealingError::NotSealed)?;
@@ -179,6 +202,14 @@ fn key_of_file(path: &Path, ids: &Ids) -> Result<Key, SealingError> {
     let invalid = || SealingError::InvalidKeyFile(path.to_owned());
     let bytes = STANDARD.decode(text.trim()).map_err(|_| invalid())?;
     Key::aes(&bytes).ok_or_else(invalid)
+}
+
+/// The name of the key that sealed a text, if it is a sealed one.
+pub fn key_of(sealed: &str) -> Option<&str> {
+    if sealed.starts_with(PLAIN) {
+        return Some(NO_KEY);
+    }
+    Some(sealed.strip_prefix(SEALED)?.split_once(':')?.0)
 }
 
 /// The SHA-256 of a token in hex: what a token is looked up by.
@@ -268,6 +299,10 @@ mod tests {
         let new = both.seal("hunter3");
         assert_eq!(sealer(&[aes(2)]).unseal(&new).unwrap(), "hunter3");
         assert!(sealer(&[aes(1)]).unseal(&new).is_err());
+        // The names of keys tell which one is missing.
+        assert_eq!(key_of(&new), Some(both.sealing_key()));
+        let old_key = key_of(&old).unwrap();
+        assert!(both.has_key(old_key) && !sealer(&[aes(2)]).has_key(old_key));
     }
 
     #[test]
@@ -275,6 +310,10 @@ mod tests {
         let plain = sealer(&[KeyConfig::Identity, aes(1)]);
         assert!(plain.is_plain());
         assert_eq!(plain.seal("a:b"), "plain:a:b");
+        assert_eq!(
+            (plain.sealing_key(), key_of("plain:a:b"), key_of("a:b")),
+            ("identity", Some("identity"), None)
+        );
         assert_eq!(plain.unseal("plain:a:b").unwrap(), "a:b");
         assert_eq!(plain.unseal(&sealer(&[aes(1)]).seal("x")).unwrap(), "x");
         let refused = sealer(&[aes(1)]).unseal("plain:a:b").unwrap_err();

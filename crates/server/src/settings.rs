@@ -21,6 +21,8 @@ pub struct Settings {
     pub agent_binary: PathBuf,
     /// Numbers for Prometheus are given at `/metrics`.
     pub prometheus_metrics: bool,
+    /// The SHA-256 of the token that Prometheus must send, in hex; unset: anyone may ask.
+    pub prometheus_token_hash: Option<String>,
     /// Backends that exist for tests may be configured.
     pub test_backends: bool,
     /// What users may do unless `config.yml` says otherwise.
@@ -63,6 +65,7 @@ impl Default for Settings {
             event_retention_secs: 30 * 24 * 3600,
             agent_binary: PathBuf::from("dstack-agent"),
             prometheus_metrics: false,
+            prometheus_token_hash: None,
             test_backends: false,
             default_permissions: DefaultPermissions::default(),
         }

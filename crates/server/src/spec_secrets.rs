@@ -39,6 +39,25 @@ pub fn unseal_job_spec(sealer: &Sealer, spec: &mut JobSpec) -> Result<(), Sealin
     unseal(sealer, spec.registry_auth.as_mut())
 }
 
+/// Opens what is secret in a submission that is shown. What cannot be read is left empty: one text that is broken
+/// must not hide every run.
+pub fn show_run_spec(sealer: &Sealer, spec: &mut RunSpec) {
+    show(sealer, spec.configuration.common_mut().registry_auth.as_mut());
+}
+
+/// Opens what is secret in a job that is shown; what cannot be read is left empty.
+pub fn show_job_spec(sealer: &Sealer, spec: &mut JobSpec) {
+    show(sealer, spec.registry_auth.as_mut());
+}
+
+fn show(sealer: &Sealer, auth: Option<&mut RegistryAuth>) {
+    let Some(auth) = auth else { return };
+    auth.password = sealer.unseal(&auth.password).unwrap_or_else(|error| {
+        tracing::warn!("the password of `registry_auth` cannot be shown: {error}");
+        String::new()
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -56,7 +75,16 @@ mod tests {
         let mut spec = written.clone();
         seal_run_spec(&sealer, &mut spec);
         assert!(!serde_json::to_string(&spec).unwrap().contains("hush"));
+        let sealed = spec.clone();
         unseal_run_spec(&sealer, &mut spec).unwrap();
         assert_eq!(spec, written);
+        let mut shown = sealed.clone();
+        show_run_spec(&sealer, &mut shown);
+        assert_eq!(shown, written);
+        // Without the key everything else is still shown.
+        let mut shown = sealed;
+        show_run_spec(&Sealer::ephemeral(&Ids::seeded(2)), &mut shown);
+        let auth = shown.configuration.common().registry_auth.clone().unwrap();
+        assert_eq!((auth.username.as_str(), auth.password.as_str()), ("me", ""));
     }
 }

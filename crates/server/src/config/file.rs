@@ -1,15 +1,17 @@
 //! What `config.yml` may say. Unknown keys and values that do not fit stop the start with the line and the field.
 
+use std::fmt;
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use api::backends::BackendType;
 use api::yaml::YamlError;
 use backends::BackendConfig;
-use serde::de::Error as _;
+use serde::de::{DeserializeSeed, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+use super::masking::without_secrets;
 use crate::accounts::{MAIN_PROJECT, is_project_name};
 use crate::sealing::KeyConfig;
 use crate::settings::DefaultPermissions;
@@ -18,7 +20,8 @@ use crate::settings::DefaultPermissions;
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServerConfig {
-    /// Projects, made where they are missing.
+    /// Projects, made where they are missing. None is there twice.
+    #[serde(deserialize_with = "projects")]
     pub projects: Option<Vec<ProjectEntry>>,
     /// Keys that seal what is secret.
     pub encryption: Option<Encryption>,
@@ -82,6 +85,25 @@ impl ServerConfig {
         self.encryption.iter().flat_map(|encryption| &encryption.keys).map(|key| key.0.clone()).collect()
     }
 
+    /// Refuses backends that exist for tests: nothing that runs on one is real.
+    pub fn refuse_test_backends(&self) -> anyhow::Result<()> {
+        for project in self.projects.iter().flatten() {
+            for backend in project.backends.iter().flatten() {
+                if let BackendEntry::Known(config) = backend
+                    && config.is_for_tests()
+                {
+                    bail!(
+                        "config.yml: project `{}` has a backend of type `{}`, which exists for tests only \
+                         (DSTACK_TEST_BACKENDS)",
+                        project.name,
+                        config.kind
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// What users may do.
     pub fn permissions(&self) -> DefaultPermissions {
         let default = DefaultPermissions::default();
@@ -107,7 +129,11 @@ impl TryFrom<RawKey> for KeyEntry {
         match (raw.r#type.as_str(), raw.name, raw.secret) {
             ("identity", _, None) => Ok(KeyEntry(KeyConfig::Identity)),
             ("identity", _, Some(_)) => Err("a key of type `identity` has no `secret`".to_owned()),
-            ("aes", Some(name), Some(secret)) => Ok(KeyEntry(KeyConfig::Aes { name, secret })),
+            ("aes", Some(name), Some(secret)) => {
+                let key = KeyConfig::Aes { name, secret };
+                key.check().map_err(|error| error.to_string())?;
+                Ok(KeyEntry(key))
+            }
             ("aes", None, _) => Err("a key of type `aes` needs a `name`".to_owned()),
             ("aes", _, None) => Err("a key of type `aes` needs a `secret`: 32 random bytes in base64".to_owned()),
             (other, _, _) => Err(format!("no key of type `{other}`; it is `identity` or `aes`")),
@@ -140,6 +166,54 @@ fn project_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D:
     Err(D::Error::custom("a project's name is 1 to 50 letters, digits, `-` and `_`"))
 }
 
+fn projects<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<ProjectEntry>>, D::Error> {
+    Ok(Option::<Projects>::deserialize(deserializer)?.map(|projects| projects.0))
+}
+
+/// Projects with different names.
+struct Projects(Vec<ProjectEntry>);
+
+impl<'de> Deserialize<'de> for Projects {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(ProjectsVisitor).map(Projects)
+    }
+}
+
+struct ProjectsVisitor;
+
+impl<'de> Visitor<'de> for ProjectsVisitor {
+    type Value = Vec<ProjectEntry>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of projects")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+        let mut projects = vec![];
+        while let Some(project) = items.next_element_seed(NextProject(&projects))? {
+            projects.push(project);
+        }
+        Ok(projects)
+    }
+}
+
+/// A project that is not among those before it: each entry says all that the project has, so that of two the first
+/// one's backends would be let go.
+struct NextProject<'a>(&'a [ProjectEntry]);
+
+impl<'de> DeserializeSeed<'de> for NextProject<'_> {
+    type Value = ProjectEntry;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<ProjectEntry, D::Error> {
+        let project = ProjectEntry::deserialize(deserializer)?;
+        if self.0.iter().any(|other| other.name.eq_ignore_ascii_case(&project.name)) {
+            let message = format!("project `{}` is listed twice; put its backends into one entry", project.name);
+            return Err(D::Error::custom(message));
+        }
+        Ok(project)
+    }
+}
+
 fn no_plugins<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
     let plugins = Option::<Vec<String>>::deserialize(deserializer)?.unwrap_or_default();
     if plugins.is_empty() {
@@ -164,7 +238,7 @@ fn parse(text: &str, file_name: &str) -> Result<ServerConfig, YamlError> {
     if !says_something {
         return Ok(ServerConfig::default());
     }
-    api::yaml::parse(text, file_name)
+    api::yaml::parse(text, file_name).map_err(|error| without_secrets(error, text))
 }
 
 /// The file that the first start writes.
@@ -175,6 +249,8 @@ pub fn first_config() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const SECRET: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
     #[track_caller]
     fn check_refused(text: &str, line: u64, part: &str) {
@@ -205,10 +281,12 @@ mod tests {
 
     #[test]
     fn keys_and_permissions_are_read() {
-        let text = "projects:\n- name: team_1\nencryption:\n  keys:\n  - type: aes\n    name: k1\n    secret: AAAA\n  \
-                    - type: identity\ndefault_permissions:\n  allow_non_admins_create_projects: false\n";
-        let config = parse(text, "config.yml").unwrap();
-        let aes = KeyConfig::Aes { name: "k1".to_owned(), secret: "AAAA".to_owned() };
+        let text = format!(
+            "projects:\n- name: team_1\nencryption:\n  keys:\n  - type: aes\n    name: k1\n    secret: {SECRET}\n  \
+                    - type: identity\ndefault_permissions:\n  allow_non_admins_create_projects: false\n"
+        );
+        let config = parse(&text, "config.yml").unwrap();
+        let aes = KeyConfig::Aes { name: "k1".to_owned(), secret: SECRET.to_owned() };
         assert_eq!(config.encryption_keys(), [aes, KeyConfig::Identity]);
         let permissions = config.permissions();
         assert!(!permissions.allow_non_admins_create_projects && permissions.allow_non_admins_manage_ssh_fleets);
@@ -223,9 +301,33 @@ mod tests {
         check_refused("projects:\n- name: main\n  backends:\n  - type: local\n    x: 1\n", 5, "no key `x`");
         check_refused("encryption:\n  keys:\n  - type: rot13\n", 3, "rot13");
         check_refused("encryption:\n  keys:\n  - type: aes\n    name: k\n", 3, "needs a `secret`");
+        let short = "encryption:\n  keys:\n  - type: identity\n  - type: aes\n    name: k1\n    secret: AAAA\n";
+        check_refused(short, 4, "`k1`: the secret is not 32 bytes in base64");
+        let twice = "projects:\n- name: main\n- name: team\n- name: Main\n  backends:\n  - type: local\n";
+        check_refused(twice, 4, "project `Main` is listed twice");
         check_refused("default_permissions:\n  allow_all: true\n", 2, "allow_all");
         check_refused("projects: []\nplugins: [my_plugin]\n", 2, "cannot load");
         check_refused("projects: [\n", 1, "");
+    }
+
+    #[test]
+    fn secrets_are_not_told_with_what_is_wrong() {
+        for text in [
+            "encryption:\n  keys:\n  - type: aes\n    name: k\n    secrett: HUSH\n",
+            "encryption:\n  keys:\n  - type: aes\n    name: k\n    secret: [HUSH]\n",
+            "encryption:\n  keys:\n  - HUSH\n",
+            "encryption:\n  keys: HUSH\n",
+            "encryption: {keys: [{type: aes, name: k, secret: HUSH, x: 1}]}\n",
+            "encryption: {\nkeys: [HUSH]}\n",
+            "projects:\n- name: main\n  backends:\n  - type: local\n    creds:\n      secret_key: HUSH\n    - x\n",
+            "projects:\n- name: main\n  backends:\n  - {type: local, creds: {secret_key: HUSH}}\n",
+            "encryption:\n  keys:\n  - type: aes\n    secret: \"HUSH\n",
+        ] {
+            let error = parse(text, "config.yml").expect_err(text);
+            assert!(!error.to_string().contains("HUSH"), "{text}{error}");
+        }
+        let plain = parse("projects:\n- name: SHOWN !\n", "config.yml").unwrap_err();
+        assert!(plain.to_string().contains("SHOWN !"), "{plain}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod apply;
 mod cli;
 mod file;
+mod masking;
 
 pub use apply::apply;
 pub use cli::{Question, update_cli_config};

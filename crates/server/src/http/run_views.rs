@@ -10,8 +10,8 @@ use lifecycle::job::Job;
 use lifecycle::run::effective::settle_nodes;
 use lifecycle::run::{Run, StopRequest};
 
-use crate::sealing::{Sealer, SealingError};
-use crate::spec_secrets::{unseal_job_spec, unseal_run_spec};
+use crate::sealing::Sealer;
+use crate::spec_secrets::{show_job_spec, show_run_spec};
 
 /// What a job without a fleet says; clients show it in short.
 const NO_FLEET: &str = "No matching fleet found";
@@ -42,16 +42,9 @@ impl Detail {
 }
 
 /// A run. `jobs` has all of its submissions by replica, number and submission.
-pub fn run(
-    now: Timestamp,
-    sealer: &Sealer,
-    row: &Run,
-    jobs: &[Job],
-    names: RunNames,
-    detail: Detail,
-) -> Result<WireRun, SealingError> {
+pub fn run(now: Timestamp, sealer: &Sealer, row: &Run, jobs: &[Job], names: RunNames, detail: Detail) -> WireRun {
     let mut run_spec = row.spec.clone();
-    unseal_run_spec(sealer, &mut run_spec)?;
+    show_run_spec(sealer, &mut run_spec);
     settle_nodes(&mut run_spec);
     let by_job: Vec<&[Job]> = jobs
         .chunk_by(|left, right| (left.replica_num, left.job_num) == (right.replica_num, right.job_num))
@@ -62,11 +55,11 @@ pub fn run(
     for submissions in by_job.iter().filter(|_| detail.jobs) {
         let shown = &submissions[submissions.len().saturating_sub(detail.submissions)..];
         cost += shown.iter().map(|job| cost_of(now, job)).sum::<f64>();
-        wire_jobs.push(job(sealer, row, submissions, shown)?);
+        wire_jobs.push(job(sealer, row, submissions, shown));
     }
     let fleet = row.fleet_id.zip(names.fleet).map(|(id, name)| RunFleet { id, name });
     let first = by_job.first().and_then(|submissions| submissions.last());
-    Ok(WireRun {
+    WireRun {
         id: row.id,
         project_name: names.project,
         user: names.user,
@@ -87,7 +80,7 @@ pub fn run(
         error: reason.and_then(RunTerminationReason::error).map(str::to_owned),
         deleted: Some(row.deleted),
         next_triggered_at: None,
-    })
+    }
 }
 
 /// The status and the reason. A run that is to be stopped ends from the moment that somebody said so.
@@ -122,12 +115,12 @@ fn status_message(status: RunStatus, by_job: &[&[Job]]) -> String {
     if waits && by_job.iter().any(retries) { "retrying".to_owned() } else { status.as_str().to_owned() }
 }
 
-fn job(sealer: &Sealer, run: &Run, all: &[Job], shown: &[Job]) -> Result<WireJob, SealingError> {
+fn job(sealer: &Sealer, run: &Run, all: &[Job], shown: &[Job]) -> WireJob {
     let mut job_spec = all[all.len() - 1].spec.clone();
-    unseal_job_spec(sealer, &mut job_spec)?;
+    show_job_spec(sealer, &mut job_spec);
     job_spec.ssh_key = None;
     let job_submissions = shown.iter().map(|job| submission(run, job)).collect();
-    Ok(WireJob { job_spec, job_submissions, job_connection_info: None })
+    WireJob { job_spec, job_submissions, job_connection_info: None }
 }
 
 /// One submission of a job.
@@ -326,7 +319,7 @@ mod tests {
                 fleet: wire.fleet.clone().map(|fleet| fleet.name),
             };
             let now = "2026-11-24T00:00:00Z".parse().unwrap();
-            let view = run(now, &sealer, &row, &jobs, names, Detail::ALL).unwrap();
+            let view = run(now, &sealer, &row, &jobs, names, Detail::ALL);
             let is_finished = row.status.is_finished();
             let shown = comparable(serde_json::to_value(&view).unwrap(), is_finished);
             assert_eq!(shown, comparable(answer, is_finished), "{} {:?}", row.name, row.status);

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{ArgAction, Parser};
 
 use crate::config::Question;
@@ -25,7 +26,8 @@ pub struct ServerArgs {
     pub port: u16,
 
     /// The level of the log: TRACE, DEBUG, INFO, WARNING, ERROR
-    #[arg(short, long, env = "DSTACK_SERVER_LOG_LEVEL", default_value = "INFO")]
+    #[arg(short, long, env = "DSTACK_SERVER_LOG_LEVEL", default_value = "INFO", value_parser = level(),
+          ignore_case = true)]
     pub log_level: String,
 
     /// Log everything, also what libraries do
@@ -74,6 +76,10 @@ pub struct ServerArgs {
     )]
     pub prometheus_metrics: bool,
 
+    /// The token that Prometheus must send
+    #[arg(long, env = "DSTACK_PROMETHEUS_AUTH_TOKEN", hide = true, hide_env_values = true)]
+    pub prometheus_token: Option<String>,
+
     /// Like `--yes`
     #[arg(
         long,
@@ -112,6 +118,13 @@ impl std::fmt::Debug for ServerArgs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ServerArgs").field("host", &self.host).field("port", &self.port).finish_non_exhaustive()
     }
+}
+
+// The official names, and other common ones for the same.
+fn level() -> PossibleValuesParser {
+    let shown = ["TRACE", "DEBUG", "INFO", "WARNING", "ERROR"].map(PossibleValue::new);
+    let others = ["WARN", "CRITICAL", "FATAL"].map(|name| PossibleValue::new(name).hide(true));
+    PossibleValuesParser::new(shown.into_iter().chain(others))
 }
 
 // `1`, `true`, `yes` and `on` say yes; the empty text, `0`, `false`, `no` and `off` say no.
@@ -164,6 +177,11 @@ mod tests {
         assert_eq!((args.url(4000).as_str(), args.question()), ("http://[::1]:4000", Question::Yes));
         assert_eq!((args.port, args.debug, args.token.as_deref()), (0, true, Some("secret-1")));
         assert!(!format!("{args:?}").contains("secret-1"));
+        for level in ["trace", "Warn", "WARNING", "critical"] {
+            assert_eq!(parse(&["-l", level]).log_level, level);
+        }
+        let refused = ServerArgs::try_parse_from(["dstack server", "-l", "INOF"]).unwrap_err().to_string();
+        assert!(refused.contains("TRACE, DEBUG, INFO, WARNING, ERROR"), "{refused}");
         assert_eq!(parse(&["-n"]).question(), Question::No);
         assert_eq!(parse(&["--server-url", "https://x.y/"]).url(1), "https://x.y");
         assert!(ServerArgs::try_parse_from(["dstack server", "-y", "-n"]).is_err());

@@ -11,7 +11,6 @@ use api::ids::ServerId;
 use api::users::GlobalRole;
 use backends::OpenContext;
 use backends::fake::FakeCloud;
-use store::projects::ProjectRow;
 use store::server_lock::{self, ServerLock};
 use store::users::UserRow;
 use store::{Db, projects, server_state, users};
@@ -27,7 +26,7 @@ use crate::config::{self, ServerConfig};
 use crate::deps::Deps;
 use crate::logs::LogStore;
 use crate::private_files;
-use crate::sealing::Sealer;
+use crate::sealing::{Sealer, token_hash};
 use crate::settings::Settings;
 use crate::wake::Wake;
 
@@ -37,8 +36,14 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 /// How often the lock is tried.
 const LOCK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What the database keeps to know whether the keys fit.
-const SEALING_CHECK: &str = "sealing_check";
+/// What the database keeps to know whether the keys fit: the names of all that ever sealed something in it.
+const SEALING_KEYS: &str = "sealing_keys";
+
+/// How often the lock of the database is looked after.
+const LOCK_LOOK: Duration = Duration::from_secs(5);
+
+/// How long the database may take to answer such a look.
+const LOCK_ANSWER: Duration = Duration::from_secs(30);
 
 /// The places of the server's files.
 #[derive(Debug)]
@@ -65,35 +70,36 @@ impl Places {
 
 /// Opens the database and brings its schema up to this release.
 pub(super) async fn open_database(args: &ServerArgs, data: &Path) -> anyhow::Result<(Db, Locks)> {
-    let (db, folder) = match args.database_url.as_deref().filter(|url| !url.is_empty()) {
+    // The folder has the logs and the key, whatever the database is.
+    let mut files = vec![DataLock::take(data, &data.join("server.lock"))?];
+    let db = match args.database_url.as_deref().filter(|url| !url.is_empty()) {
         Some(url) if url.starts_with("postgres") => {
             // The URL may hold a password, so that it is not told.
-            (Db::open_postgres(url).await.context("open the database at DSTACK_DATABASE_URL")?, None)
+            Db::open_postgres(url).await.context("open the database at DSTACK_DATABASE_URL")?
         }
         Some(url) => {
             let path = url.split_once("://").filter(|(scheme, _)| scheme.starts_with("sqlite"));
             let (_, path) = path.context("DSTACK_DATABASE_URL begins with neither `postgres` nor `sqlite`")?;
             // Three slashes are a relative path and four an absolute one, as in the original.
-            open_sqlite(Path::new(path.strip_prefix('/').unwrap_or(path)), data).await?
+            let path = Path::new(path.strip_prefix('/').unwrap_or(path));
+            // A server with another folder may be told the same file.
+            let mut lock = path.as_os_str().to_owned();
+            lock.push(".lock");
+            files.push(DataLock::take(path, Path::new(&lock))?);
+            open_sqlite(path).await?
         }
-        None => open_sqlite(&data.join("sqlite.db"), data).await?,
+        None => open_sqlite(&data.join("sqlite.db")).await?,
     };
-    let database = lock_database(&db).await?;
+    let database = Arc::new(lock_database(&db).await?);
     if let Err(error) = store::migrate(&db).await {
         let hint = database_hint(&error.to_string());
         return Err(error).with_context(|| format!("bring the database up to this release{hint}"));
     }
-    Ok((db, Locks { folder, database }))
+    Ok((db, Locks { files, database }))
 }
 
-/// What may help against an engine's error, by its words: the engines have no common codes.
+/// What may help against an engine's error, by its words: the engines have no common codes for these.
 fn database_hint(error: &str) -> &'static str {
-    if error.contains("database is locked") {
-        return " (another program holds it; end that program)";
-    }
-    if error.contains("readonly") || error.contains("unable to open") {
-        return " (this user may not write to it; see the permissions of the file and its folder)";
-    }
     if error.contains("previously applied") {
         return " (a newer dstack has written it; start that one)";
     }
@@ -120,27 +126,43 @@ async fn lock_database(db: &Db) -> anyhow::Result<ServerLock> {
 /// What keeps other servers away.
 #[derive(Debug)]
 pub(super) struct Locks {
-    folder: Option<DataLock>,
-    database: ServerLock,
+    files: Vec<DataLock>,
+    database: Arc<ServerLock>,
 }
 
 impl Locks {
+    /// Ends the server when the database let go of its lock: another server may work on it from then on.
+    pub(super) fn watch(&self, shutdown: &CancellationToken) {
+        let (lock, shutdown) = (self.database.clone(), shutdown.clone());
+        tokio::spawn(async move {
+            while shutdown.run_until_cancelled(tokio::time::sleep(LOCK_LOOK)).await.is_some() {
+                let lost = match tokio::time::timeout(LOCK_ANSWER, lock.look()).await {
+                    Ok(Ok(())) => continue,
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => "it does not answer".to_owned(),
+                };
+                tracing::error!(
+                    "the lock of the database is lost, so that another server may use it; this one ends: {lost}"
+                );
+                shutdown.cancel();
+            }
+        });
+    }
+
     /// Lets the next server start at once.
     pub(super) async fn release(self) {
         if let Err(error) = self.database.release().await {
             tracing::debug!("the lock of the database ends with its connection: {error}");
         }
-        drop(self.folder);
+        drop(self.files);
     }
 }
 
-async fn open_sqlite(path: &Path, data: &Path) -> anyhow::Result<(Db, Option<DataLock>)> {
-    let lock = DataLock::take(data)?;
+async fn open_sqlite(path: &Path) -> anyhow::Result<Db> {
     // Nobody else may read it; SQLite gives its other files the same mode.
     let made = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
     made.with_context(|| format!("open the database `{}`", path.display()))?;
-    let db = Db::open_sqlite(path).await.with_context(|| format!("open the database `{}`", path.display()))?;
-    Ok((db, Some(lock)))
+    Db::open_sqlite(path).await.with_context(|| format!("open the database `{}`", path.display()))
 }
 
 /// Opens the keys, and checks that they open what the database keeps.
@@ -152,22 +174,31 @@ pub(super) async fn open_sealer(
 ) -> anyhow::Result<Sealer> {
     let key_file = data.join("encryption.key");
     let sealer = Sealer::open(&config.encryption_keys(), &key_file, ids)?;
-    match server_state::get(db, SEALING_CHECK).await? {
-        None => server_state::set(db, SEALING_CHECK, &sealer.seal("fits")).await?,
-        Some(sealed) => {
-            sealer.unseal(&sealed).with_context(|| {
-                format!(
-                    "the encryption keys do not open this database. Put the key that is missing back into `{}`, or \
-                     into `encryption.keys` of config.yml",
-                    key_file.display()
-                )
-            })?;
-        }
-    }
+    check_keys(db, &sealer, &key_file).await?;
     if sealer.is_plain() {
         tracing::warn!("secrets are kept unencrypted, because the first of `encryption.keys` is `identity`");
     }
     Ok(sealer)
+}
+
+/// Checks that every key that ever sealed something is there, and remembers the one that seals from now on: which of
+/// them sealed what is seen only when it is read, and then it is too late to say what is missing.
+async fn check_keys(db: &Db, sealer: &Sealer, key_file: &Path) -> anyhow::Result<()> {
+    let kept = server_state::get(db, SEALING_KEYS).await?.unwrap_or_default();
+    let mut used: Vec<&str> = kept.split_whitespace().collect();
+    if let Some(missing) = used.iter().find(|id| !sealer.has_key(id)) {
+        bail!(
+            "the encryption keys do not open this database: it holds what the key {missing} has sealed. Put that key \
+             back into `{}`, or into `encryption.keys` of config.yml; a key that seals nothing new may stand behind \
+             the others",
+            key_file.display()
+        );
+    }
+    if !used.contains(&sealer.sealing_key()) {
+        used.push(sealer.sealing_key());
+        server_state::set(db, SEALING_KEYS, &used.join(" ")).await?;
+    }
+    Ok(())
 }
 
 /// What becomes the server's dependencies.
@@ -250,6 +281,7 @@ fn settings(args: &ServerArgs, config: &ServerConfig, server_url: String) -> Set
         default_image: args.default_image.clone().unwrap_or(default.default_image),
         agent_binary: agent_binary.or(told).unwrap_or(default.agent_binary),
         prometheus_metrics: args.prometheus_metrics,
+        prometheus_token_hash: args.prometheus_token.as_deref().filter(|token| !token.is_empty()).map(token_hash),
         test_backends: args.test_backends,
         default_permissions: config.permissions(),
         ..Settings::default()
@@ -278,32 +310,37 @@ pub(super) async fn admin_user(deps: &Deps, token: Option<&str>) -> anyhow::Resu
     }
 }
 
-/// The first project.
-pub(super) async fn main_project(deps: &Deps, admin: &UserRow) -> anyhow::Result<ProjectRow> {
-    if let Some(project) = projects::find_by_name(&deps.db, MAIN_PROJECT).await? {
-        return Ok(project);
+/// Makes the first project, and says whether it was there before.
+pub(super) async fn main_project(deps: &Deps, admin: &UserRow) -> anyhow::Result<bool> {
+    if projects::find_by_name(&deps.db, MAIN_PROJECT).await?.is_some() {
+        return Ok(true);
     }
     match accounts::create_project(deps, admin.id, NewProject::named(MAIN_PROJECT)).await {
-        Ok(project) => Ok(project),
-        Err(store::Error::Taken(_)) => {
-            projects::find_by_name(&deps.db, MAIN_PROJECT).await?.context("the project `main` is nowhere")
-        }
+        Ok(_) => Ok(false),
+        // Another replica was faster.
+        Err(store::Error::Taken(_)) => Ok(true),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Applies `config.yml`, which the first start writes.
+/// Applies `config.yml`, which the start that makes `main` writes where there is none.
 pub(super) async fn apply_config(
     deps: &Deps,
     read: Option<ServerConfig>,
     path: &Path,
     home: Option<&Path>,
     admin: &UserRow,
+    had_main: bool,
 ) -> anyhow::Result<()> {
     let shown = output::with_tilde(path, home);
     if let Some(config) = read {
         output::say(&format!("Applying {shown}..."));
         return config::apply(deps, &config, admin.id).await.with_context(|| format!("apply `{shown}`"));
+    }
+    if had_main {
+        // The default would take every backend but one from a project that may be at work.
+        tracing::warn!("there is no {shown}: projects and their backends stay as the database has them");
+        return Ok(());
     }
     output::say("Initializing the default configuration...");
     private_files::write(path, config::first_config().as_bytes()).with_context(|| format!("write `{shown}`"))?;

@@ -48,6 +48,9 @@ impl Server {
         let read = if args.config_disabled { None } else { config::read(&places.config)? };
         let no_config = ServerConfig::default();
         let config = read.as_ref().unwrap_or(&no_config);
+        if !args.test_backends {
+            config.refuse_test_backends()?;
+        }
         let listener = listen(args).await?;
         let address = listener.local_addr()?;
         let server_url = args.url(address.port());
@@ -65,14 +68,15 @@ impl Server {
         let shutdown = CancellationToken::new();
         let deps = prepare::build_deps(ingredients, &shutdown).await?;
         let admin = prepare::admin_user(&deps, args.token.as_deref()).await?;
-        prepare::main_project(&deps, &admin).await?;
+        let had_main = prepare::main_project(&deps, &admin).await?;
         if !args.config_disabled {
-            prepare::apply_config(&deps, read, &places.config, home, &admin).await?;
+            prepare::apply_config(&deps, read, &places.config, home, &admin, had_main).await?;
         }
         let admin_token = deps.sealer.unseal(&admin.sealed_token)?;
         update_cli_config(args, home, &server_url, &admin_token).await;
         reconcile::touch_all(&deps).await?;
         let reconcilers = reconcile::start(&deps, &shutdown);
+        locks.watch(&shutdown);
         let http_ended = CancellationToken::new();
         let http = tokio::spawn(serve(listener, deps.clone(), shutdown.clone(), http_ended.clone()));
         output::say(&format!("The admin token is {admin_token}"));

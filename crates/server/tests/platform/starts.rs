@@ -98,24 +98,75 @@ async fn a_wrong_config_file_stops_the_start_with_its_line() {
     assert!(error.contains("plugins are Python packages"), "{error}");
 }
 
-#[tokio::test]
-async fn keys_of_the_config_file_are_used_and_missed() {
-    let key = |byte: u8| {
-        use base64::Engine as _;
-        let secret = base64::engine::general_purpose::STANDARD.encode([byte; 32]);
+/// The part of `config.yml` with these keys.
+fn keys(bytes: &[u8]) -> String {
+    use base64::Engine as _;
+    let key = |byte: &u8| {
+        let secret = base64::engine::general_purpose::STANDARD.encode([*byte; 32]);
         format!("  - type: aes\n    name: k{byte}\n    secret: {secret}\n")
     };
+    format!("encryption:\n  keys:\n{}", bytes.iter().map(key).collect::<String>())
+}
+
+#[tokio::test]
+async fn keys_of_the_config_file_are_used_and_missed() {
     let home = Home::new();
-    home.configure(&format!("encryption:\n  keys:\n{}", key(1)));
+    home.configure(&keys(&[1]));
     let server = home.start(&[]).await;
     let home = server.stop().await;
     assert!(!home.server_dir().join("data/encryption.key").exists());
-    home.configure(&format!("encryption:\n  keys:\n{}", key(2)));
+    home.configure(&keys(&[2]));
     let error = format!("{:#}", home.try_start(&[]).await.unwrap_err());
     assert!(error.starts_with("the encryption keys do not open this database"), "{error}");
-    home.configure(&format!("encryption:\n  keys:\n{}{}", key(2), key(1)));
+    home.configure(&keys(&[2, 1]));
     let server = home.start(&[]).await;
     server.post("/api/users/get_my_user", Value::Null).await.ok();
+    let secret = json!({"name": "s", "value": "v"});
+    server.post("/api/project/main/secrets/create_or_update", secret).await.ok();
+    // Each key that ever sealed something is missed, not the first one alone.
+    let home = server.stop().await;
+    home.configure(&keys(&[1]));
+    let error = format!("{:#}", home.try_start(&[]).await.unwrap_err());
+    assert!(error.starts_with("the encryption keys do not open this database"), "{error}");
+    home.configure(&keys(&[3, 1, 2]));
+    let server = home.start(&[]).await;
+    let secret = server.post("/api/project/main/secrets/get", json!({"name": "s"})).await.ok();
+    assert_eq!(secret["value"], "v");
+}
+
+#[tokio::test]
+async fn a_key_that_is_none_stops_the_start_with_its_line_and_is_not_told() {
+    let home = Home::new();
+    home.configure("encryption:\n  keys:\n  - type: aes\n    name: k1\n    secret: bXkgc2VjcmV0\n");
+    let error = format!("{:#}", home.try_start(&[]).await.unwrap_err());
+    assert!(error.contains("config.yml:3:") && error.contains("`k1`: the secret is not 32 bytes"), "{error}");
+    home.configure("encryption:\n  keys:\n  - type: aes\n    name: k1\n    secrte: bXkgc2VjcmV0\n");
+    let error = format!("{:#}", home.try_start(&[]).await.unwrap_err());
+    assert!(error.contains("config.yml:5:") && !error.contains("bXkgc2VjcmV0"), "{error}");
+}
+
+#[tokio::test]
+async fn a_config_file_that_was_lost_takes_nothing_away() {
+    let home = Home::new();
+    home.configure("projects:\n- name: main\n  backends:\n  - type: local\n    cpus: 3\n");
+    let home = home.start(&[]).await.stop().await;
+    let file = home.server_dir().join("config.yml");
+    fs::remove_file(&file).unwrap();
+    let server = home.start(&[]).await;
+    let info = server.post("/api/project/main/backends/local/config_info", Value::Null).await.ok();
+    assert_eq!(info["cpus"], 3);
+    assert!(!file.exists());
+}
+
+#[tokio::test]
+async fn one_database_file_is_one_servers_whatever_its_folder() {
+    let shared = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:///{}", shared.path().join("shared.db").display());
+    let server = Home::new().start(&["--database-url", &url]).await;
+    let error = format!("{:#}", Home::new().try_start(&["--database-url", &url]).await.unwrap_err());
+    assert!(error.starts_with("another dstack server uses") && error.contains("shared.db"), "{error}");
+    server.stop().await;
+    Home::new().start(&["--database-url", &url, "--config-disabled"]).await;
 }
 
 #[tokio::test]

@@ -53,7 +53,7 @@ pub(super) async fn load_view(deps: &Deps, project: &ProjectRow, run: &Run) -> R
     let submissions = jobs::list_by_runs(&deps.db, &[run.id]).await?;
     let submissions: Vec<Job> = submissions.into_iter().map(|job| job.value).collect();
     let names = names_of(deps, &project.name, run).await?;
-    view_of(deps, &names.project, &names.user, names.fleet, run, &submissions)
+    Ok(view_of(deps, &names.project, &names.user, names.fleet, run, &submissions))
 }
 
 /// A run whose names and submissions are known.
@@ -64,9 +64,9 @@ pub(super) fn view_of(
     fleet_name: Option<String>,
     run: &Run,
     submissions: &[Job],
-) -> Result<WireRun> {
+) -> WireRun {
     let names = RunNames { project: project_name.to_owned(), user: user_name.to_owned(), fleet: fleet_name };
-    Ok(run_views::run(deps.clock.now(), &deps.sealer, run, submissions, names, Detail::ALL)?)
+    run_views::run(deps.clock.now(), &deps.sealer, run, submissions, names, Detail::ALL)
 }
 
 /// The names that a run's row does not have.
@@ -173,7 +173,7 @@ async fn print_missing(
         let run = &row.value;
         let jobs = by_run.get(&run.id).copied().unwrap_or_default();
         let project = project_names.get(&run.project_id).cloned().unwrap_or_default();
-        let view = run_views::run(now, &deps.sealer, run, jobs, names.of(run, project), detail)?;
+        let view = run_views::run(now, &deps.sealer, run, jobs, names.of(run, project), detail);
         let json = Bytes::from(serde_json::to_vec(&view).map_err(Error::internal)?);
         if let Some(state) = missing.get(&run.id) {
             let until = grows_with_time(jobs).then(|| now + COST_LAG);

@@ -186,7 +186,7 @@ impl Stream {
         let names = names_of(&self.deps, &self.project.name, &run).await.map_err(|_| Cut)?;
         let now = self.deps.clock.now();
         let view = run_views::run(now, &self.deps.sealer, &run, &jobs, names, Detail::ALL);
-        let message = RunStreamMessage::Run(Box::new(view.map_err(|_| Cut)?));
+        let message = RunStreamMessage::Run(Box::new(view));
         let changed = serde_json::to_string(&message).map_err(|_| Cut)?;
         Ok(Look { is_finished, changed: Some(changed) })
     }
