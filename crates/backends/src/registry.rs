@@ -64,6 +64,11 @@ impl BackendConfig {
         Ok((entry(&self.kind)?.wire_type)(&self.config))
     }
 
+    /// Whether it exists for tests, and nobody else may configure it.
+    pub fn is_for_tests(&self) -> bool {
+        entry(&self.kind).is_ok_and(|entry| entry.is_for_tests)
+    }
+
     /// Whether clients are not told that it is configured, because the official ones would not know what to do
     /// with it.
     pub fn is_hidden(&self) -> bool {

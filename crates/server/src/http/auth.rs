@@ -6,6 +6,7 @@
 use api::projects::ProjectRole;
 use api::users::GlobalRole;
 use axum::extract::{FromRequestParts, RawPathParams};
+use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
 use store::projects::ProjectRow;
@@ -31,14 +32,15 @@ impl FromRequestParts<Deps> for AuthUser {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, deps: &Deps) -> Result<Self> {
-        let token = bearer_token(parts).ok_or_else(Error::not_authenticated)?;
+        let token = bearer_token(&parts.headers).ok_or_else(Error::not_authenticated)?;
         let user = users::find_by_token_hash(&deps.db, &token_hash(token)).await?;
         Ok(AuthUser(user.ok_or_else(Error::invalid_token)?))
     }
 }
 
-fn bearer_token(parts: &Parts) -> Option<&str> {
-    let (scheme, token) = parts.headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+/// The token that a request brings.
+pub(super) fn bearer_token(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     let token = token.trim();
     (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use store::backends::{self as rows, BackendRow};
 
 use super::auth::{Access, ProjectAdmin};
-use super::error::{Error, Result};
+use super::error::{Error, Result, check_length};
 use super::extract::Json;
 use crate::deps::Deps;
 use crate::{accounts, yaml_text};
@@ -23,7 +23,7 @@ pub async fn create(
     admin: ProjectAdmin,
     Json(body): Json<Value>,
 ) -> Result<Json<Value>> {
-    let config = checked(&admin, &body)?;
+    let config = checked(&deps, &admin, &body)?;
     create_backend(&deps, &admin, &config).await?;
     Ok(Json(config.config))
 }
@@ -33,7 +33,7 @@ pub async fn update(
     admin: ProjectAdmin,
     Json(body): Json<Value>,
 ) -> Result<Json<Value>> {
-    let config = checked(&admin, &body)?;
+    let config = checked(&deps, &admin, &body)?;
     update_backend(&deps, &admin, &config).await?;
     Ok(Json(config.config))
 }
@@ -43,7 +43,7 @@ pub async fn create_yaml(
     admin: ProjectAdmin,
     Json(request): Json<BackendYamlRequest>,
 ) -> Result<Json<()>> {
-    let config = checked(&admin, &read_yaml(&request)?)?;
+    let config = checked(&deps, &admin, &read_yaml(&request)?)?;
     create_backend(&deps, &admin, &config).await?;
     Ok(Json(()))
 }
@@ -53,7 +53,7 @@ pub async fn update_yaml(
     admin: ProjectAdmin,
     Json(request): Json<BackendYamlRequest>,
 ) -> Result<Json<()>> {
-    let config = checked(&admin, &read_yaml(&request)?)?;
+    let config = checked(&deps, &admin, &read_yaml(&request)?)?;
     update_backend(&deps, &admin, &config).await?;
     Ok(Json(()))
 }
@@ -63,6 +63,7 @@ pub async fn delete(
     admin: ProjectAdmin,
     Json(request): Json<DeleteBackendsRequest>,
 ) -> Result<Json<()>> {
+    check_length("backends_names", request.backends_names.len())?;
     let mut removed = Vec::new();
     for name in &request.backends_names {
         removed.push(find(&deps, &admin, name).await?);
@@ -97,7 +98,7 @@ pub async fn get_yaml(
 }
 
 /// Reads what a request says about a backend, and checks that the user may say it.
-fn checked(access: &Access, body: &Value) -> Result<BackendConfig> {
+fn checked(deps: &Deps, access: &Access, body: &Value) -> Result<BackendConfig> {
     let config = backends::parse_config(body).map_err(|error| match error.kind {
         ErrorKind::InvalidCredentials | ErrorKind::PermissionDenied => {
             let fields: &[&[&str]] = &[&["creds", "access_key"], &["creds", "secret_key"]];
@@ -109,6 +110,9 @@ fn checked(access: &Access, body: &Value) -> Result<BackendConfig> {
         | ErrorKind::RateLimited
         | ErrorKind::Unavailable => Error::bad_request(error.message),
     })?;
+    if config.is_for_tests() && !deps.settings.test_backends {
+        return Err(Error::bad_request(format!("no backend of type `{}`", config.kind)));
+    }
     // What clients are not told of runs on the server's own machine.
     if config.is_hidden() && !access.is_global_admin() {
         return Err(Error::access_denied());
@@ -124,8 +128,13 @@ async fn create_backend(deps: &Deps, access: &Access, config: &BackendConfig) ->
     if rows::find(&deps.db, access.project.id, &config.kind).await?.is_some() {
         return Err(Error::resource_exists());
     }
-    accounts::set_backend(deps, access.project.id, config).await?;
-    Ok(())
+    accounts::set_backend(deps, access.project.id, config).await.map_err(|error| {
+        // Somebody else was faster.
+        match error.downcast_ref() {
+            Some(store::Error::Taken(_)) => Error::resource_exists(),
+            _ => Error::from(error),
+        }
+    })
 }
 
 async fn update_backend(deps: &Deps, access: &Access, config: &BackendConfig) -> Result<()> {

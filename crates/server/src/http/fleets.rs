@@ -17,7 +17,7 @@ use store::leases::Table;
 use store::{Tx, Versioned, instances, runs};
 
 use super::auth::{AuthUser, ProjectMember};
-use super::error::{Error, Result, check_bounds};
+use super::error::{Error, Result, check_bounds, check_length};
 use super::extract::{Json, OptionalJson};
 use super::fleet_views::{self as views, Moment};
 use super::scope::{behind, projects_of};
@@ -78,6 +78,7 @@ pub async fn delete(
     member: ProjectMember,
     Json(request): Json<DeleteFleetsRequest>,
 ) -> Result<Json<()>> {
+    check_length("names", request.names.len())?;
     let mut tx = deps.db.begin().await?;
     for name in &request.names {
         let Some(row) = fleets::get_by_name(&mut tx, member.project.id, name).await? else { continue };
@@ -112,6 +113,7 @@ pub async fn delete_instances(
     member: ProjectMember,
     Json(request): Json<DeleteFleetInstancesRequest>,
 ) -> Result<Json<()>> {
+    check_length("instance_nums", request.instance_nums.len())?;
     let mut tx = deps.db.begin().await?;
     let row = fleets::get_by_name(&mut tx, member.project.id, &request.name).await?;
     let row = row.ok_or_else(Error::resource_not_found)?;

@@ -7,6 +7,8 @@ use api::ids::{FleetId, InstanceId, ProjectId};
 use api::instances::{GetInstanceRequest, Instance as WireInstance, ListInstancesRequest};
 use axum::extract::State;
 use lifecycle::instance::Instance;
+use serde::Deserialize;
+use serde_json::{Value, json};
 use store::instances::{self, InstanceFilter};
 use store::{Versioned, fleets};
 
@@ -54,6 +56,26 @@ pub async fn get(
     let names = HashMap::from([(member.project.id, member.project.name.clone())]);
     let view = views_of(&deps, &[row], &names).await?.pop();
     view.map(Json).ok_or_else(Error::resource_not_found)
+}
+
+/// The body of `instances/get_instance_health_checks`.
+#[derive(Debug, Deserialize)]
+pub struct HealthChecksRequest {
+    fleet_name: String,
+    instance_num: u32,
+}
+
+/// What checks of an instance's accelerators found. Agents make none, so that there are none to tell of.
+pub async fn get_health_checks(
+    State(deps): State<Deps>,
+    member: ProjectMember,
+    Json(request): Json<HealthChecksRequest>,
+) -> Result<Json<Value>> {
+    let fleet = fleets::get_by_name(&deps.db, member.project.id, &request.fleet_name).await?;
+    let fleet = fleet.ok_or_else(Error::resource_not_found)?;
+    let instances = instances::list_by_fleet(&deps.db, fleet.value.id).await?;
+    let is_there = instances.iter().any(|row| row.value.instance_num == request.instance_num);
+    if is_there { Ok(Json(json!({ "health_checks": [] }))) } else { Err(Error::resource_not_found()) }
 }
 
 async fn views_of(

@@ -19,7 +19,27 @@ pub type Nothing = ();
 pub struct Routes {
     router: Router<Deps>,
     paths: Map<String, Value>,
+    /// The path and the method that were described last.
+    last: (String, String),
     schemas: SchemaGenerator,
+}
+
+/// A part of a route's address behind `?`.
+#[derive(Debug, Clone, Copy)]
+pub struct QueryKey {
+    /// Its name.
+    pub name: &'static str,
+    /// The official word for what it is, and its format if it has one.
+    pub kind: (&'static str, Option<&'static str>),
+    /// It cannot be left out.
+    pub required: bool,
+}
+
+impl QueryKey {
+    /// One that may be left out.
+    pub const fn optional(name: &'static str, kind: &'static str) -> QueryKey {
+        QueryKey { name, kind: (kind, None), required: false }
+    }
 }
 
 impl Default for Routes {
@@ -28,7 +48,12 @@ impl Default for Routes {
             settings.definitions_path = "/components/schemas".into();
             settings.meta_schema = None;
         });
-        Routes { router: Router::new(), paths: Map::new(), schemas: settings.into_generator() }
+        Routes {
+            router: Router::new(),
+            paths: Map::new(),
+            last: Default::default(),
+            schemas: settings.into_generator(),
+        }
     }
 }
 
@@ -43,12 +68,48 @@ impl Routes {
     {
         let request = is_something::<Request>().then(|| {
             let schema = self.schemas.subschema_for::<Request>();
-            json!({ "content": { "application/json": { "schema": schema } } })
+            json!({ "required": true, "content": { "application/json": { "schema": schema } } })
         });
         let response = self.schemas.subschema_for::<Response>();
         self.describe("post", path, request, &json!(response));
         self.router = self.router.route(path, axum::routing::post(handler));
         self
+    }
+
+    /// The last route may be sent without a body: everything has its default then.
+    pub fn without_body(mut self) -> Routes {
+        if let Some(body) = self.last_operation().and_then(|operation| operation.get_mut("requestBody")) {
+            body["required"] = json!(false);
+        }
+        self
+    }
+
+    /// The last route needs no token of a user.
+    pub fn public(mut self) -> Routes {
+        if let Some(operation) = self.last_operation() {
+            operation.insert("security".to_owned(), json!([]));
+        }
+        self
+    }
+
+    /// The last route reads these from its address.
+    pub fn query(mut self, keys: &[QueryKey]) -> Routes {
+        let parameters = self.last_operation().and_then(|operation| operation.get_mut("parameters"));
+        if let Some(parameters) = parameters.and_then(Value::as_array_mut) {
+            parameters.extend(keys.iter().map(|key| {
+                let (kind, format) = key.kind;
+                let mut schema = json!({ "type": kind });
+                if let Some(format) = format {
+                    schema["format"] = json!(format);
+                }
+                json!({ "name": key.name, "in": "query", "required": key.required, "schema": schema })
+            }));
+        }
+        self
+    }
+
+    fn last_operation(&mut self) -> Option<&mut Map<String, Value>> {
+        self.paths.get_mut(&self.last.0)?.get_mut(&self.last.1)?.as_object_mut()
     }
 
     /// A route for POST that reads a form with one file, and answers a `Response`.
@@ -80,10 +141,11 @@ impl Routes {
         self
     }
 
-    /// A route for several methods, whose bodies are not ours to describe.
+    /// A route for several methods, whose bodies and tokens are not ours to describe.
     pub fn methods(mut self, path: &str, methods: &[&str], route: MethodRouter<Deps>) -> Routes {
         for method in methods {
             self.describe(method, path, None, &json!({}));
+            self = self.public();
         }
         self.router = self.router.route(path, route);
         self
@@ -103,6 +165,7 @@ impl Routes {
         if let (Some(request), Some(operation)) = (request, operation.as_object_mut()) {
             operation.insert("requestBody".to_owned(), request);
         }
+        self.last = (documented(path), method.to_owned());
         let of_path = self.paths.entry(documented(path)).or_insert_with(|| json!({}));
         if let Some(of_path) = of_path.as_object_mut() {
             of_path.insert(method.to_owned(), operation);

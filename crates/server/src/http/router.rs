@@ -40,12 +40,32 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use super::error::Error;
 use super::extract::json_response;
-use super::openapi::{Nothing, Routes};
+use super::openapi::{Nothing, QueryKey, Routes};
 use super::{
     absent, backends, docs, events, files, fleet_apply, fleets, gpus, info, instances, logs, members, projects,
     repos, runs, secrets, users, version,
 };
 use crate::deps::Deps;
+
+/// What the address of a live stream may say.
+const STREAM_QUERY: &[QueryKey] = &[
+    QueryKey::optional("logs", "boolean"),
+    QueryKey::optional("replica", "integer"),
+    QueryKey::optional("job", "integer"),
+    QueryKey { kind: ("string", Some("date-time")), ..QueryKey::optional("since", "string") },
+    QueryKey::optional("follow", "boolean"),
+    QueryKey::optional("from", "string"),
+];
+
+/// What the address of a job's numbers may say.
+const METRICS_QUERY: &[QueryKey] = &[
+    QueryKey { kind: ("string", Some("uuid")), ..QueryKey::optional("run_id", "string") },
+    QueryKey::optional("replica_num", "integer"),
+    QueryKey::optional("job_num", "integer"),
+    QueryKey::optional("limit", "integer"),
+    QueryKey { kind: ("string", Some("date-time")), ..QueryKey::optional("after", "string") },
+    QueryKey { kind: ("string", Some("date-time")), ..QueryKey::optional("before", "string") },
+];
 
 /// The whole server as one service.
 pub fn router(deps: Deps) -> Router {
@@ -103,9 +123,13 @@ fn after_panic(thrown: Box<dyn Any + Send>) -> Response {
 fn account_routes(routes: Routes) -> Routes {
     routes
         .get::<info::Health, _, _>("/healthcheck", info::healthcheck)
+        .public()
         .get::<Nothing, _, _>("/metrics", info::prometheus)
+        .public()
         .post::<Nothing, info::ServerInfo, _, _>("/api/server/get_info", info::get_info)
+        .public()
         .post::<ListUsersRequest, UserList, _, _>("/api/users/list", users::list)
+        .without_body()
         .post::<Nothing, UserWithCreds, _, _>("/api/users/get_my_user", users::get_my_user)
         .post::<UsernameRequest, UserWithCreds, _, _>("/api/users/get_user", users::get_user)
         .post::<CreateUserRequest, User, _, _>("/api/users/create", users::create)
@@ -117,13 +141,17 @@ fn account_routes(routes: Routes) -> Routes {
         .post::<AddPublicKeyRequest, PublicKeyInfo, _, _>("/api/users/public_keys/add", users::add_public_key)
         .post::<DeletePublicKeysRequest, Nothing, _, _>("/api/users/public_keys/delete", users::delete_public_keys)
         .post::<Nothing, Vec<Value>, _, _>("/api/auth/list_providers", absent::list_providers)
+        .public()
         .post::<Value, Value, _, _>("/api/auth/get_next_redirect", absent::get_next_redirect)
+        .public()
         .post::<ListEventsRequest, Vec<Event>, _, _>("/api/events/list", events::list)
+        .without_body()
 }
 
 fn project_routes(routes: Routes) -> Routes {
     routes
         .post::<ListProjectsRequest, ProjectList, _, _>("/api/projects/list", projects::list)
+        .without_body()
         .post::<Nothing, Vec<Project>, _, _>("/api/projects/list_only_no_fleets", projects::list_only_no_fleets)
         .post::<CreateProjectRequest, Project, _, _>("/api/projects/create", projects::create)
         .post::<DeleteProjectsRequest, Nothing, _, _>("/api/projects/delete", projects::delete)
@@ -136,6 +164,7 @@ fn project_routes(routes: Routes) -> Routes {
         )
         .post::<UpdateProjectRequest, Project, _, _>("/api/projects/{project_name}/update", projects::update)
         .post::<Nothing, Vec<BackendType>, _, _>("/api/backends/list_types", backends::list_types)
+        .public()
         .post::<Value, Value, _, _>("/api/project/{project_name}/backends/create", backends::create)
         .post::<Value, Value, _, _>("/api/project/{project_name}/backends/update", backends::update)
         .post::<DeleteBackendsRequest, Nothing, _, _>(
@@ -167,6 +196,7 @@ fn things_routes(routes: Routes) -> Routes {
         .post::<InitRepoRequest, Nothing, _, _>("/api/project/{project_name}/repos/init", repos::init)
         .post::<DeleteReposRequest, Nothing, _, _>("/api/project/{project_name}/repos/delete", repos::delete)
         .upload::<Nothing, _, _>("/api/project/{project_name}/repos/upload_code", repos::upload_code)
+        .query(&[QueryKey { required: true, ..QueryKey::optional("repo_id", "string") }])
         .post::<GetArchiveByHashRequest, FileArchive, _, _>(
             "/api/files/get_archive_by_hash",
             files::get_archive_by_hash,
@@ -184,10 +214,12 @@ fn things_routes(routes: Routes) -> Routes {
 fn fleet_routes(routes: Routes) -> Routes {
     routes
         .post::<ListFleetsRequest, Vec<Fleet>, _, _>("/api/fleets/list", fleets::list)
+        .without_body()
         .post::<ListProjectFleetsRequest, Vec<Fleet>, _, _>(
             "/api/project/{project_name}/fleets/list",
             fleets::list_of_project,
         )
+        .without_body()
         .post::<GetFleetRequest, Fleet, _, _>("/api/project/{project_name}/fleets/get", fleets::get)
         .post::<GetFleetPlanRequest, FleetPlan, _, _>(
             "/api/project/{project_name}/fleets/get_plan",
@@ -200,22 +232,25 @@ fn fleet_routes(routes: Routes) -> Routes {
             fleets::delete_instances,
         )
         .post::<ListInstancesRequest, Vec<Instance>, _, _>("/api/instances/list", instances::list)
+        .without_body()
         .post::<GetInstanceRequest, Instance, _, _>("/api/project/{project_name}/instances/get", instances::get)
         .post::<Value, Value, _, _>(
             "/api/project/{project_name}/instances/get_instance_health_checks",
-            absent::not_found_for_members,
+            instances::get_health_checks,
         )
 }
 
 fn run_routes(routes: Routes) -> Routes {
     routes
         .post::<ListRunsRequest, Vec<Run>, _, _>("/api/runs/list", runs::list)
+        .without_body()
         .post::<GetRunRequest, Run, _, _>("/api/project/{project_name}/runs/get", runs::get)
         .post::<GetRunPlanRequest, RunPlan, _, _>("/api/project/{project_name}/runs/get_plan", runs::get_plan)
         .post::<ApplyRunPlanRequest, Run, _, _>("/api/project/{project_name}/runs/apply", runs::apply)
         .post::<StopRunsRequest, Nothing, _, _>("/api/project/{project_name}/runs/stop", runs::stop)
         .post::<DeleteRunsRequest, Nothing, _, _>("/api/project/{project_name}/runs/delete", runs::delete)
         .get::<RunStreamMessage, _, _>("/api/project/{project_name}/runs/{run_name}/stream", runs::stream)
+        .query(STREAM_QUERY)
         .post::<ListGpusRequest, GpuList, _, _>("/api/project/{project_name}/gpus/list", gpus::list)
         .post::<PollLogsRequest, JobSubmissionLogs, _, _>("/api/project/{project_name}/logs/poll", logs::poll)
 }
@@ -223,8 +258,10 @@ fn run_routes(routes: Routes) -> Routes {
 fn absent_routes(routes: Routes) -> Routes {
     let routes = routes
         .get::<Value, _, _>("/api/project/{project_name}/metrics/job/{run_name}", absent::job_metrics)
+        .query(METRICS_QUERY)
         .post::<Nothing, Vec<Value>, _, _>("/api/project/{project_name}/templates/list", absent::none_for_members)
         .post::<Value, Value, _, _>("/api/sshproxy/get_upstream", absent::no_sshproxy)
+        .public()
         .post::<Value, Vec<Value>, _, _>("/api/volumes/list", absent::none_for_users)
         .post::<Nothing, Vec<Value>, _, _>("/api/project/{project_name}/volumes/list", absent::none_for_members)
         .post::<Value, Value, _, _>("/api/project/{project_name}/volumes/get", absent::not_found_for_members)

@@ -6,8 +6,8 @@ use axum::extract::State;
 use lifecycle::events::{NewEvent, Target};
 use store::secrets::{self, SecretRow};
 
-use super::auth::SecretsManager;
-use super::error::{Error, Result};
+use super::auth::{Access, SecretsManager};
+use super::error::{Error, Result, check_length};
 use super::extract::Json;
 use crate::accounts::{self, is_plain_name};
 use crate::deps::Deps;
@@ -43,26 +43,35 @@ pub async fn create_or_update(
     if LONGEST_VALUE < request.value.chars().count() {
         return Err(Error::bad_request(format!("Secret value length must not exceed {LONGEST_VALUE}")));
     }
+    let row = match keep(&deps, &manager, &request).await {
+        // Somebody else made it at the same moment, so that now there is one to change.
+        Err(store::Error::Taken(_)) => keep(&deps, &manager, &request).await?,
+        kept => kept?,
+    };
+    Ok(Json(Secret { id: row.id, name: row.name, value: Some(request.value) }))
+}
+
+async fn keep(deps: &Deps, access: &Access, request: &SetSecretRequest) -> store::Result<SecretRow> {
     let sealed_value = deps.sealer.seal(&request.value);
     let mut tx = deps.db.begin().await?;
-    let kept = secrets::find(&mut tx, manager.project.id, &request.name).await?;
+    let kept = secrets::find(&mut tx, access.project.id, &request.name).await?;
     let (row, message) = if let Some(row) = kept {
         secrets::set_value(&mut tx, row.id, &sealed_value).await?;
         (row, "Secret updated")
     } else {
         let row = SecretRow {
             id: deps.ids.id(),
-            project_id: manager.project.id,
-            name: request.name,
+            project_id: access.project.id,
+            name: request.name.clone(),
             sealed_value,
             created_at: deps.clock.now(),
         };
         secrets::insert(&mut tx, &row).await?;
         (row, "Secret created")
     };
-    accounts::record(&deps, &mut tx, &NewEvent::by_user(manager.user.id, message, vec![target(&row)])).await?;
+    accounts::record(deps, &mut tx, &NewEvent::by_user(access.user.id, message, vec![target(&row)])).await?;
     tx.commit().await?;
-    Ok(Json(Secret { id: row.id, name: row.name, value: Some(request.value) }))
+    Ok(row)
 }
 
 pub async fn delete(
@@ -70,6 +79,7 @@ pub async fn delete(
     manager: SecretsManager,
     Json(request): Json<DeleteSecretsRequest>,
 ) -> Result<Json<()>> {
+    check_length("secrets_names", request.secrets_names.len())?;
     let mut tx = deps.db.begin().await?;
     let rows = secrets::find_many(&mut tx, manager.project.id, &request.secrets_names).await?;
     let is_known = |name: &String| rows.iter().any(|row| row.name == *name);

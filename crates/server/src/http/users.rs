@@ -1,8 +1,8 @@
 //! Users and the public keys that they add.
 
 use api::users::{
-    AddPublicKeyRequest, CreateUserRequest, DeletePublicKeysRequest, DeleteUsersRequest, ListUsersRequest,
-    PublicKeyInfo, User, UserList, UserWithCreds, UsernameRequest,
+    AddPublicKeyRequest, CreateUserRequest, DeletePublicKeysRequest, DeleteUsersRequest, GlobalRole,
+    ListUsersRequest, PublicKeyInfo, User, UserList, UserWithCreds, UsernameRequest,
 };
 use axum::extract::State;
 use lifecycle::events::NewEvent;
@@ -10,7 +10,7 @@ use store::users::{self, PublicKeyRow, UserRow};
 
 use super::account_views as views;
 use super::auth::{AuthUser, GlobalAdmin};
-use super::error::{Error, Result};
+use super::error::{Error, Result, check_length};
 use super::extract::{Json, OptionalJson};
 use super::paging::{self, Listing};
 use crate::accounts::{self, ADMIN_USER, NewUser};
@@ -85,6 +85,11 @@ pub async fn update(
     Json(request): Json<CreateUserRequest>,
 ) -> Result<Json<User>> {
     let mut user = find(&deps, &request.username).await?;
+    // Somebody must be left who may do everything; the first admin cannot be deleted either.
+    let stays_admin = request.global_role == GlobalRole::Admin && request.active;
+    if user.name.eq_ignore_ascii_case(ADMIN_USER) && !stays_admin {
+        return Err(Error::bad_request(format!("User '{ADMIN_USER}' must stay an active admin")));
+    }
     user.role = request.global_role;
     user.email = request.email;
     user.active = request.active;
@@ -121,6 +126,7 @@ pub async fn delete(
     GlobalAdmin(admin): GlobalAdmin,
     Json(request): Json<DeleteUsersRequest>,
 ) -> Result<Json<()>> {
+    check_length("users", request.users.len())?;
     let mut deleted: Vec<UserRow> = Vec::new();
     for name in &request.users {
         // The first admin's token is in the hands of whoever runs the server; nobody deletes themselves.
@@ -173,6 +179,7 @@ pub async fn delete_public_keys(
     AuthUser(user): AuthUser,
     Json(request): Json<DeletePublicKeysRequest>,
 ) -> Result<Json<()>> {
+    check_length("ids", request.ids.len())?;
     for id in request.ids {
         users::delete_public_key(&deps.db, user.id, id).await?;
     }

@@ -216,3 +216,21 @@ async fn a_deleted_user_is_marked_in_old_events() {
     assert_eq!(created["is_actor_user_deleted"], true);
     assert_eq!(created["targets"][0]["is_project_deleted"], true);
 }
+
+#[tokio::test]
+async fn the_first_admin_stays_an_active_admin() {
+    let server = TestServer::new().await;
+    let message = "User 'admin' must stay an active admin";
+    for change in [json!({"global_role": "user"}), json!({"global_role": "admin", "active": false})] {
+        let mut update = json!({"username": "Admin"});
+        update.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        server.post("/api/users/update", update).await.expect_bad_request(message, "error");
+    }
+    let email = json!({"username": "admin", "global_role": "admin", "email": "a@x.y"});
+    assert_eq!(server.post("/api/users/update", email).await.ok()["email"], "a@x.y");
+    // Others come and go.
+    server.user("bob").await;
+    for role in ["admin", "user"] {
+        server.post("/api/users/update", json!({"username": "bob", "global_role": role})).await.ok();
+    }
+}

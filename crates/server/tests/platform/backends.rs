@@ -76,3 +76,33 @@ async fn a_project_in_use_stays() {
     let listed = server.post("/api/projects/list_only_no_fleets", Value::Null).await.ok();
     assert_eq!(listed, json!([]));
 }
+
+#[tokio::test]
+async fn backends_for_tests_exist_in_tests_only() {
+    let server = TestServer::new().await;
+    let create = json!({"type": "fake"});
+    let got = server.post("/api/project/main/backends/create", create.clone()).await;
+    got.expect_bad_request("no backend of type `fake`", "error");
+    let home = server.stop().await;
+    home.configure("projects:\n- name: main\n  backends:\n  - type: fake\n");
+    let error = format!("{:#}", home.try_start(&[]).await.unwrap_err());
+    assert!(error.contains("project `main` has a backend of type `fake`, which exists for tests only"), "{error}");
+    let server = home.start(&["--test-backends"]).await;
+    let again = server.post("/api/project/main/backends/create", create).await;
+    again.expect_bad_request("Resource exists", "resource_exists");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_who_create_one_backend_one_is_told_that_it_exists() {
+    let server = TestServer::new().await;
+    for number in 0..10 {
+        let name = format!("p{number}");
+        server.post("/api/projects/create", json!({ "project_name": name })).await.ok();
+        let path = format!("/api/project/{name}/backends/create");
+        let create = || server.post(&path, json!({"type": "local"}));
+        let (left, right) = tokio::join!(create(), create());
+        let mut statuses = [left.status, right.status];
+        statuses.sort_unstable();
+        assert_eq!(statuses, [200, 400], "{} {}", left.body, right.body);
+    }
+}

@@ -116,5 +116,55 @@ async fn numbers_for_prometheus_are_given_where_they_are_wanted() {
     let server = Home::new().start(&["--prometheus-metrics"]).await;
     let response = server.request(Method::GET, "/metrics").send().await.unwrap();
     assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["content-type"], "text/plain; charset=utf-8");
     assert!(response.text().await.unwrap().contains("dstack_server_info{version=\"0.22.5\"} 1\n"));
+}
+
+#[tokio::test]
+async fn prometheus_has_a_token_of_its_own_where_one_is_set() {
+    let server = Home::new().start(&["--prometheus-metrics", "--prometheus-token", "for-numbers"]).await;
+    let ask = |token: &str| answer(server.request(Method::GET, "/metrics").bearer_auth(token));
+    let got = answer(server.request(Method::GET, "/metrics")).await;
+    assert_eq!((got.status, got.body), (401, json!({"detail": "Not authenticated"})));
+    let got = ask(ADMIN).await;
+    assert_eq!((got.status, got.body), (403, json!({"detail": {"msg": "Invalid token", "code": null}})));
+    assert_eq!(ask("for-numbers").await.status, 200);
+}
+
+#[tokio::test]
+async fn lists_of_names_have_a_limit() {
+    let server = TestServer::new().await;
+    let names: Vec<String> = (0..1001).map(|number| format!("n{number}")).collect();
+    let members: Vec<Value> = names.iter().map(|name| json!({"username": name, "project_role": "user"})).collect();
+    let numbers: Vec<usize> = (0..1001).collect();
+    let many = vec!["66b9faa0-4435-4705-be33-0947815afafc"; 1001];
+    for (path, body, field) in [
+        ("/api/project/main/runs/stop", json!({"runs_names": names, "abort": false}), "runs_names"),
+        ("/api/project/main/runs/delete", json!({ "runs_names": names }), "runs_names"),
+        ("/api/project/main/fleets/delete", json!({ "names": names }), "names"),
+        (
+            "/api/project/main/fleets/delete_instances",
+            json!({"name": "f", "instance_nums": numbers}),
+            "instance_nums",
+        ),
+        ("/api/project/main/secrets/delete", json!({ "secrets_names": names }), "secrets_names"),
+        ("/api/project/main/repos/delete", json!({ "repos_ids": names }), "repos_ids"),
+        ("/api/project/main/backends/delete", json!({ "backends_names": names }), "backends_names"),
+        ("/api/projects/main/set_members", json!({ "members": members }), "members"),
+        ("/api/projects/main/add_members", json!({ "members": members }), "members"),
+        ("/api/projects/main/remove_members", json!({ "usernames": names }), "usernames"),
+        ("/api/projects/delete", json!({ "projects_names": names }), "projects_names"),
+        ("/api/users/delete", json!({ "users": names }), "users"),
+        ("/api/users/public_keys/delete", json!({ "ids": many }), "ids"),
+    ] {
+        let got = server.post(path, body).await;
+        let problem = json!({
+            "type": "too_long", "loc": ["body", field], "input": null,
+            "msg": "List should have at most 1000 items after validation, not 1001",
+            "ctx": {"field_type": "List", "max_length": 1000, "actual_length": 1001},
+        });
+        assert_eq!((got.status, got.body), (422, json!({ "detail": [problem] })), "{path}");
+    }
+    let most = json!({"runs_names": names[1..], "abort": false});
+    server.post("/api/project/main/runs/stop", most).await.ok();
 }

@@ -101,6 +101,20 @@ async fn every_official_path_is_described() {
         let operation = &described["paths"][path][method.to_lowercase()];
         assert!(operation["responses"]["200"].is_object(), "{line}");
     }
+    let operation = |method: &str, path: &str| &described["paths"][path][method];
+    let upload = operation("post", "/api/project/{project_name}/repos/upload_code");
+    let repo_id = json!({"name": "repo_id", "in": "query", "required": true, "schema": {"type": "string"}});
+    assert_eq!(upload["parameters"][1], repo_id);
+    let metrics = operation("get", "/api/project/{project_name}/metrics/job/{run_name}");
+    let of_query = |parameter: &&Value| parameter["in"] == "query";
+    let keys = metrics["parameters"].as_array().unwrap().iter().filter(of_query);
+    let keys: Vec<&str> = keys.map(|parameter| parameter["name"].as_str().unwrap()).collect();
+    assert_eq!(keys, ["run_id", "replica_num", "job_num", "limit", "after", "before"]);
+    assert_eq!(operation("post", "/api/server/get_info")["security"], json!([]));
+    assert_eq!(operation("post", "/api/users/get_my_user")["security"], Value::Null);
+    assert_eq!(described["security"], json!([{"HTTPBearer": []}]));
+    assert_eq!(operation("post", "/api/project/{project_name}/runs/apply")["requestBody"]["required"], true);
+    assert_eq!(operation("post", "/api/runs/list")["requestBody"]["required"], false);
     let schemas = described["components"]["schemas"].as_object().unwrap();
     for (name, schema) in schemas {
         assert_no_dangling_references(schema, schemas, name);

@@ -1,8 +1,9 @@
 //! Who may do what: a table of endpoints and roles.
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Home, TestServer};
+use crate::harness::{Answer, Home, TestServer, answer};
 
 /// The answers that each role gets: in the order global admin, project admin, manager, user, outsider.
 /// `+` lets the request through to whatever it asks for, `-` is 403.
@@ -52,6 +53,27 @@ const TABLE: &[(&str, &str)] = &[
     ("/api/project/team/exports/list", "++++-"),
     ("/api/project/team/exports/create", "++---"),
     ("/api/project/team/templates/list", "++++-"),
+    ("/api/runs/list", "+++++"),
+    ("/api/project/team/runs/get", "++++-"),
+    ("/api/project/team/runs/get_plan", "++++-"),
+    ("/api/project/team/runs/apply", "++++-"),
+    ("/api/project/team/runs/stop", "++++-"),
+    ("/api/project/team/runs/delete", "++++-"),
+    ("GET /api/project/team/runs/x/stream", "++++-"),
+    ("GET /api/project/team/metrics/job/x", "++++-"),
+    ("/api/project/team/logs/poll", "++++-"),
+    ("/api/project/team/gpus/list", "++++-"),
+    ("/api/fleets/list", "+++++"),
+    ("/api/project/team/fleets/list", "++++-"),
+    ("/api/project/team/fleets/get", "++++-"),
+    ("/api/project/team/fleets/get_plan", "++++-"),
+    ("/api/project/team/fleets/apply", "++++-"),
+    ("/api/project/team/fleets/delete", "++++-"),
+    ("/api/project/team/fleets/delete_instances", "++++-"),
+    ("/api/instances/list", "+++++"),
+    ("/api/project/team/instances/get", "++++-"),
+    ("/api/project/team/instances/get_instance_health_checks", "++++-"),
+    ("/api/projects/delete", "+++++"),
     ("/api/sshproxy/get_upstream", "-----"),
     ("/api/server/get_info", "+++++"),
     ("/api/auth/list_providers", "+++++"),
@@ -72,18 +94,33 @@ async fn people(server: &TestServer) -> Vec<String> {
 
 /// A body that fits every endpoint of the table and changes nothing that others rely on.
 fn body(path: &str) -> Value {
+    let task = json!({"configuration": {"type": "task", "commands": ["true"]}, "run_name": "roles"});
+    let fleet = json!({"configuration": {"type": "fleet", "name": "roles", "nodes": "0..1"}, "profile": {}});
+    let id = "66b9faa0-4435-4705-be33-0947815afafc";
     let members = json!([{"username": "ann", "project_role": "admin"}, {"username": "meg", "project_role": "manager"},
                          {"username": "bob", "project_role": "user"}]);
-    if path == "/api/projects/list" {
-        return json!({});
+    if path.ends_with("/list") {
+        return if path.ends_with("/gpus/list") { json!({ "run_spec": task }) } else { json!({}) };
     }
     json!({
         "username": if path.contains("refresh") || path.contains("get_user") { "nobody" } else { "new" },
         "global_role": "user", "users": [], "members": members, "usernames": [], "project_name": "new",
         "backends_names": [], "config_yaml": "type: x", "type": "x", "name": "x", "value": "x", "names": [],
+        "projects_names": [], "runs_names": [], "abort": false, "run_name": "x", "job_submission_id": id, "id": id,
+        "run_spec": task, "spec": fleet, "plan": {"run_spec": task, "spec": fleet}, "force": false,
+        "instance_nums": [], "fleet_name": "x", "instance_num": 0,
         "secrets_names": [], "repos_ids": [], "repo_id": "x", "repo_info": {"repo_type": "virtual"},
         "include_creds": false, "hash": "x",
     })
+}
+
+/// Asks as the table says: with POST, unless it names another method.
+async fn ask(server: &TestServer, path: &str, token: Option<&str>) -> Answer {
+    let request = match path.strip_prefix("GET ") {
+        Some(path) => server.request(Method::GET, path),
+        None => server.request(Method::POST, path).json(&body(path)),
+    };
+    answer(token.into_iter().fold(request, reqwest::RequestBuilder::bearer_auth)).await
 }
 
 #[tokio::test]
@@ -94,7 +131,7 @@ async fn every_role_may_do_what_the_table_says() {
     for (path, expected) in TABLE {
         let mut got = String::new();
         for token in &tokens {
-            let answer = server.post_as(token, path, body(path)).await;
+            let answer = ask(&server, path, Some(token)).await;
             assert!(matches!(answer.status, 200 | 400 | 403 | 422), "{path}: {} {}", answer.status, answer.body);
             got.push(if answer.status == 403 { '-' } else { '+' });
         }
@@ -116,8 +153,7 @@ async fn without_a_token_only_the_public_endpoints_answer() {
     let server = TestServer::new().await;
     people(&server).await;
     for (path, _) in TABLE {
-        let request = server.request(reqwest::Method::POST, path).json(&body(path));
-        let status = crate::harness::answer(request).await.status;
+        let status = ask(&server, path, None).await.status;
         assert_eq!(status == 401, !PUBLIC.contains(path), "{path}: {status}");
     }
 }

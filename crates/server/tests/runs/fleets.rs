@@ -263,3 +263,14 @@ async fn instances_are_ended_by_whoever_asked() {
     let told = events(&server, json!({"target_instances": [fleet["instances"][0]["id"]]})).await;
     assert!(told.contains(&("Instance termination requested".to_owned(), Some("admin".to_owned()))), "{told:?}");
 }
+
+#[tokio::test]
+async fn an_instance_has_no_health_checks_to_tell_of() {
+    let server = server_with_cloud().await;
+    server.apply_fleet(json!({"name": "checked", "nodes": 1})).await;
+    let path = main("instances/get_instance_health_checks");
+    let ask = |num: u32, fleet: &str| server.post(&path, json!({"fleet_name": fleet, "instance_num": num}));
+    assert_eq!(ask(0, "checked").await.ok(), json!({"health_checks": []}));
+    ask(7, "checked").await.expect_bad_request("Resource not found", "resource_not_exists");
+    ask(0, "other").await.expect_bad_request("Resource not found", "resource_not_exists");
+}

@@ -10,7 +10,7 @@ use store::{Tx, runs};
 use crate::accounts;
 use crate::deps::Deps;
 use crate::http::auth::ProjectMember;
-use crate::http::error::{Error, Result};
+use crate::http::error::{Error, Result, check_length};
 use crate::http::extract::Json;
 
 /// Deletes finished runs. If one of them is active, none is deleted.
@@ -19,6 +19,7 @@ pub async fn delete(
     member: ProjectMember,
     Json(request): Json<DeleteRunsRequest>,
 ) -> Result<Json<()>> {
+    check_length("runs_names", request.runs_names.len())?;
     let mut tx = deps.db.begin().await?;
     let mut rows = vec![];
     for name in &request.runs_names {

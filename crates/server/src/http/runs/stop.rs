@@ -10,7 +10,7 @@ use store::runs;
 use crate::accounts;
 use crate::deps::Deps;
 use crate::http::auth::ProjectMember;
-use crate::http::error::Result;
+use crate::http::error::{Result, check_length};
 use crate::http::extract::Json;
 use crate::http::run_views::shown_status;
 
@@ -25,6 +25,7 @@ pub async fn stop(
     } else {
         (StopRequest::Stop, RunTerminationReason::StoppedByUser)
     };
+    check_length("runs_names", request.runs_names.len())?;
     let mut tx = deps.db.begin().await?;
     for name in &request.runs_names {
         let Some(row) = runs::get_by_name(&mut tx, member.project.id, name).await? else { continue };
