@@ -38,14 +38,31 @@ pub(crate) async fn in_memory<F: Future>(test: impl FnOnce(Db) -> F) {
 }
 
 pub(crate) async fn in_a_file<F: Future>(test: impl FnOnce(Db) -> F) {
+    let test = async |db: Db| {
+        store::migrate(&db).await.unwrap();
+        test(db).await;
+    };
+    in_an_empty_file(test).await;
+}
+
+/// Like [`in_a_file`], without a schema.
+pub(crate) async fn in_an_empty_file<F: Future>(test: impl FnOnce(Db) -> F) {
     let folder = tempfile::tempdir().unwrap();
     let db = Db::open_sqlite(&folder.path().join("test.db")).await.unwrap();
-    store::migrate(&db).await.unwrap();
     test(db.clone()).await;
     db.close().await;
 }
 
 pub(crate) async fn on_postgres<F: Future>(test: impl FnOnce(Db) -> F) {
+    let test = async |db: Db| {
+        store::migrate(&db).await.unwrap();
+        test(db).await;
+    };
+    on_empty_postgres(test).await;
+}
+
+/// Like [`on_postgres`], without a schema.
+pub(crate) async fn on_empty_postgres<F: Future>(test: impl FnOnce(Db) -> F) {
     let Ok(url) = std::env::var("DSTACK_TEST_POSTGRES_URL") else { return };
     let schema = format!("t{}", random_id().simple());
     let admin = PgPoolOptions::new().max_connections(1).connect(&url).await.unwrap();
@@ -53,7 +70,6 @@ pub(crate) async fn on_postgres<F: Future>(test: impl FnOnce(Db) -> F) {
     sqlx::query(sqlx::AssertSqlSafe(create)).execute(&admin).await.unwrap();
     let joint = if url.contains('?') { '&' } else { '?' };
     let db = Db::open_postgres(&format!("{url}{joint}options=-csearch_path%3D{schema}")).await.unwrap();
-    store::migrate(&db).await.unwrap();
     test(db.clone()).await;
     db.close().await;
     let drop = format!("DROP SCHEMA {schema} CASCADE");

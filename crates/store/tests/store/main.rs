@@ -2,6 +2,14 @@
 #![cfg(test)]
 
 mod accounts;
+mod events;
+mod fleets;
 mod harness;
+mod instances;
+mod jobs;
+mod launches;
 mod leases;
+mod migrations;
+mod rows;
+mod runs;
 mod things;
