@@ -15,7 +15,7 @@ use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
     SqliteSynchronous,
 };
-use sqlx::{AssertSqlSafe, Postgres, SqlSafeStr, Sqlite};
+use sqlx::{AssertSqlSafe, Connection as _, Postgres, SqlSafeStr, Sqlite};
 
 use crate::durable::{Commit, Durable};
 use crate::error::Result;
@@ -52,7 +52,13 @@ impl Db {
     pub async fn open_sqlite(path: &Path) -> Result<Db> {
         let options = SqliteConnectOptions::new().filename(path).create_if_missing(true);
         let options = sqlite_options(options);
-        let writer = SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
+        let writer = SqlitePoolOptions::new()
+            .max_connections(1)
+            // A full disk makes SQLite undo a transaction by itself. What undoes it afterwards finds none, and the
+            // connection would take itself to be in one for ever.
+            .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
+            .connect_with(options.clone())
+            .await?;
         let reader = SqlitePoolOptions::new()
             .max_connections(SQLITE_READERS)
             .min_connections(0)

@@ -8,33 +8,40 @@ use store::backends::{self as rows, BackendRow};
 use crate::deps::Deps;
 
 /// Gives a project a backend, or changes the one it has of that kind. Nothing is written where nothing changes.
+pub async fn set_backend(deps: &Deps, project: ProjectId, config: &BackendConfig) -> anyhow::Result<()> {
+    match rows::find(&deps.db, project, &config.kind).await? {
+        Some(kept) => change(deps, &kept, config).await,
+        None => add_backend(deps, project, config).await,
+    }
+}
+
+/// Gives a project a backend. [`store::Error::Taken`] if it has one of that kind.
 ///
 /// One that was being let go is wanted again: its machines and its new ones belong together.
-pub async fn set_backend(deps: &Deps, project: ProjectId, config: &BackendConfig) -> anyhow::Result<()> {
-    let shown = config.without_creds();
+pub async fn add_backend(deps: &Deps, project: ProjectId, config: &BackendConfig) -> anyhow::Result<()> {
+    if let Some(kept) = rows::find_draining(&deps.db, project, &config.kind).await? {
+        return change(deps, &kept, config).await;
+    }
+    let row = BackendRow {
+        id: deps.ids.id(),
+        project_id: project,
+        kind: config.kind.clone(),
+        config: config.without_creds(),
+        sealed_config: deps.sealer.seal(&config.config.to_string()),
+        draining: false,
+        created_at: deps.clock.now(),
+    };
+    rows::insert(&deps.db, &row).await?;
+    deps.wake.ring_placement();
+    Ok(())
+}
+
+async fn change(deps: &Deps, kept: &BackendRow, config: &BackendConfig) -> anyhow::Result<()> {
     let whole = config.config.to_string();
-    let kept = match rows::find(&deps.db, project, &config.kind).await? {
-        Some(kept) => Some(kept),
-        None => rows::find_draining(&deps.db, project, &config.kind).await?,
-    };
-    let Some(kept) = kept else {
-        let row = BackendRow {
-            id: deps.ids.id(),
-            project_id: project,
-            kind: config.kind.clone(),
-            config: shown,
-            sealed_config: deps.sealer.seal(&whole),
-            draining: false,
-            created_at: deps.clock.now(),
-        };
-        rows::insert(&deps.db, &row).await?;
-        deps.wake.ring_placement();
-        return Ok(());
-    };
     // A sealed text differs each time, so that only the opened one can be compared.
     let is_same = deps.sealer.unseal(&kept.sealed_config).is_ok_and(|kept| kept == whole);
     if !is_same || kept.draining {
-        rows::set_config(&deps.db, kept.id, &shown, &deps.sealer.seal(&whole)).await?;
+        rows::set_config(&deps.db, kept.id, &config.without_creds(), &deps.sealer.seal(&whole)).await?;
         deps.wake.ring_placement();
     }
     Ok(())

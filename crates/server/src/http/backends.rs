@@ -128,7 +128,7 @@ async fn create_backend(deps: &Deps, access: &Access, config: &BackendConfig) ->
     if rows::find(&deps.db, access.project.id, &config.kind).await?.is_some() {
         return Err(Error::resource_exists());
     }
-    accounts::set_backend(deps, access.project.id, config).await.map_err(|error| {
+    accounts::add_backend(deps, access.project.id, config).await.map_err(|error| {
         // Somebody else was faster.
         match error.downcast_ref() {
             Some(store::Error::Taken(_)) => Error::resource_exists(),

@@ -165,8 +165,8 @@ async fn one_database_file_is_one_servers_whatever_its_folder() {
     let server = Home::new().start(&["--database-url", &url]).await;
     let error = format!("{:#}", Home::new().try_start(&["--database-url", &url]).await.unwrap_err());
     assert!(error.starts_with("another dstack server uses") && error.contains("shared.db"), "{error}");
-    server.stop().await;
-    Home::new().start(&["--database-url", &url, "--config-disabled"]).await;
+    let home = server.stop().await;
+    home.start(&["--database-url", &url]).await;
 }
 
 #[tokio::test]

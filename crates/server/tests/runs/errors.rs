@@ -150,7 +150,7 @@ async fn nothing_is_submitted_into_a_project_that_is_being_deleted() {
     for number in 0..20 {
         let name = format!("p{number}");
         server.post("/api/projects/create", json!({ "project_name": name })).await.ok();
-        let fleet = json!({"configuration": {"type": "fleet", "name": "f", "nodes": "0..1"}, "profile": {}});
+        let fleet = json!({"configuration": {"type": "fleet", "name": "gpus", "nodes": "0..1"}, "profile": {}});
         let (path, body) = if number % 2 == 0 {
             ("runs/apply", json!({"plan": {"run_spec": waiting_task("train")}, "force": false}))
         } else {
