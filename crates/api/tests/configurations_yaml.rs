@@ -107,7 +107,8 @@ fn bombs_are_refused_quickly() {
         let start = Instant::now();
         let error = yaml::parse_configuration(&text, "x").expect_err(name);
         let taken = start.elapsed();
-        assert!(taken < Duration::from_secs(5), "{name} took {taken:?}");
+        // Milliseconds where nothing else runs; what is caught here would take hours.
+        assert!(taken < Duration::from_mins(1), "{name} took {taken:?}");
         assert!(error.to_string().len() < 1_000, "{name}: {error}");
     }
 }

@@ -17,6 +17,11 @@ use serde_json::json;
 use crate::fixtures::{at, exit, id, in_phase, instance, job, retry, run_with, task};
 use crate::placement::{fleet, free, gang};
 
+/// Nothing is written beside the tests; a seed that fails is printed.
+fn config() -> ProptestConfig {
+    ProptestConfig { failure_persistence: None, ..ProptestConfig::default() }
+}
+
 fn phases() -> impl Strategy<Value = TaskPhase> {
     use TaskPhase::{Accepted, Exited, Preparing, Pulling, Ready, Running, Sealed, Stopping};
     prop::sample::select(vec![Accepted, Preparing, Pulling, Ready, Running, Stopping, Exited, Sealed])
@@ -75,6 +80,8 @@ fn look(now: i64, job: &Job, sight: &Sight) -> lifecycle::job::JobDecision {
 }
 
 proptest! {
+    #![proptest_config(config())]
+
     /// Whatever is seen, in whatever order: a final status stays, the first reason stays, the status never goes
     /// back, slots are freed exactly once, and nothing is ordered before it is recorded that it may be there.
     #[test]
@@ -276,6 +283,8 @@ fn retried_events() -> impl Strategy<Value = Vec<RetryEvent>> {
 }
 
 proptest! {
+    #![proptest_config(config())]
+
     /// In a world that behaves well in the end, every run ends, whatever went wrong on the way.
     #[test]
     fn every_run_ends(nodes in 1..4_u32, keys in configurations(), events in retried_events(), steps in steps()) {
@@ -338,6 +347,8 @@ fn pools() -> impl Strategy<Value = Pool> {
 }
 
 proptest! {
+    #![proptest_config(config())]
+
     /// No gang gets a part of its nodes, no block is given twice, and no fleet grows beyond its room.
     #[test]
     fn gangs_are_placed_whole_and_share_nothing(sizes in prop::collection::vec(1..4_u32, 1..8), pool in pools()) {

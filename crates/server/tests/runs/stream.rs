@@ -31,7 +31,7 @@ fn append(server: &TestServer, job: JobId, offset: u64, text: &[u8]) {
 
 async fn next(stream: &mut RunStream) -> Option<RunStreamEvent> {
     let event =
-        tokio::time::timeout(Duration::from_secs(10), stream.next()).await.expect("the stream stands still");
+        tokio::time::timeout(Duration::from_mins(1), stream.next()).await.expect("the stream stands still");
     event.map(Result::unwrap)
 }
 

@@ -48,7 +48,7 @@ impl TestServer {
     /// Asks for a run until it has one of these statuses.
     pub(crate) async fn wait_for_run(&self, name: &str, statuses: &[&str]) -> Value {
         let mut last = Value::Null;
-        for _ in 0..500 {
+        for _ in 0..3_000 {
             last = self.post(&main("runs/get"), json!({ "run_name": name })).await.ok();
             if statuses.contains(&last["status"].as_str().unwrap()) {
                 return last;

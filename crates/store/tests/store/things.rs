@@ -240,7 +240,7 @@ async fn a_second_server_is_noticed(db: Db) {
     assert_eq!(server_lock::take(&db).await.unwrap().is_none(), db.is_shared());
     drop(first);
     // The database notices the end of a connection a moment later.
-    for _ in 0..100 {
+    for _ in 0..3_000 {
         if server_lock::take(&db).await.unwrap().is_some() {
             return;
         }
