@@ -1,7 +1,9 @@
 //! A server of our own in a sandbox, and the command line beside it. The user's own files stay untouched.
 
 use std::fs::{self, File};
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::{SocketAddr, TcpListener};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -18,6 +20,9 @@ const START: Duration = Duration::from_mins(1);
 
 /// How long a server may take to end.
 const STOP: Duration = Duration::from_secs(30);
+
+/// The ports that servers are given.
+const PORTS: Range<u16> = 15_000..32_000;
 
 /// How many lines of the log are shown when something fails.
 const LOG_TAIL: usize = 60;
@@ -128,8 +133,11 @@ impl Server {
     }
 }
 
-/// An address on this machine that nobody uses just now.
+/// An address on this machine that nobody uses just now, and that nobody is given who asks for any port: those lie
+/// higher.
 pub(crate) fn free_address() -> Result<SocketAddr> {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).context("find a free port")?;
-    Ok(listener.local_addr()?)
+    let first = RandomState::new().hash_one(0) % u64::from(PORTS.end - PORTS.start);
+    let mut ports = PORTS.cycle().skip(first as usize).take(PORTS.len());
+    let port = ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).context("find a free port")?;
+    Ok(SocketAddr::from(([127, 0, 0, 1], port)))
 }

@@ -11,6 +11,9 @@ use anyhow::{Context, Result, bail};
 /// How often a condition is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
+/// What is waited for between tries of something that needs the network.
+const PAUSES: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(20)];
+
 /// Runs a program to its end; a failure of it is an error.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let line = describe(command);
@@ -30,6 +33,18 @@ pub(crate) fn capture(command: &mut Command) -> Result<String> {
         bail!("`{line}` failed: {}\n{}", output.status, words.trim_end());
     }
     String::from_utf8(output.stdout).with_context(|| format!("read the output of `{line}`"))
+}
+
+/// Runs a program that needs the network, which may fail for a moment; the last failure counts.
+pub(crate) fn insist(mut command: impl FnMut() -> Result<Command>) -> Result<()> {
+    for pause in PAUSES {
+        match capture(&mut command()?) {
+            Ok(_) => return Ok(()),
+            Err(error) => eprintln!("{error:#}\ntrying again in {} s", pause.as_secs()),
+        }
+        thread::sleep(pause);
+    }
+    capture(&mut command()?).map(drop)
 }
 
 /// Whether a program runs and succeeds; its output goes nowhere.

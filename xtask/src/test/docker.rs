@@ -72,9 +72,14 @@ fn image_archive(sandbox: &Sandbox) -> Result<PathBuf> {
     println!("making the image for tests; this takes a minute, once");
     let root = sandbox.subdir("image")?;
     let (release, mirror) = mirror()?;
-    let mut debootstrap = Command::new("debootstrap");
-    debootstrap.args(["--variant=minbase", &format!("--include={IMAGE_PACKAGES}"), &release]);
-    shell::capture(debootstrap.arg(&root).arg(&mirror))?;
+    shell::insist(|| {
+        // What a failed try has left would confuse the next one.
+        fs::remove_dir_all(&root).context("empty the image's folder")?;
+        let mut debootstrap = Command::new("debootstrap");
+        debootstrap.args(["--variant=minbase", &format!("--include={IMAGE_PACKAGES}"), &release]);
+        debootstrap.arg(&root).arg(&mirror);
+        Ok(debootstrap)
+    })?;
     // Packages as downloaded, and lists of them, are only weight.
     for leftover in ["var/cache/apt/archives", "var/lib/apt/lists"] {
         fs::remove_dir_all(root.join(leftover)).or_else(|error| match error.kind() {

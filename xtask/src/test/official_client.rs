@@ -27,7 +27,11 @@ pub(super) fn prepare() -> Result<Vec<(&'static str, String)>> {
         }
         shell::capture(Command::new("python3").args(["-m", "venv"]).arg(&dir))?;
         let package = format!("dstack=={VERSION}");
-        shell::capture(Command::new(dir.join("bin/pip")).args(["install", "--quiet", &package]))?;
+        shell::insist(|| {
+            let mut pip = Command::new(dir.join("bin/pip"));
+            pip.args(["install", "--quiet", &package]);
+            Ok(pip)
+        })?;
     }
     // The client refuses to start without one.
     packages::ensure(&["openssh-client"], || shell::find("ssh").is_some())?;

@@ -1,14 +1,14 @@
 //! Packages of the system, installed where that is ours to do.
 
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
 
 use crate::shell;
 
-/// The lists of packages may be absent or old; asking for new ones once is enough.
-static UPDATED: OnceLock<bool> = OnceLock::new();
+/// The lists of packages may be absent or old; getting new ones once is enough.
+static UPDATED: AtomicBool = AtomicBool::new(false);
 
 /// Makes sure that `is_there` holds, by installing packages if need be and if we may.
 pub(super) fn ensure(packages: &[&str], is_there: impl Fn() -> bool) -> Result<()> {
@@ -20,8 +20,15 @@ pub(super) fn ensure(packages: &[&str], is_there: impl Fn() -> bool) -> Result<(
         bail!("install these packages first (by their names in Debian): {names}");
     }
     println!("installing {names}");
-    UPDATED.get_or_init(|| shell::succeeds(&mut apt_get(&["update"])));
-    shell::capture(apt_get(&["install", "-y", "--no-install-recommends"]).args(packages))?;
+    shell::insist(|| {
+        if !UPDATED.load(Ordering::Relaxed) {
+            // Without new lists, the old ones may still do.
+            UPDATED.store(shell::succeeds(&mut apt_get(&["update"])), Ordering::Relaxed);
+        }
+        let mut install = apt_get(&["install", "-y", "--no-install-recommends"]);
+        install.args(packages);
+        Ok(install)
+    })?;
     if !is_there() {
         bail!("installing {names} did not help");
     }
@@ -30,6 +37,7 @@ pub(super) fn ensure(packages: &[&str], is_there: impl Fn() -> bool) -> Result<(
 
 fn apt_get(args: &[&str]) -> Command {
     let mut command = Command::new("apt-get");
-    command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
+    // Another program may be installing something.
+    command.args(["-o", "DPkg::Lock::Timeout=300"]).args(args).env("DEBIAN_FRONTEND", "noninteractive");
     command
 }
