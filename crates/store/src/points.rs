@@ -32,6 +32,7 @@ mod hook {
 
     /// Goes on when the hook says so.
     pub async fn reach(point: Point) {
+        super::crash::count_down();
         let mut again = false;
         std::future::poll_fn(move |_| {
             let hook = HOOK.with_borrow(Clone::clone);
@@ -40,6 +41,40 @@ mod hook {
             answer
         })
         .await;
+    }
+}
+
+/// Lets a test end a real server between two statements, as a power cut would.
+#[cfg(feature = "points")]
+mod crash {
+    use std::path::PathBuf;
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::{env, fs, process};
+
+    /// A file that says at how many points from now the process ends.
+    static ORDER: LazyLock<Option<PathBuf>> =
+        LazyLock::new(|| env::var_os("DSTACK_TEST_CRASH_ORDER").map(PathBuf::from));
+
+    /// At how many points the process ends; 0 where nobody has ordered it.
+    static LEFT: AtomicU64 = AtomicU64::new(0);
+
+    pub(super) fn count_down() {
+        let Some(order) = &*ORDER else { return };
+        match LEFT.load(Ordering::Relaxed) {
+            0 => {
+                let number = fs::read_to_string(order).ok().and_then(|text| text.trim().parse().ok());
+                // The file is gone when the order is taken.
+                if let Some(number) = number.filter(|_| fs::remove_file(order).is_ok()) {
+                    LEFT.store(number, Ordering::Relaxed);
+                }
+            }
+            _ => {
+                if LEFT.fetch_sub(1, Ordering::Relaxed) == 1 {
+                    process::abort();
+                }
+            }
+        }
     }
 }
 
