@@ -70,7 +70,9 @@ fn ask_engine(asked: impl Future<Output = Result<(), String>>) -> anyhow::Result
 pub(crate) fn run(options: HostOptions) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_env("DSTACK_AGENT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // A line that cannot be written, on a full disk, is lost; complaining about it on the same disk would panic.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.log_internal_errors(false).init();
     let home = &options.home;
     disk::create_private_dir(home).with_context(|| format!("make the home `{}`", home.display()))?;
     let home = home.canonicalize()?;

@@ -42,7 +42,9 @@ pub(crate) fn start_log(level: &str, debug: bool) {
         .with_env_filter(filter)
         .with_target(debug)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        .with_writer(std::io::stderr)
+        // A line that cannot be written, on a full disk, is lost; complaining about it on the same disk would panic.
+        .log_internal_errors(false);
     // A second start in one process, as tests do, keeps the first one's log.
     _ = log.try_init();
 }
