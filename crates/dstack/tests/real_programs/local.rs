@@ -57,7 +57,7 @@ fn wait_for_flood(rig: &Rig) {
     }
 }
 
-fn task(name: &str, nodes: u32, command: &str) -> String {
+pub(crate) fn task(name: &str, nodes: u32, command: &str) -> String {
     format!(
         "type: task\nname: {name}\nnodes: {nodes}\ncommands:\n  - |\n    {command}\n\
          resources: {{cpu: 1.., memory: 256MB.., disk: 1GB..}}\n"
@@ -101,7 +101,15 @@ fn a_run_is_stopped_while_it_runs() {
     let text = task("long", 2, "echo started; sleep 3600; echo too late");
     rig.apply("task.dstack.yml", &text, &["-R", "-d"]);
     rig.wait_for_status("long", "running");
-    assert!(rig.processes(&["sleep", "3600"]).len() >= 2, "both nodes sleep");
+    // A node is running before its shell has come to the second command, and the log comes after.
+    wait_for("the sleep of both nodes", Duration::from_mins(1), || {
+        (rig.processes(&["sleep", "3600"]).len() >= 2).then_some(())
+    });
+    for node in [0, 1] {
+        wait_for("what was written first", Duration::from_mins(1), || {
+            rig.log("long", node).starts_with(b"started").then_some(())
+        });
+    }
     rig.run(&["stop", "long", "-y"]).expect_status(0);
     rig.wait_for_status("long", "terminated");
     assert_eq!(rig.processes(&["sleep", "3600"]), Vec::<u32>::new(), "nothing of the run is left");
@@ -138,10 +146,8 @@ fn the_agents_may_die_while_nodes_write() {
     rig.apply("fleet.dstack.yml", FLEET, &[]);
     rig.apply("task.dstack.yml", &flood(), &["-R", "-d"]);
     wait_for_flood(&rig);
-    let agents = rig.processes(&["dstack-agent host"]);
-    assert_eq!(agents.len(), 2, "each node has an agent: {agents:?}");
-    for agent in agents {
-        kill(agent, "KILL");
+    for agent in rig.wait_for_agents(2) {
+        kill(agent.pid, "KILL");
     }
     rig.wait_for_status("flood", "done");
     assert_flood_is_complete(&rig);

@@ -2,7 +2,14 @@
 
 #![cfg(test)]
 
+mod attached;
 mod containers;
+mod crashes;
+mod engine;
+mod faults;
+mod gang;
 mod local;
 mod official_client;
+mod postgres;
 mod rig;
+mod secrecy;

@@ -28,7 +28,16 @@ impl Official<'_> {
 fn normal(text: &str) -> String {
     let lines = text.lines().map(|line| {
         let words: Vec<&str> = line.split_whitespace().map(normal_word).collect();
-        words.join(" ").replace("N sec ago", "now").replace("N secs ago", "now")
+        // `5 secs ago`, `1 min ago`: whatever the unit is.
+        let mut normal: Vec<&str> = Vec::new();
+        for word in words {
+            normal.push(word);
+            if let [.., "N", _unit, "ago"] = normal[..] {
+                normal.truncate(normal.len() - 3);
+                normal.push("now");
+            }
+        }
+        normal.join(" ")
     });
     lines.collect::<Vec<_>>().join("\n").trim().to_owned()
 }
@@ -115,9 +124,15 @@ instance=1 CPU MEM DISK ssh (local) idle now"
 }
 
 fn runs_come_and_go(official: &Official<'_>) {
-    let task = "type: task\nname: hello\ncommands:\n  - echo hello from $DSTACK_RUN_NAME\n  - echo second line\n\
-                resources: {cpu: 1.., memory: 256MB.., disk: 1GB..}\n";
-    official.rig.write("hello.dstack.yml", task);
+    // It ends when it is told to, so that everybody has seen it run.
+    let seen = official.rig.dir.join("seen");
+    let task = format!(
+        "type: task\nname: hello\ncommands:\n  - echo hello from $DSTACK_RUN_NAME\n  \
+         - until [ -e {} ]; do sleep 0.05; done\n  - echo second line\n\
+         resources: {{cpu: 1.., memory: 256MB.., disk: 1GB..}}\n",
+        seen.display()
+    );
+    official.rig.write("hello.dstack.yml", &task);
     assert_eq!(
         official.says(&["apply", "-f", "hello.dstack.yml", "-R", "-y", "-d"]),
         "Project main
@@ -137,6 +152,8 @@ N ssh (local) CPU MEM DISK local $0 idle
 
 Run hello submitted, detaching..."
     );
+    official.rig.wait_for_status("hello", "running");
+    official.rig.write("seen", "");
     official.rig.wait_for_status("hello", "done");
     assert_eq!(
         official.says(&["ps"]),

@@ -7,13 +7,17 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::hash::{BuildHasher as _, RandomState};
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{env, thread};
+
+use serde_json::Value;
+use tempfile::TempDir;
 
 /// The token of the server's admin.
 pub(crate) const TOKEN: &str = "real-test-token";
@@ -33,8 +37,18 @@ placement: cluster
 resources: {cpu: 1.., memory: 256MB.., disk: 1GB..}
 ";
 
-/// Each server has a directory of its own, also where tests share a process.
-static COUNT: AtomicU32 = AtomicU32::new(0);
+/// The ports of our servers. Who asks for any port is given a higher one, so that nobody takes a server's port while
+/// the server is away.
+const PORTS: Range<u16> = 15_000..32_000;
+
+/// What a server is started with beside the usual.
+#[derive(Debug, Default)]
+pub(crate) struct Setup {
+    /// Its agents can also go into containers.
+    pub(crate) containers: bool,
+    /// Variables that the server sees and its users do not.
+    pub(crate) variables: Vec<(&'static str, String)>,
+}
 
 /// A directory with a server, its agents and the homes of its users; all of it ends with the test.
 #[derive(Debug)]
@@ -43,7 +57,21 @@ pub(crate) struct Rig {
     dstack: PathBuf,
     agent: PathBuf,
     address: SocketAddr,
+    variables: Vec<(&'static str, String)>,
+    containers: bool,
     server: Option<Child>,
+    // Removed when all processes are gone.
+    _dir: TempDir,
+}
+
+/// The agent of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Agent {
+    pub(crate) pid: u32,
+    /// Where it keeps its tasks.
+    pub(crate) home: PathBuf,
+    /// The address of its node, for processes.
+    pub(crate) address: String,
 }
 
 /// What a command printed and how it ended.
@@ -58,32 +86,82 @@ pub(crate) struct Ended {
 impl Rig {
     /// Starts a server, or says why it cannot and answers nothing.
     pub(crate) fn start(test: &str) -> Option<Rig> {
-        Rig::start_with_agent("DSTACK_TEST_AGENT", test)
+        Rig::start_with(test, Setup::default())
     }
 
-    /// Starts a server whose agent is the program that a variable names.
-    pub(crate) fn start_with_agent(variable: &str, test: &str) -> Option<Rig> {
-        let dstack = program("DSTACK_TEST_DSTACK", test)?;
-        let agent = program(variable, test)?;
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        // Short names, because the paths of sockets may not be long.
-        let dir = env::temp_dir().join(format!("dr{}-{number}", process::id()));
-        fs::create_dir_all(dir.join("home")).expect("the temporary directory is writable");
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let mut rig = Rig { dir, dstack, agent, address, server: None };
+    /// Starts a server in a certain way.
+    pub(crate) fn start_with(test: &str, setup: Setup) -> Option<Rig> {
+        let mut rig = Rig::new(test, setup)?;
         rig.start_server();
         Some(rig)
     }
 
+    /// Prepares everything and starts nothing.
+    pub(crate) fn new(test: &str, setup: Setup) -> Option<Rig> {
+        let dstack = program("DSTACK_TEST_DSTACK", test)?;
+        let agent = program("DSTACK_TEST_AGENT", test)?;
+        let agent = if setup.containers {
+            program("DSTACK_TEST_DOCKER", test)?;
+            program("DSTACK_TEST_AGENT_STATIC", test)?
+        } else {
+            agent
+        };
+        // Short names, because the paths of sockets may not be long.
+        let temporary =
+            tempfile::Builder::new().prefix("dr").tempdir().expect("the temporary directory is writable");
+        let dir = temporary.path().to_owned();
+        fs::create_dir(dir.join("home")).unwrap();
+        let address = free_address();
+        let Setup { containers, variables } = setup;
+        Some(Rig { dir, dstack, agent, address, variables, containers, server: None, _dir: temporary })
+    }
+
     /// Starts the server, which must not run, and waits until it answers.
+    #[track_caller]
     pub(crate) fn start_server(&mut self) {
+        assert!(self.start_doomed_server(), "the server ended at once");
+    }
+
+    /// Starts the server, which must not run, and waits until it answers or has ended. True: it answers.
+    pub(crate) fn start_doomed_server(&mut self) -> bool {
         assert!(self.server.is_none(), "the server runs already");
-        let log = File::options().create(true).append(true).open(self.dir.join("server.log")).unwrap();
+        let file = |name: &str| File::options().create(true).append(true).open(self.dir.join(name)).unwrap();
         let port = self.address.port().to_string();
-        let mut command = self.cli(&["server", "--port", &port, "--token", TOKEN, "-y"]);
-        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        let mut command = self.cli(&["server", "--port", &port, "-y"]);
+        // Not on the command line, which everybody can read.
+        command.env("DSTACK_SERVER_ADMIN_TOKEN", TOKEN);
+        command.envs(self.variables.iter().map(|(name, value)| (*name, value)));
+        // The log is for everybody; what is said to who starts the server tells the token.
+        command.stdin(Stdio::null()).stdout(file("server.out")).stderr(file("server.log"));
         self.server = Some(command.spawn().expect("start the server"));
-        wait_for("the server's first answer", Duration::from_mins(1), || self.is_healthy().then_some(()));
+        wait_for("the server's first answer", Duration::from_mins(1), || {
+            if self.server_ended() { Some(false) } else { self.is_healthy().then_some(true) }
+        })
+    }
+
+    /// Lets the next servers die at the point that is written into this file.
+    pub(crate) fn doom_server(&mut self) -> PathBuf {
+        let order = self.dir.join("crash-order");
+        self.variables.push(("DSTACK_TEST_CRASH_ORDER", order.display().to_string()));
+        order
+    }
+
+    /// Starts the server again without an order to die.
+    pub(crate) fn restart_server_in_peace(&mut self, order: &Path) {
+        let _taken_already = fs::remove_file(order);
+        if !self.server_ended() {
+            self.kill_server();
+        }
+        self.start_server();
+    }
+
+    /// Whether the server runs no more, for whatever reason.
+    pub(crate) fn server_ended(&mut self) -> bool {
+        let ended = self.server.as_mut().is_none_or(|server| server.try_wait().unwrap().is_some());
+        if ended {
+            self.server = None;
+        }
+        ended
     }
 
     /// Kills the server as a power cut would.
@@ -142,17 +220,67 @@ impl Rig {
         self.run(&[&["apply", "-f", name, "-y"], flags].concat()).expect_status(0)
     }
 
-    /// The status of a run, as the API says it.
-    pub(crate) fn run_status(&self, run: &str) -> String {
+    /// A run, as the API says it.
+    #[track_caller]
+    pub(crate) fn get_run(&self, run: &str) -> Value {
         let got = self.run(&["run", "get", run, "--json"]).expect_status(0);
-        let run: serde_json::Value = serde_json::from_slice(&got.stdout).expect("`--json` prints JSON");
-        run["status"].as_str().expect("a run has a status").to_owned()
+        serde_json::from_slice(&got.stdout).expect("`--json` prints JSON")
+    }
+
+    /// The status of a run.
+    #[track_caller]
+    pub(crate) fn run_status(&self, run: &str) -> String {
+        self.get_run(run)["status"].as_str().expect("a run has a status").to_owned()
+    }
+
+    /// How often each job of a run was tried.
+    pub(crate) fn submissions(&self, run: &str) -> Vec<usize> {
+        let run = self.get_run(run);
+        let jobs = run["jobs"].as_array().expect("a run has jobs");
+        jobs.iter().map(|job| job["job_submissions"].as_array().expect("a job was submitted").len()).collect()
+    }
+
+    /// The last try of a node of a run.
+    pub(crate) fn submission(&self, run: &str, node: usize) -> Value {
+        let run = self.get_run(run);
+        let tries = run["jobs"][node]["job_submissions"].as_array().expect("the node was submitted");
+        tries.last().expect("the node was submitted").clone()
+    }
+
+    /// What a node of a run has written, byte by byte.
+    #[track_caller]
+    pub(crate) fn log(&self, run: &str, node: usize) -> Vec<u8> {
+        self.run(&["logs", run, "--job", &node.to_string()]).expect_status(0).stdout
     }
 
     /// Waits until a run has a status.
+    #[track_caller]
     pub(crate) fn wait_for_status(&self, run: &str, status: &str) {
+        let mut last = String::new();
         let what = format!("`{status}` of run `{run}`");
-        wait_for(&what, Duration::from_mins(2), || (self.run_status(run) == status).then_some(()));
+        wait_for(&what, Duration::from_mins(2), || {
+            last = self.run_status(run);
+            let is_over = ["done", "failed", "terminated"].contains(&last.as_str());
+            assert!(!is_over || last == status, "run `{run}` is `{last}` and will not be `{status}`");
+            (last == status).then_some(())
+        });
+    }
+
+    /// The agents that run, in the order of their addresses.
+    pub(crate) fn agents(&self) -> Vec<Agent> {
+        let mut agents: Vec<Agent> =
+            self.processes(&["dstack-agent", " host "]).into_iter().filter_map(agent).collect();
+        // 127.0.0.10 comes after 127.0.0.9.
+        agents.sort_by_key(|agent| agent.address.parse::<Ipv4Addr>().ok());
+        agents
+    }
+
+    /// Waits until as many agents run.
+    pub(crate) fn wait_for_agents(&self, count: usize) -> Vec<Agent> {
+        wait_for("all agents", Duration::from_mins(1), || {
+            let agents = self.agents();
+            (agents.len() == count).then_some(agents)
+        })
     }
 
     /// Processes whose command line has all of these words.
@@ -187,8 +315,44 @@ impl Drop for Rig {
             }
             thread::sleep(LOOK_AGAIN);
         }
-        let _leftovers = fs::remove_dir_all(&self.dir);
+        if self.containers {
+            self.remove_containers();
+        }
     }
+}
+
+impl Rig {
+    /// Removes what is left in the engine: containers, which outlive their agents, and the server's network, whose
+    /// addresses another server might want.
+    fn remove_containers(&self) {
+        let docker = |args: &[&str]| {
+            let mut command = self.command(Path::new("docker"), "home");
+            command.envs(self.variables.iter().map(|(name, value)| (*name, value)));
+            end(command.args(args)).text()
+        };
+        let mut networks = BTreeSet::new();
+        for launch in entries(&self.dir.join("s/data/backends/local/machines")) {
+            for machine in entries(&launch) {
+                for task in entries(&machine.join("agent/tasks")) {
+                    let id = task.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                    let found = docker(&["ps", "-aq", "--filter", &format!("label=ai.dstack.task-id={id}")]);
+                    for container in found.split_whitespace() {
+                        docker(&["rm", "--force", "--volumes", container]);
+                    }
+                }
+                let record = fs::read(machine.join("machine.json")).unwrap_or_default();
+                let record: Value = serde_json::from_slice(&record).unwrap_or_default();
+                networks.extend(record["container_network"]["name"].as_str().map(str::to_owned));
+            }
+        }
+        for network in networks {
+            docker(&["network", "rm", &network]);
+        }
+    }
+}
+
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
 impl Ended {
@@ -260,6 +424,38 @@ pub(crate) fn wait_for<T>(what: &str, patience: Duration, mut look: impl FnMut()
         assert!(Instant::now() < deadline, "{what} did not happen within {} s", patience.as_secs());
         thread::sleep(LOOK_AGAIN);
     }
+}
+
+/// Reads what an agent was started with.
+fn agent(pid: u32) -> Option<Agent> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let line = String::from_utf8(line).ok()?;
+    let words: Vec<&str> = line.split('\0').collect();
+    let value = |flag: &str| words.iter().position(|word| *word == flag).map(|at| words[at + 1].to_owned());
+    Some(Agent { pid, home: value("--home")?.into(), address: value("--address")? })
+}
+
+/// An address that nobody uses just now.
+fn free_address() -> SocketAddr {
+    let first = RandomState::new().hash_one(0) % u64::from(PORTS.end - PORTS.start);
+    let mut ports = PORTS.cycle().skip(first as usize).take(PORTS.len());
+    let port = ports.find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok());
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port.expect("some port is free")))
+}
+
+/// Lets time pass, where a moment is chosen by chance or what must not happen is watched.
+pub(crate) fn pause(time: Duration) {
+    thread::sleep(time);
+}
+
+/// The time as `date +%s%N` tells it.
+pub(crate) fn now_nanos() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is set").as_nanos()
+}
+
+/// What a terminal makes of `seq 1 COUNT`.
+pub(crate) fn seq(count: u32) -> String {
+    (1..=count).flat_map(|number| [number.to_string(), "\r\n".to_owned()]).collect()
 }
 
 /// Sends a signal by the shell's own `kill`.
