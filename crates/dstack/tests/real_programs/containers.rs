@@ -78,6 +78,26 @@ fn a_container_is_stopped_while_it_runs() {
 }
 
 #[test]
+fn two_jobs_share_a_machine_by_its_blocks() {
+    let Some(rig) = start("two_jobs_share_a_machine_by_its_blocks") else { return };
+    let fleet = "type: fleet\nname: halves\nnodes: 1\nblocks: 2\n\
+                 resources: {cpu: 1.., memory: 256MB.., disk: 1GB..}\n";
+    rig.apply("fleet.dstack.yml", fleet, &[]);
+    // Each ends when it has seen the other.
+    let command = "touch /shared/$DSTACK_RUN_NAME; until [ $(ls /shared | wc -l) = 2 ]; do sleep 0.05; done";
+    for name in ["left", "right"] {
+        let text = contained(&rig, name, 1, command).replace("cpu: 1..", "cpu: 1");
+        rig.apply("task.dstack.yml", &text, &["-R", "-d"]);
+    }
+    for name in ["left", "right"] {
+        rig.wait_for_status(name, "done");
+    }
+    // Addresses of a machine are not for several containers, so each is told the one that is its own.
+    let place = |name: &str| rig.submission(name, 0)["job_provisioning_data"]["instance_id"].clone();
+    assert_eq!(place("left"), place("right"));
+}
+
+#[test]
 fn a_container_that_takes_too_much_memory_is_told() {
     let Some(rig) = start("a_container_that_takes_too_much_memory_is_told") else { return };
     rig.apply("fleet.dstack.yml", FLEET, &[]);
