@@ -107,6 +107,19 @@ pub async fn list_by_project(mut db: impl Executor, project: ProjectId) -> Resul
     instances(&rows)
 }
 
+/// The instances that a run's submissions ever had, in no order.
+pub async fn list_of_run(mut db: impl Executor, run: RunId) -> Result<Vec<Versioned<Instance>>> {
+    let rows = db
+        .rows(
+            "SELECT version, id, project_id, fleet_id, instance_num, created_at, status, end_order, launch_id, \
+             launch_index, state FROM instances \
+             WHERE id IN (SELECT instance_id FROM jobs WHERE run_id = $1 AND instance_id IS NOT NULL)",
+            values![run],
+        )
+        .await?;
+    instances(&rows)
+}
+
 /// A launch's instances by index, terminated ones too.
 pub async fn list_by_launch(mut db: impl Executor, launch: LaunchId) -> Result<Vec<Versioned<Instance>>> {
     let rows = db

@@ -104,6 +104,20 @@ pub async fn list_active_by_instance(mut db: impl Executor, instance: InstanceId
     jobs(&rows)
 }
 
+/// Which of some submissions are finished, and whether their run is deleted.
+pub async fn list_finished(mut db: impl Executor, ids: &[JobId]) -> Result<Vec<(JobId, bool)>> {
+    if ids.is_empty() {
+        return Ok(vec![]);
+    }
+    let sql = format!(
+        "SELECT j.id, r.deleted FROM jobs j JOIN runs r ON r.id = j.run_id WHERE j.id IN ({}) \
+         AND j.status IN ('done', 'failed', 'terminated', 'aborted') ORDER BY j.id",
+        placeholders(1, ids.len())
+    );
+    let rows = db.rows_of(sql, ids.iter().map(|id| Value::from(*id)).collect()).await?;
+    rows.iter().map(|row| Ok((row.id(0)?, row.truth(1)?))).collect()
+}
+
 /// Adds a submission, due now.
 pub async fn insert(mut db: impl Executor, job: &Job, now: Timestamp) -> Result<()> {
     db.execute(

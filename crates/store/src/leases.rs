@@ -83,6 +83,19 @@ pub async fn claim(
     Ok(ids)
 }
 
+/// Makes a claim last longer. A row that was touched meanwhile stays due.
+pub async fn renew(mut db: impl Executor, table: Table, id: Uuid, owner: &str, now: Timestamp) -> Result<()> {
+    let sql = per_table!(
+        table,
+        "UPDATE ",
+        " SET due_at = CASE WHEN due_at = leased_until THEN $1 ELSE due_at END, leased_until = $1 \
+         WHERE id = $2 AND leased_by = $3"
+    );
+    let until = now.as_microsecond() + LEASE_SECS * 1_000_000;
+    db.execute_lightly(sql, values![until, id, owner]).await?;
+    Ok(())
+}
+
 /// When the next row falls due that nobody has claimed, if any will.
 pub async fn next_due(mut db: impl Executor, table: Table, now: Timestamp) -> Result<Option<Timestamp>> {
     let sql =

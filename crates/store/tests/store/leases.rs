@@ -12,6 +12,7 @@ use crate::harness::{at, on_every_engine, random_id};
 on_every_engine! {
     eight_claimers_get_every_row_once
     a_claim_holds_until_it_runs_out
+    a_renewed_claim_holds_longer_and_forgets_no_touch
     a_released_row_falls_due_when_told
     a_touch_during_a_claim_is_not_lost
     only_the_owner_releases
@@ -42,6 +43,18 @@ async fn due_at(mut db: &Db, id: Uuid) -> i64 {
 
 async fn claim(db: &Db, owner: &str, seconds: i64) -> Vec<Uuid> {
     leases::claim(db, Table::Fleets, owner, at(seconds), 100).await.unwrap()
+}
+
+async fn a_renewed_claim_holds_longer_and_forgets_no_touch(db: Db) {
+    let id = add_fleet(&db, 0).await;
+    assert_eq!(claim(&db, "one", 0).await, [id]);
+    leases::renew(&db, Table::Fleets, id, "another", at(25)).await.unwrap();
+    leases::renew(&db, Table::Fleets, id, "one", at(20)).await.unwrap();
+    assert_eq!(claim(&db, "another", LEASE_SECS + 1).await, NONE);
+    leases::touch(&db, Table::Fleets, id, at(21)).await.unwrap();
+    leases::renew(&db, Table::Fleets, id, "one", at(30)).await.unwrap();
+    leases::release(&db, Table::Fleets, id, "one", NEVER).await.unwrap();
+    assert_eq!(due_at(&db, id).await, at(21).as_microsecond());
 }
 
 async fn eight_claimers_get_every_row_once(db: Db) {
