@@ -3,6 +3,7 @@
 mod agent_binary;
 mod args;
 mod lock;
+mod open_files;
 mod output;
 mod prepare;
 mod serve;
@@ -47,6 +48,7 @@ pub fn command() -> clap::Command {
 pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
     let args = ServerArgs::parse_from(std::iter::once(OsString::from("dstack server")).chain(args));
     output::start_log(&args.log_level, args.debug);
+    open_files::raise_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return output::fail(&anyhow::Error::new(error).context("start the runtime")),
