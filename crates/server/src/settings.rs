@@ -17,6 +17,8 @@ pub struct Settings {
     pub unreachable_shown_after_secs: u64,
     /// How long events are kept, in seconds.
     pub event_retention_secs: u64,
+    /// How long the logs of finished jobs are kept, in seconds; unset: until their run is deleted.
+    pub log_retention_secs: Option<u64>,
     /// The agent's executable.
     pub agent_binary: PathBuf,
     /// Numbers for Prometheus are given at `/metrics`.
@@ -63,6 +65,7 @@ impl Default for Settings {
             unreachable_after_secs: UNREACHABLE_AFTER_SECS,
             unreachable_shown_after_secs: 15,
             event_retention_secs: 30 * 24 * 3600,
+            log_retention_secs: None,
             agent_binary: PathBuf::from("dstack-agent"),
             prometheus_metrics: false,
             prometheus_token_hash: None,

@@ -13,13 +13,14 @@ pub mod run;
 pub mod sweep;
 mod task_spec;
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use store::leases::{self, NEVER, Table};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -27,6 +28,13 @@ use crate::deps::Deps;
 
 /// Rows of one table that are reconciled at the same time.
 const CONCURRENCY: usize = 16;
+
+/// Jobs that are reconciled at the same time: most of that time they wait for agents, and machines that do not answer
+/// must not keep an order from those that do.
+const JOB_CONCURRENCY: usize = 256;
+
+/// How often the claims on rows that take long are renewed.
+const RENEWAL: Duration = Duration::from_secs(leases::LEASE_SECS as u64 / 3);
 
 /// The longest sleep of a loop that nobody wakes.
 const SAFETY: Duration = Duration::from_secs(30);
@@ -49,6 +57,7 @@ pub fn start(deps: &Deps, shutdown: &CancellationToken) -> Vec<JoinHandle<()>> {
         TABLES.into_iter().map(|table| tokio::spawn(run_loop(deps.clone(), table, shutdown.clone()))).collect();
     tasks.push(tokio::spawn(placement::run_loop(deps.clone(), shutdown.clone())));
     tasks.push(tokio::spawn(sweep::run_loop(deps.clone(), shutdown.clone())));
+    tasks.push(tokio::spawn(crate::logs::retention::run_loop(deps.clone(), shutdown.clone())));
     tasks
 }
 
@@ -60,28 +69,93 @@ pub async fn touch_all(deps: &Deps) -> store::Result<()> {
     Ok(())
 }
 
+/// The rows of a table that are being reconciled.
+#[derive(Debug, Default)]
+struct Busy(Mutex<HashSet<Uuid>>);
+
+impl Busy {
+    fn rows(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+        self.0.lock().expect("nobody panics while counting")
+    }
+}
+
+/// A row that is being reconciled, until this is dropped.
+struct InWork {
+    busy: Arc<Busy>,
+    id: Uuid,
+}
+
+impl InWork {
+    /// Begins with a row, unless somebody is at it.
+    fn begin(busy: &Arc<Busy>, id: Uuid) -> Option<InWork> {
+        let is_new = busy.rows().insert(id);
+        is_new.then(|| InWork { busy: busy.clone(), id })
+    }
+}
+
+impl Drop for InWork {
+    fn drop(&mut self) {
+        self.busy.rows().remove(&self.id);
+    }
+}
+
 async fn run_loop(deps: Deps, table: Table, shutdown: CancellationToken) {
     let owner: Arc<str> = deps.ids.id::<Uuid>().to_string().into();
     let failures = Failures::default();
+    let concurrency = if table == Table::Jobs { JOB_CONCURRENCY } else { CONCURRENCY };
+    let busy = Arc::new(Busy::default());
     // Tasks of their own, because a claim waits for the database's only writer and one of these may hold it.
     let mut working = JoinSet::new();
+    let mut renewal = tokio::time::interval(RENEWAL);
+    renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // What takes longer than one period has been at work since the last one.
+    let mut slow: HashSet<Uuid> = HashSet::new();
     loop {
-        let room = CONCURRENCY - working.len();
+        let room = concurrency - working.len();
         let claimed = if room > 0 { claim(&deps, table, &owner, room).await } else { vec![] };
         let may_be_more = claimed.len() == room && room > 0;
         for id in claimed {
+            let Some(in_work) = InWork::begin(&busy, id) else {
+                // Its claim ran out while somebody is still at it. Whoever touched it meanwhile is not forgotten.
+                claim_again_later(&deps, table, id).await;
+                continue;
+            };
             let (deps, owner, failures) = (deps.clone(), owner.clone(), failures.clone());
-            working.spawn(async move { one(&deps, table, id, &owner, &failures).await });
+            working.spawn(async move {
+                one(&deps, table, in_work.id, &owner, &failures).await;
+                drop(in_work);
+            });
         }
         while working.try_join_next().is_some() {}
-        if may_be_more && working.len() < CONCURRENCY {
+        if may_be_more && working.len() < concurrency {
             continue;
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
             Some(_) = working.join_next() => {}
-            () = deps.wake.bell(table).notified(), if working.len() < CONCURRENCY => {}
-            () = sleep_until_due(&deps, table), if working.len() < CONCURRENCY => {}
+            () = deps.wake.bell(table).notified(), if working.len() < concurrency => {}
+            () = sleep_until_due(&deps, table), if working.len() < concurrency => {}
+            _ = renewal.tick() => {
+                let now_busy = busy.rows().clone();
+                slow.retain(|id| now_busy.contains(id));
+                renew(&deps, table, &owner, &slow).await;
+                slow = now_busy;
+            }
+        }
+    }
+}
+
+async fn claim_again_later(deps: &Deps, table: Table, id: Uuid) {
+    if let Err(error) = leases::touch(&deps.db, table, id, deps.clock.now()).await {
+        tracing::warn!("cannot make {table:?} {id} due, it is looked at later: {error}");
+    }
+}
+
+/// Keeps the claims on rows that somebody is still at. A claim that runs out does no harm, and double work.
+async fn renew(deps: &Deps, table: Table, owner: &str, rows: &HashSet<Uuid>) {
+    for id in rows {
+        if let Err(error) = leases::renew(&deps.db, table, *id, owner, deps.clock.now()).await {
+            tracing::warn!("cannot renew the claim on {table:?} {id}: {error}");
         }
     }
 }

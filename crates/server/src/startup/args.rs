@@ -6,6 +6,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{ArgAction, Parser};
 
 use crate::config::Question;
+use crate::logs::LogLimits;
 
 /// Start a server.
 #[derive(Parser, Clone)]
@@ -61,6 +62,14 @@ pub struct ServerArgs {
     /// Largest upload in bytes; 0: no limit
     #[arg(long, env = "DSTACK_SERVER_CODE_UPLOAD_LIMIT", default_value_t = 2 * 1024 * 1024, hide = true)]
     pub code_upload_limit: u64,
+
+    /// Bytes that are kept of one job's output; 0: no limit
+    #[arg(long, env = "DSTACK_SERVER_LOG_LIMIT", default_value_t = LogLimits::default().job_bytes, hide = true)]
+    pub log_limit: u64,
+
+    /// Seconds for which the logs of finished jobs are kept; 0: until their run is deleted
+    #[arg(long, env = "DSTACK_SERVER_LOG_TTL_SECONDS", default_value_t = 0, hide = true)]
+    pub log_ttl_seconds: u64,
 
     /// Leave `config.yml` alone
     #[arg(long, env = "DSTACK_SERVER_CONFIG_DISABLED", action = ArgAction::SetTrue, value_parser = flag(), hide = true)]

@@ -24,7 +24,7 @@ use crate::agents::{self, AgentPool};
 use crate::backend_pool::BackendPool;
 use crate::config::{self, ServerConfig};
 use crate::deps::Deps;
-use crate::logs::LogStore;
+use crate::logs::{LogLimits, LogStore};
 use crate::private_files;
 use crate::sealing::{Sealer, token_hash};
 use crate::settings::Settings;
@@ -239,7 +239,9 @@ pub(super) async fn build_deps(
         agent_binary: settings.agent_binary.clone(),
         fake: args.test_backends.then(FakeCloud::default),
     };
-    let logs = LogStore::open(places.data.join("logs")).context("open the folder of logs")?;
+    let job_bytes = if args.log_limit == 0 { u64::MAX } else { args.log_limit };
+    let limits = LogLimits { job_bytes, ..LogLimits::default() };
+    let logs = LogStore::open_within(places.data.join("logs"), limits).context("open the folder of logs")?;
     let logs = Arc::new(logs);
     let around = agents::Surroundings {
         db: db.clone(),
@@ -280,6 +282,7 @@ fn settings(args: &ServerArgs, config: &ServerConfig, server_url: String) -> Set
         code_upload_limit_bytes: args.code_upload_limit,
         default_image: args.default_image.clone().unwrap_or(default.default_image),
         agent_binary: agent_binary.or(told).unwrap_or(default.agent_binary),
+        log_retention_secs: Some(args.log_ttl_seconds).filter(|seconds| *seconds > 0),
         prometheus_metrics: args.prometheus_metrics,
         prometheus_token_hash: args.prometheus_token.as_deref().filter(|token| !token.is_empty()).map(token_hash),
         test_backends: args.test_backends,

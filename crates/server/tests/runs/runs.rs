@@ -1,5 +1,7 @@
 //! Runs: names, changes in place, stops, deletion, lists.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -65,6 +67,36 @@ async fn a_stop_is_shown_at_once_and_told_by_who_asked() {
     let message = "Run status changed PENDING -> TERMINATING. Termination reason: STOPPED_BY_USER";
     assert_eq!(stops, [&(message.to_owned(), Some("admin".to_owned()))]);
     assert!(told.contains(&("Run status changed TERMINATING -> TERMINATED".to_owned(), None)), "{told:?}");
+}
+
+#[tokio::test]
+async fn logs_go_with_their_deleted_run_a_day_later() {
+    let server = TestServer::new().await;
+    let mut jobs = vec![];
+    for name in ["kept", "deleted", "fresh"] {
+        server.apply(task(name, json!({}))).await;
+        let run = server.wait_for_run(name, &["failed"]).await;
+        let job: api::ids::JobId = run["latest_job_submission"]["id"].as_str().unwrap().parse().unwrap();
+        server.server.deps.logs.append(job, 0, 1, b"abc").unwrap();
+        let index = server.server.deps.data_dir.join("logs").join(job.to_string()).join("index");
+        let days = if name == "fresh" { 0 } else { 2 };
+        let written = std::fs::metadata(&index).unwrap().modified().unwrap() - Duration::from_hours(24 * days);
+        std::fs::File::options().write(true).open(&index).unwrap().set_modified(written).unwrap();
+        jobs.push(job);
+    }
+    server.post(&main("runs/delete"), json!({"runs_names": ["deleted", "fresh"]})).await.ok();
+    let kept = |deps: &server::deps::Deps| -> Vec<bool> {
+        jobs.iter().map(|job| deps.data_dir.join("logs").join(job.to_string()).exists()).collect()
+    };
+    let mut deps = server.server.deps.clone();
+    server::logs::retention::forget_old_logs(&deps).await.unwrap();
+    assert_eq!(kept(&deps), [true, false, true]);
+    // Whoever wants no more than a day of them gets that.
+    let settings =
+        server::settings::Settings { log_retention_secs: Some(24 * 3600), ..deps.settings.as_ref().clone() };
+    deps.settings = std::sync::Arc::new(settings);
+    server::logs::retention::forget_old_logs(&deps).await.unwrap();
+    assert_eq!(kept(&deps), [false, false, true]);
 }
 
 #[tokio::test]
