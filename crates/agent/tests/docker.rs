@@ -297,7 +297,7 @@ impl Network {
         ContainerNetwork::Named {
             name: self.name.clone(),
             subnet: format!("{}/28", self.prefix),
-            address: self.address(host),
+            address: Some(self.address(host)),
         }
     }
 }
@@ -344,6 +344,31 @@ async fn survive(point: &str) {
     eventually(&format!("{point} to be passed"), async || passed().then_some(())).await;
     agent.hello().await;
     eventually("the end of the container", async || containers_of(&spec).is_empty().then_some(())).await;
+}
+
+#[tokio::test]
+async fn two_containers_of_one_machine_share_a_named_network() {
+    if !enabled() {
+        return;
+    }
+    let mut agent = agent();
+    let network = Network::new();
+    let on_network = |seconds: u32| {
+        let mut spec = shell(&format!("grep -c '10\\.231\\.' /proc/net/fib_trie; sleep {seconds}"));
+        let ContainerNetwork::Named { name, subnet, .. } = network.named("5") else { unreachable!() };
+        edit(&mut spec).network = ContainerNetwork::Named { name, subnet, address: None };
+        spec
+    };
+    let (first, second) = (on_network(600), on_network(0));
+    let _cleanup = (Cleanup(first.clone()), Cleanup(second.clone()));
+    agent.put(&first).await;
+    agent.wait_for(&first, "running", |state| state.phase == TaskPhase::Running).await;
+    let (task, _) = agent.run(&second).await;
+    assert_eq!(task.exit.as_ref().and_then(|exit| exit.exit_status), Some(0), "{task:?}");
+    agent.stop(&first, 0).await;
+    agent.wait_sealed(&first).await;
+    agent.forget(&first).await;
+    agent.forget(&second).await;
 }
 
 #[tokio::test]

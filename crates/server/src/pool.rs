@@ -125,7 +125,7 @@ pub fn gang_of(run: &Run, specs: &[JobSpec]) -> Gang {
         needs_docker: needs_docker(&run.spec),
         may_buy: true,
         wants_reason: run.status == RunStatus::Submitted,
-        previous_fleet: run.fleet_id,
+        previous_fleet: run.fleet_id.or(run.state.previous_fleet),
         nodes: specs
             .iter()
             .filter(|spec| spec.replica_num == 0)

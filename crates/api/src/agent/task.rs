@@ -112,8 +112,9 @@ pub enum ContainerNetwork {
         name: String,
         /// The network's subnet in CIDR notation.
         subnet: String,
-        /// The container's address.
-        address: String,
+        /// The container's address; unset: any that is free.
+        #[serde(default)]
+        address: Option<String>,
     },
 }
 

@@ -5,7 +5,7 @@ use api::instances::{InstanceStatus, InstanceTerminationReason};
 use api::jobs::{JobStatus, JobTerminationReason};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Job, JobState};
+use super::{EndOrder, Job, JobState, LogWait};
 use crate::events::status_changed;
 use crate::instance::Instance;
 
@@ -14,6 +14,15 @@ const SAFETY_SECS: i64 = 60;
 
 /// How soon an order is repeated that the agent may not have heard, in seconds.
 const REPEAT_SECS: i64 = 2;
+
+/// How long an agent may refuse a job's orders before the job is given up, in seconds. A full disk may be emptied.
+const REFUSED_SECS: i64 = 300;
+
+/// How long the rest of a log is waited for that does not grow, in seconds: the machine is held meanwhile.
+const LOG_STALL_SECS: i64 = 600;
+
+/// How long somebody who aborts waits for the rest of a log, in seconds.
+const LOG_ABORT_SECS: i64 = 15;
 
 /// A task as its agent tells it.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,8 +42,12 @@ pub struct Surroundings<'a> {
     pub instance: Option<&'a Instance>,
     /// The gang's ranks, once every node has an address.
     pub cluster: Option<ClusterInfo>,
-    /// The log bytes that the server has.
+    /// The log bytes that the server has, lost ones counted.
     pub logs_received: u64,
+    /// How many of them are lost.
+    pub logs_lost: u64,
+    /// Why the server cannot keep the log.
+    pub log_error: Option<String>,
     /// Since when the agent does not answer.
     pub unreachable_since: Option<Timestamp>,
     /// How long an agent may be silent before its jobs are given up, in seconds.
@@ -115,6 +128,7 @@ fn settle(now: Timestamp, before: &Job, decision: &mut JobDecision) {
     let phase_changed = decision.job.state.phase != before.state.phase;
     decision.concerns_run = decision.job.status != before.status
         || phase_changed
+        || decision.job.state.started_at != before.state.started_at
         || decision.job.state.termination_reason != before.state.termination_reason;
     if decision.job != *before {
         decision.job.state.last_processed_at = Some(now);
@@ -144,6 +158,7 @@ fn submitted(decision: &mut JobDecision) {
 fn begin_end(reason: JobTerminationReason, message: Option<String>, decision: &mut JobDecision) {
     decision.job.status = JobStatus::Terminating;
     decision.job.state.waiting_for = None;
+    decision.job.state.refused = None;
     // The first reason is the true one.
     if decision.job.state.termination_reason.is_none() {
         decision.job.state.termination_reason = Some(reason);
@@ -162,24 +177,45 @@ fn go_on(now: Timestamp, seen: &Seen, around: &Surroundings<'_>, decision: &mut 
             return;
         }
     }
-    if let Some(end) = decision.job.end.clone() {
+    // A node that went with its machine is not a node that was ended because of a peer: it may be what the peer failed
+    // of. What a user wants is done, and their machine's end changes nothing.
+    let lost = lost_machine(around.instance);
+    let because_of_peer = |end: &EndOrder| end.reason == JobTerminationReason::TerminatedByServer;
+    let end = decision.job.end.clone();
+    if let Some(end) = end.filter(|end| lost.is_none() || !because_of_peer(end)) {
         begin_end(end.reason, end.message, decision);
         return;
     }
-    if let Some((reason, message)) = lost_machine(around.instance) {
+    if let Some((reason, message)) = lost {
+        decision.job.state.lost_since = lost_since(around);
         begin_end(reason, Some(message), decision);
         return;
     }
     match seen {
         Seen::Unknown => silent(now, around, decision),
-        Seen::Absent => absent(around, decision),
-        Seen::Known(task) => advance(task, decision),
+        Seen::Absent => absent(now, around, decision),
+        Seen::Known(task) => advance(now, task, around, decision),
     }
+}
+
+/// Since when a machine that is lost does not answer, or is not listed any more.
+fn lost_since(around: &Surroundings<'_>) -> Option<Timestamp> {
+    let state = around.instance.map(|instance| &instance.state);
+    let known = [
+        around.unreachable_since,
+        state.and_then(|state| state.unreachable_since),
+        state.and_then(|state| state.absent_since),
+    ];
+    known.into_iter().flatten().min()
 }
 
 fn observe(task: &TaskState, state: &mut JobState) {
     // An answer may be older than the last one, and what has happened has happened.
-    state.phase = state.phase.max(Some(task.phase));
+    if state.phase < Some(task.phase) {
+        state.phase = Some(task.phase);
+        // Whatever was refused before, the agent has gone on.
+        state.refused = None;
+    }
     state.pull.clone_from(&task.pull);
     state.started_at = state.started_at.or(task.started_at);
     state.warnings.clone_from(&task.warnings);
@@ -251,17 +287,10 @@ fn silent(now: Timestamp, around: &Surroundings<'_>, decision: &mut JobDecision)
         return;
     }
     let Some(since) = around.unreachable_since else { return };
-    let limit = SignedDuration::from_secs(i64::try_from(around.unreachable_after_secs).unwrap_or(i64::MAX));
-    let until = since.saturating_add(limit).unwrap_or(Timestamp::MAX);
+    let until = given_up_at(since, around);
     if until <= now {
-        let spot = instance.state.instance_type.as_ref().is_some_and(|kind| kind.resources.spot);
-        let reason = if spot {
-            JobTerminationReason::InterruptedByNoCapacity
-        } else {
-            JobTerminationReason::InstanceUnreachable
-        };
-        let secs = around.unreachable_after_secs;
-        let message = format!("Instance {} has not answered for {secs} s", instance.state.name);
+        let (reason, message) = lost_agent(instance, around);
+        decision.job.state.lost_since = Some(since);
         begin_end(reason, Some(message), decision);
         return;
     }
@@ -269,8 +298,26 @@ fn silent(now: Timestamp, around: &Surroundings<'_>, decision: &mut JobDecision)
     decision.look_again_at = Some(until);
 }
 
+/// When an agent that has been silent since then is given up.
+fn given_up_at(since: Timestamp, around: &Surroundings<'_>) -> Timestamp {
+    let limit = SignedDuration::from_secs(i64::try_from(around.unreachable_after_secs).unwrap_or(i64::MAX));
+    since.saturating_add(limit).unwrap_or(Timestamp::MAX)
+}
+
+/// Why a job ends whose agent is given up.
+fn lost_agent(instance: &Instance, around: &Surroundings<'_>) -> (JobTerminationReason, String) {
+    let spot = instance.state.instance_type.as_ref().is_some_and(|kind| kind.resources.spot);
+    let reason = if spot {
+        JobTerminationReason::InterruptedByNoCapacity
+    } else {
+        JobTerminationReason::InstanceUnreachable
+    };
+    let secs = around.unreachable_after_secs;
+    (reason, format!("Instance {} has not answered for {secs} s", instance.state.name))
+}
+
 /// The agent does not know the task: gives it, or mourns it.
-fn absent(around: &Surroundings<'_>, decision: &mut JobDecision) {
+fn absent(now: Timestamp, around: &Surroundings<'_>, decision: &mut JobDecision) {
     let name = around.instance.map_or("", |instance| instance.state.name.as_str());
     if decision.job.state.phase.is_some() {
         let message = format!("Instance {name} no longer knows the job: the agent's records are gone");
@@ -284,10 +331,29 @@ fn absent(around: &Surroundings<'_>, decision: &mut JobDecision) {
     decision.job.state.cluster = Some(cluster.clone());
     decision.job.state.waiting_for = None;
     decision.effect = Some(Effect::Put);
+    give_up_if_refused(now, around, decision);
+}
+
+/// An order that the agent refuses is shown while it is repeated, and ends the job when no repetition helps.
+fn give_up_if_refused(now: Timestamp, around: &Surroundings<'_>, decision: &mut JobDecision) {
+    let Some(refused) = decision.job.state.refused.clone() else { return };
+    let name = around.instance.map_or("", |instance| instance.state.name.as_str());
+    let until = refused.since + SignedDuration::from_secs(REFUSED_SECS);
+    if !refused.for_good && now < until {
+        decision.job.state.waiting_for = Some(format!("instance {name} to take it: {}", refused.message));
+        return;
+    }
+    let reason = if refused.for_good {
+        JobTerminationReason::ExecutorError
+    } else {
+        JobTerminationReason::WaitingRunnerLimitExceeded
+    };
+    decision.effect = None;
+    begin_end(reason, Some(format!("Instance {name} refused the job: {}", refused.message)), decision);
 }
 
 /// The task goes its way.
-fn advance(task: &TaskState, decision: &mut JobDecision) {
+fn advance(now: Timestamp, task: &TaskState, around: &Surroundings<'_>, decision: &mut JobDecision) {
     let job = &mut decision.job;
     job.state.waiting_for = None;
     let status = if task.phase.has_started() { JobStatus::Running } else { JobStatus::Pulling };
@@ -297,6 +363,7 @@ fn advance(task: &TaskState, decision: &mut JobDecision) {
         TaskPhase::Ready => {
             if job.released_at.is_some() {
                 decision.effect = Some(Effect::Go);
+                give_up_if_refused(now, around, decision);
             } else {
                 job.state.waiting_for = Some("the other nodes to be ready".to_owned());
             }
@@ -318,7 +385,7 @@ fn end(now: Timestamp, seen: &Seen, around: &Surroundings<'_>, decision: &mut Jo
         Seen::Known(task) => {
             observe(task, &mut decision.job.state);
             correct_reason(task, decision);
-            end_task(task, around, decision);
+            end_task(now, task, around, decision);
         }
         Seen::Absent => finish(decision),
         Seen::Unknown => end_unseen(now, around, decision),
@@ -346,14 +413,15 @@ fn escalate(decision: &mut JobDecision) {
     }
 }
 
-fn end_task(task: &TaskState, around: &Surroundings<'_>, decision: &mut JobDecision) {
+fn end_task(now: Timestamp, task: &TaskState, around: &Surroundings<'_>, decision: &mut JobDecision) {
     if task.phase == TaskPhase::Sealed {
         let complete = around.logs_received >= task.log_end;
         if complete {
+            tell_lost_output(around.logs_lost, decision);
             finish(decision);
             decision.effect = Some(Effect::Forget);
         } else {
-            decision.job.state.waiting_for = Some("the rest of its log".to_owned());
+            wait_for_log(now, task.log_end, around, decision);
         }
         return;
     }
@@ -364,6 +432,41 @@ fn end_task(task: &TaskState, around: &Surroundings<'_>, decision: &mut JobDecis
     let grace_secs = decision.job.end.as_ref().map_or(0, |end| end.grace_secs);
     decision.effect = Some(Effect::Stop { grace_secs });
     decision.job.state.stop_sent = Some(grace_secs);
+    if let Some(refused) = &decision.job.state.refused {
+        let name = around.instance.map_or("", |instance| instance.state.name.as_str());
+        decision.job.state.waiting_for = Some(format!("instance {name} to end it: {}", refused.message));
+    }
+}
+
+/// Waits while the log grows. A machine is dearer than the rest of a log that does not come; that is taken whenever it
+/// comes, and the agent keeps it until then.
+fn wait_for_log(now: Timestamp, log_end: u64, around: &Surroundings<'_>, decision: &mut JobDecision) {
+    let state = &mut decision.job.state;
+    let received = around.logs_received;
+    let wait = state.log_wait.get_or_insert(LogWait { since: now, from: now, received });
+    if wait.received < received {
+        (wait.since, wait.received) = (now, received);
+    }
+    let stalled_at = wait.since + SignedDuration::from_secs(LOG_STALL_SECS);
+    let aborted = decision.job.end.as_ref().is_some_and(|end| end.reason == JobTerminationReason::AbortedByUser);
+    let aborted_at = wait.from + SignedDuration::from_secs(LOG_ABORT_SECS);
+    let until = if aborted { stalled_at.min(aborted_at) } else { stalled_at };
+    if now < until {
+        state.waiting_for = Some(match &around.log_error {
+            Some(error) => format!("the rest of its log: the server cannot keep it: {error}"),
+            None => "the rest of its log".to_owned(),
+        });
+        decision.look_again_at = Some(until);
+        return;
+    }
+    tell_lost_output(log_end.saturating_sub(received).saturating_add(around.logs_lost), decision);
+    finish(decision);
+}
+
+fn tell_lost_output(bytes: u64, decision: &mut JobDecision) {
+    if bytes > 0 {
+        decision.events.push(format!("Job's log is incomplete: {bytes} bytes of output are missing"));
+    }
 }
 
 /// The agent does not answer while the job should end.
@@ -372,17 +475,39 @@ fn end_unseen(now: Timestamp, around: &Surroundings<'_>, decision: &mut JobDecis
     // The gang's ranks are recorded before the task is given.
     let never_given = decision.job.state.cluster.is_none();
     if machine_is_gone || never_given {
+        if !never_given {
+            blame_machine(lost_machine(around.instance), lost_since(around), decision);
+        }
         finish(decision);
         return;
     }
     // An agent that comes back later is told to end what it still runs: see the sweep of unclaimed tasks.
-    let limit = SignedDuration::from_secs(i64::try_from(around.unreachable_after_secs).unwrap_or(i64::MAX));
     let Some(since) = around.unreachable_since else { return };
-    let until = since.saturating_add(limit).unwrap_or(Timestamp::MAX);
+    let until = given_up_at(since, around);
     if until <= now {
+        let lost = around.instance.map(|instance| lost_agent(instance, around));
+        blame_machine(lost, Some(since), decision);
         finish(decision);
     } else {
         decision.look_again_at = Some(until);
+    }
+}
+
+/// A node that was to end because of a peer, and whose machine turns out to be lost, may be what the peer failed of:
+/// when each happened tells.
+fn blame_machine(
+    lost: Option<(JobTerminationReason, String)>,
+    since: Option<Timestamp>,
+    decision: &mut JobDecision,
+) {
+    let state = &mut decision.job.state;
+    let because_of_peer =
+        decision.job.end.as_ref().is_some_and(|end| end.reason == JobTerminationReason::TerminatedByServer);
+    let ordered = because_of_peer && state.termination_reason == Some(JobTerminationReason::TerminatedByServer);
+    if let Some((reason, message)) = lost.filter(|_| ordered) {
+        state.termination_reason = Some(reason);
+        state.termination_message = Some(message);
+        state.lost_since = since;
     }
 }
 

@@ -97,4 +97,32 @@ pub struct JobState {
     pub blocks: Vec<u32>,
     /// Its agent was told to stop it, with this grace in seconds.
     pub stop_sent: Option<u64>,
+    /// The last order, if its agent refused it.
+    pub refused: Option<Refused>,
+    /// Since when its machine does not answer or is missing, if that is why it ended.
+    pub lost_since: Option<Timestamp>,
+    /// How much of the log of a task that is over had come when it last grew, as the server saw it.
+    pub log_wait: Option<LogWait>,
+}
+
+/// An order that an agent refused, and refuses each time it is repeated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// When it was refused first.
+    pub since: Timestamp,
+    /// What the agent said.
+    pub message: String,
+    /// It makes no sense to the agent, so that no repetition helps.
+    pub for_good: bool,
+}
+
+/// A log whose rest is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogWait {
+    /// Since when nothing has come.
+    pub since: Timestamp,
+    /// When the waiting began.
+    pub from: Timestamp,
+    /// The bytes that have come.
+    pub received: u64,
 }

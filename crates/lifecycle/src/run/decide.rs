@@ -6,7 +6,7 @@ use api::jobs::{JobStatus, JobTerminationReason};
 use api::runs::{RunStatus, RunTerminationReason};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Cause, RetryWait, Run, StopRequest};
+use super::{Cause, RetryWait, Retrying, Run, StopRequest};
 use crate::events::status_changed;
 use crate::job::{EndOrder, Job};
 use crate::placement::profile_of;
@@ -17,6 +17,13 @@ const SAFETY_SECS: i64 = 300;
 
 /// How long a run waits before its jobs are submitted again, by attempt, in seconds.
 const RETRY_DELAYS_SECS: [i64; 6] = [15, 30, 60, 120, 300, 600];
+
+/// A run that was healthy for this long, in seconds, waits no longer than one that fails for the first time.
+const HEALTHY_SECS: i64 = 600;
+
+/// How much later than a peer's exit the loss of a machine may be seen and still be what the peer failed of, in seconds.
+/// The peer feels it at once; the machine is only missed when its agent has been silent for a while.
+const LOSS_LEAD_SECS: i64 = 20;
 
 /// The grace of a job whose configuration turns the limit off: longer than any run.
 const UNLIMITED_GRACE_SECS: u64 = 365 * 24 * 3600;
@@ -62,7 +69,7 @@ pub fn decide(now: Timestamp, run: &Run, jobs: &[Job]) -> RunDecision {
             go_on(now, jobs, &mut decision);
             decision.look_again_at = Some(now);
         }
-        RunStatus::Terminating => end(jobs, &mut decision),
+        RunStatus::Terminating => end(now, jobs, &mut decision),
         RunStatus::Pending | RunStatus::Submitted | RunStatus::Provisioning | RunStatus::Running => {
             if let Some(reason) = stop_reason(run.stop) {
                 begin_end(reason, jobs, &mut decision);
@@ -73,16 +80,7 @@ pub fn decide(now: Timestamp, run: &Run, jobs: &[Job]) -> RunDecision {
             }
         }
     }
-    // Who stopped it has said so in an event of their own.
-    let told = run.stop.is_some() && decision.run.status == RunStatus::Terminating;
-    if decision.run.status != run.status && !told {
-        let reason =
-            decision.run.state.termination_reason.filter(|_| decision.run.status == RunStatus::Terminating);
-        let message = decision.run.state.cause.as_ref().filter(|_| jobs.len() > 1).map(cause_text);
-        let reason = reason.map(|reason| (reason.as_str(), message.as_deref()));
-        let (from, to) = (run.status.as_str(), decision.run.status.as_str());
-        decision.events.push(status_changed("Run", from, to, reason));
-    }
+    tell_status(run, jobs, &mut decision);
     let changed = decision.run != *run || !decision.end_jobs.is_empty() || !decision.release_jobs.is_empty();
     if changed || decision.resubmit {
         decision.run.state.last_processed_at = Some(now);
@@ -94,10 +92,39 @@ pub fn decide(now: Timestamp, run: &Run, jobs: &[Job]) -> RunDecision {
     decision
 }
 
+fn tell_status(before: &Run, jobs: &[Job], decision: &mut RunDecision) {
+    let run = &decision.run;
+    // Who stopped it has said so in an event of their own.
+    let told = before.stop.is_some() && run.status == RunStatus::Terminating;
+    if run.status == before.status || told {
+        return;
+    }
+    let (from, to) = (before.status.as_str(), run.status.as_str());
+    let mut event = match run.state.termination_reason.filter(|_| run.status == RunStatus::Terminating) {
+        Some(reason) => {
+            let message = run.state.cause.as_ref().filter(|_| jobs.len() > 1).map(cause_text);
+            status_changed("Run", from, to, Some((reason.as_str(), message.as_deref())))
+        }
+        None => status_changed("Run", from, to, None),
+    };
+    if let Some(wait) = run.state.retry.filter(|_| run.status == RunStatus::Pending) {
+        let why =
+            run.state.cause.as_ref().map(|cause| if jobs.len() > 1 { cause_text(cause) } else { what(cause) });
+        let why = why.map(|why| format!("{why}; ")).unwrap_or_default();
+        let at = wait.not_before.strftime("%Y-%m-%d %H:%M:%S UTC");
+        event.push_str(&format!(" ({why}tried again at {at})"));
+    }
+    decision.events.push(event);
+}
+
+/// What happened, for people.
+fn what(cause: &Cause) -> String {
+    cause.message.clone().unwrap_or_else(|| cause.reason.as_str().replace('_', " "))
+}
+
 /// `node 1 exited (3)`: the cause of a gang's end, for people.
 fn cause_text(cause: &Cause) -> String {
-    let what = cause.message.clone().unwrap_or_else(|| cause.reason.as_str().replace('_', " "));
-    format!("node {}: {what}", cause.job_num)
+    format!("node {}: {}", cause.job_num, what(cause))
 }
 
 fn stop_reason(stop: Option<StopRequest>) -> Option<RunTerminationReason> {
@@ -137,6 +164,7 @@ fn begin_end(reason: RunTerminationReason, jobs: &[Job], decision: &mut RunDecis
     decision.run.status = RunStatus::Terminating;
     decision.run.state.termination_reason = Some(reason);
     decision.run.state.retry = None;
+    decision.run.state.retrying = None;
     if !is_failure(reason) {
         decision.run.state.cause = None;
     }
@@ -157,7 +185,7 @@ fn end_unfinished(reason: JobTerminationReason, message: Option<&str>, jobs: &[J
 }
 
 /// The run ends: waits until nothing of it runs.
-fn end(jobs: &[Job], decision: &mut RunDecision) {
+fn end(now: Timestamp, jobs: &[Job], decision: &mut RunDecision) {
     let aborted = decision.run.stop == Some(StopRequest::Abort);
     if aborted && decision.run.state.termination_reason == Some(RunTerminationReason::StoppedByUser) {
         decision.run.state.termination_reason = Some(RunTerminationReason::AbortedByUser);
@@ -169,6 +197,13 @@ fn end(jobs: &[Job], decision: &mut RunDecision) {
     let reason = decision.run.state.termination_reason.unwrap_or(RunTerminationReason::ServerError);
     let all_finished = jobs.iter().all(|job| job.status.is_finished());
     if all_finished {
+        // The node that failed first may be one whose loss was noticed last.
+        let failed = reason == RunTerminationReason::JobFailed && decision.run.stop.is_none();
+        if failed && let RetryWindow::Open(retrying) = retry_window(now, jobs, decision) {
+            decision.run.state.termination_reason = None;
+            try_again(now, retrying, jobs, decision);
+            return;
+        }
         decision.run.status = reason.final_status();
         return;
     }
@@ -184,11 +219,11 @@ fn wait(now: Timestamp, jobs: &[Job], decision: &mut RunDecision) {
         decision.run.status = RunStatus::Submitted;
         return;
     };
-    if wait.until <= now {
-        begin_end(RunTerminationReason::RetryLimitExceeded, jobs, decision);
-        return;
-    }
     if wait.for_capacity {
+        if wait.until <= now {
+            begin_end(RunTerminationReason::RetryLimitExceeded, jobs, decision);
+            return;
+        }
         // What falls free is seen by the placement pass; what must be bought is tried again by and by.
         decision.wants_place = wait.not_before <= now;
         let next = if wait.not_before <= now { wait.until } else { wait.not_before.min(wait.until) };
@@ -202,7 +237,7 @@ fn wait(now: Timestamp, jobs: &[Job], decision: &mut RunDecision) {
         decision.resubmit = true;
         decision.wants_place = true;
     } else {
-        decision.look_again_at = Some(wait.not_before.min(wait.until));
+        decision.look_again_at = Some(wait.not_before);
     }
 }
 
@@ -270,9 +305,13 @@ fn go_on(now: Timestamp, jobs: &[Job], decision: &mut RunDecision) {
 fn release(order: Option<StartupOrder>, jobs: &[Job], decision: &mut RunDecision) {
     use api::agent::TaskPhase;
     let is_ready = |job: &Job| job.state.phase.is_some_and(|phase| phase >= TaskPhase::Ready);
-    // "Has started" and not "runs": a peer that ended at once must not block anybody.
-    let has_started =
-        |job: &Job| job.state.started_at.is_some() || job.state.phase.is_some_and(TaskPhase::has_started);
+    // "Has started" and not "runs": a peer that ended at once must not block anybody. The phase alone says only that
+    // the agent is about to start it.
+    let has_started = |job: &Job| {
+        job.state.started_at.is_some()
+            || job.state.phase.is_some_and(|phase| phase >= TaskPhase::Exited)
+            || job.status.is_finished()
+    };
     let all_ready =
         jobs.iter().all(|job| is_ready(job) || job.status.is_finished() || job.status == JobStatus::Terminating);
     if !all_ready && !planted::has(Bug::GoBeforeAllAreReady) {
@@ -296,8 +335,10 @@ fn release(order: Option<StartupOrder>, jobs: &[Job], decision: &mut RunDecision
 fn note_cause(jobs: &[Job], decision: &mut RunDecision) {
     for job in jobs {
         let Some(reason) = own_failure(job) else { continue };
-        let at = job.state.exited_at.or(job.state.ended_at).unwrap_or(job.submitted_at);
-        let earlier = decision.run.state.cause.as_ref().is_none_or(|cause| at < cause.at);
+        let ended_at = job.state.exited_at.or(job.state.lost_since).or(job.state.ended_at);
+        let at = ended_at.unwrap_or(job.submitted_at);
+        let known = decision.run.state.cause.as_ref();
+        let earlier = known.is_none_or(|cause| felt_at(reason, at) < felt_at(cause.reason, cause.at));
         let earlier = earlier || planted::has(Bug::PeersExitTakenForCause);
         if earlier {
             decision.run.state.cause = Some(Cause {
@@ -309,6 +350,13 @@ fn note_cause(jobs: &[Job], decision: &mut RunDecision) {
             });
         }
     }
+}
+
+/// When peers may have felt a failure first.
+fn felt_at(reason: JobTerminationReason, at: Timestamp) -> Timestamp {
+    use JobTerminationReason as Reason;
+    let is_loss = matches!(reason, Reason::InterruptedByNoCapacity | Reason::InstanceUnreachable);
+    if is_loss { at - SignedDuration::from_secs(LOSS_LEAD_SECS) } else { at }
 }
 
 /// Why a job failed, unless it only ended because the run or its user wanted it to.
@@ -339,28 +387,53 @@ fn own_failure(job: &Job) -> Option<JobTerminationReason> {
 }
 
 fn fail_or_retry(now: Timestamp, jobs: &[Job], decision: &mut RunDecision) {
-    match retry_window(now, jobs, decision) {
+    let window = match decision.run.state.retrying {
+        Some(retrying) => RetryWindow::Open(retrying),
+        None => retry_window(now, jobs, decision),
+    };
+    match window {
         RetryWindow::Closed(reason) => begin_end(reason, jobs, decision),
-        RetryWindow::Open { event, until } => {
+        RetryWindow::Open(retrying) => {
+            decision.run.state.retrying = Some(retrying);
             end_unfinished(JobTerminationReason::TerminatedByServer, Some(RESUBMITTED), jobs, decision);
-            if !jobs.iter().all(|job| job.status.is_finished()) {
-                return;
+            if jobs.iter().all(|job| job.status.is_finished()) {
+                try_again(now, retrying, jobs, decision);
             }
-            let attempt = decision.run.state.attempt as usize;
-            let delay = RETRY_DELAYS_SECS[attempt.min(RETRY_DELAYS_SECS.len() - 1)];
-            decision.run.state.attempt += 1;
-            decision.run.state.last_placed_at = last_placed(&decision.run, jobs);
-            decision.run.status = RunStatus::Pending;
-            let not_before = now + SignedDuration::from_secs(delay);
-            let for_capacity = event == RetryEvent::NoCapacity;
-            decision.run.state.retry = Some(RetryWait { not_before, until, for_capacity });
-            decision.look_again_at = Some(not_before.min(until));
         }
     }
 }
 
+/// All jobs have ended: the run waits for its next attempt.
+fn try_again(now: Timestamp, retrying: Retrying, jobs: &[Job], decision: &mut RunDecision) {
+    let state = &mut decision.run.state;
+    if jobs.iter().any(was_healthy) {
+        state.attempt = 0;
+    }
+    let delay = RETRY_DELAYS_SECS[(state.attempt as usize).min(RETRY_DELAYS_SECS.len() - 1)];
+    let for_capacity = retrying.event == RetryEvent::NoCapacity;
+    // However short the time for retries, it allows for one; and one that waits for a place needs some of that time.
+    let left = retrying.until.duration_since(now).max(SignedDuration::ZERO);
+    let longest = if for_capacity { left / 2 } else { left };
+    let not_before = now + SignedDuration::from_secs(delay).min(longest);
+    state.attempt += 1;
+    state.retrying = None;
+    state.retry = Some(RetryWait { not_before, until: retrying.until, for_capacity });
+    decision.run.state.last_placed_at = last_placed(&decision.run, jobs);
+    // A fleet is not in use by what may never come back to it.
+    decision.run.state.previous_fleet = decision.run.fleet_id.take().or(decision.run.state.previous_fleet);
+    decision.run.status = RunStatus::Pending;
+    decision.look_again_at = Some(not_before.min(retrying.until));
+}
+
+/// Whether a job ran for so long that its failure says nothing about its start.
+fn was_healthy(job: &Job) -> bool {
+    let ended_at = job.state.exited_at.or(job.state.ended_at);
+    let ran = job.state.started_at.zip(ended_at).map(|(started_at, ended_at)| ended_at.duration_since(started_at));
+    ran.is_some_and(|ran| SignedDuration::from_secs(HEALTHY_SECS) <= ran)
+}
+
 enum RetryWindow {
-    Open { event: RetryEvent, until: Timestamp },
+    Open(Retrying),
     Closed(RunTerminationReason),
 }
 
@@ -393,9 +466,8 @@ fn retry_window(now: Timestamp, jobs: &[Job], decision: &RunDecision) -> RetryWi
             open = Some((event, until));
         }
     }
-    open.map_or(RetryWindow::Closed(RunTerminationReason::JobFailed), |(event, until)| RetryWindow::Open {
-        event,
-        until,
+    open.map_or(RetryWindow::Closed(RunTerminationReason::JobFailed), |(event, until)| {
+        RetryWindow::Open(Retrying { event, until })
     })
 }
 

@@ -7,7 +7,8 @@
 //!  pending ◀── a job failed and may be retried ──┘ or the user said stop
 //! ```
 //!
-//! A run passes `terminating` before every final status, and a final status is final.
+//! A run passes `terminating` before every final status, and a final status is final. One that ends because a job
+//! failed is judged again once all of its jobs have ended, for only then it is known what the first one failed of.
 
 mod decide;
 pub mod effective;
@@ -17,6 +18,7 @@ mod job_specs;
 pub use decide::{RunDecision, decide};
 pub use job_specs::{for_processes, job_specs, wanted_spot};
 
+use api::configurations::RetryEvent;
 use api::ids::{FleetId, JobId, ProjectId, RunId, UserId};
 use api::jobs::JobTerminationReason;
 use api::runs::{RunSpec, RunStatus, RunTerminationReason};
@@ -78,6 +80,10 @@ pub struct RunState {
     pub attempt: u32,
     /// What a pending run waits for.
     pub retry: Option<RetryWait>,
+    /// The jobs are to be submitted again as soon as all of them have ended.
+    pub retrying: Option<Retrying>,
+    /// The fleet that the jobs of the last attempt were given.
+    pub previous_fleet: Option<FleetId>,
     /// When a job of an earlier attempt that had a place was last heard of.
     pub last_placed_at: Option<Timestamp>,
     /// The submitter may use this server's own machine.
@@ -97,6 +103,15 @@ pub struct Cause {
     pub message: Option<String>,
     /// When it ended, by its host's clock.
     pub at: Timestamp,
+}
+
+/// Why a run is tried again. What peers do while they are ended changes nothing of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retrying {
+    /// What happened.
+    pub event: RetryEvent,
+    /// The end of the time for retries.
+    pub until: Timestamp,
 }
 
 /// What a pending run waits for.

@@ -4,7 +4,7 @@ use api::agent::{ClusterInfo, ExitReason, TaskPhase};
 use api::instances::{InstanceStatus, InstanceTerminationReason as Why};
 use api::jobs::{JobStatus, JobTerminationReason};
 use lifecycle::instance::Instance;
-use lifecycle::job::{Effect, EndOrder, Job, JobDecision, Seen, Surroundings, decide};
+use lifecycle::job::{Effect, EndOrder, Job, JobDecision, Refused, Seen, Surroundings, decide};
 
 use crate::fixtures::{at, exit, exited, in_phase, instance, job, placed, task};
 
@@ -16,13 +16,25 @@ struct Case {
     instance: Option<Instance>,
     cluster: Option<ClusterInfo>,
     logs_received: u64,
+    logs_lost: u64,
+    log_error: Option<String>,
     unreachable_since: Option<i64>,
 }
 
 fn case(job: Job, seen: Seen) -> Case {
     let instance = job.instance_id.map(|_| instance(0, InstanceStatus::Busy));
     let cluster = Some(ClusterInfo::default());
-    Case { now: 10, job, seen, instance, cluster, logs_received: 0, unreachable_since: None }
+    Case {
+        now: 10,
+        job,
+        seen,
+        instance,
+        cluster,
+        logs_received: 0,
+        logs_lost: 0,
+        log_error: None,
+        unreachable_since: None,
+    }
 }
 
 impl Case {
@@ -31,6 +43,8 @@ impl Case {
             instance: self.instance.as_ref(),
             cluster: self.cluster.clone(),
             logs_received: self.logs_received,
+            logs_lost: self.logs_lost,
+            log_error: self.log_error.clone(),
             unreachable_since: self.unreachable_since.map(at),
             unreachable_after_secs: 300,
         };
@@ -120,6 +134,52 @@ fn nothing_starts_before_it_is_released() {
     // An order may be lost, so it is repeated until the task obeys.
     let decision = case(released, known(TaskPhase::Ready)).decide();
     assert_eq!(decision.look_again_at, Some(at(12)));
+}
+
+fn refused(mut job: Job, for_good: bool) -> Job {
+    job.state.refused = Some(Refused { since: at(10), message: "the disk is full".to_owned(), for_good });
+    job
+}
+
+#[test]
+fn an_order_that_the_agent_refuses_is_shown_and_repeated_for_a_while() {
+    let unplaced = || placed(0, 1, JobStatus::Provisioning);
+    let given = |now| Case { now, ..case(refused(unplaced(), false), Seen::Absent) };
+    let waits = "waits for instance fleet-0 to take it: the disk is full";
+    check(&given(10), &format!("provisioning, put, {waits}"));
+    check(&given(309), &format!("provisioning, put, {waits}"));
+    check(&given(310), "failed, waiting_runner_limit_exceeded, frees");
+    let message = given(310).decide().job.state.termination_message.unwrap();
+    assert_eq!(message, "Instance fleet-0 refused the job: the disk is full");
+    let released = || Job { released_at: Some(at(9)), ..in_phase(0, 2, TaskPhase::Ready) };
+    let go = |now| Case { now, ..case(refused(released(), false), known(TaskPhase::Ready)) };
+    check(&go(309), &format!("pulling, go, {waits}"));
+    check(&go(310), "terminating, waiting_runner_limit_exceeded, stop 0");
+}
+
+#[test]
+fn an_order_that_makes_no_sense_to_the_agent_ends_the_job_at_once() {
+    let given = case(refused(placed(0, 1, JobStatus::Provisioning), true), Seen::Absent);
+    check(&given, "failed, executor_error, frees");
+}
+
+#[test]
+fn a_refusal_is_forgotten_once_the_agent_goes_on() {
+    let taken = case(refused(placed(0, 1, JobStatus::Provisioning), false), known(TaskPhase::Accepted));
+    check(&taken, "pulling");
+    assert_eq!(taken.decide().job.state.refused, None);
+}
+
+#[test]
+fn an_order_to_end_that_is_refused_is_shown() {
+    let mut ending = refused(in_phase(0, 1, TaskPhase::Running), false);
+    ending.status = JobStatus::Terminating;
+    ending.state.termination_reason = Some(JobTerminationReason::TerminatedByUser);
+    let waits = "waits for instance fleet-0 to end it: the disk is full";
+    check(
+        &Case { now: 10_000, ..case(ending, known(TaskPhase::Running)) },
+        &format!("terminating, terminated_by_user, stop 0, {waits}"),
+    );
 }
 
 #[test]
@@ -273,6 +333,85 @@ fn an_ending_job_waits_until_nothing_of_it_runs_and_its_log_is_here() {
     check(&seen(Seen::Unknown), "terminating, terminated_by_user");
 }
 
+/// A job whose task is over and has written 100 bytes.
+fn sealed(reason: JobTerminationReason) -> Case {
+    let mut ending = in_phase(0, 1, TaskPhase::Sealed);
+    ending.status = JobStatus::Terminating;
+    ending.end = Some(order(reason, 0));
+    ending.state.termination_reason = Some(reason);
+    let mut task = exited(TaskPhase::Sealed, ExitReason::Stopped, 143);
+    task.log_end = 100;
+    case(ending, Seen::Known(Box::new(task)))
+}
+
+#[test]
+fn a_machine_is_not_held_for_a_log_that_does_not_come() {
+    let mut waiting = sealed(JobTerminationReason::TerminatedByUser);
+    let waits = "terminating, terminated_by_user, waits for the rest of its log";
+    // It comes slowly, so it is waited for.
+    for (now, received) in [(10, 0), (500, 10), (1_000, 20), (1_500, 30), (2_099, 30)] {
+        (waiting.now, waiting.logs_received) = (now, received);
+        check(&waiting, waits);
+        waiting.job = waiting.decide().job;
+    }
+    assert_eq!(waiting.decide().look_again_at, Some(at(2_100)));
+    waiting.now = 2_100;
+    // The agent keeps what it has: it is taken whenever it comes.
+    check(&waiting, "terminated, terminated_by_user, frees");
+    let events = waiting.decide().events;
+    assert!(events.contains(&"Job's log is incomplete: 70 bytes of output are missing".to_owned()), "{events:?}");
+}
+
+#[test]
+fn who_aborts_does_not_wait_for_a_log() {
+    let mut waiting = sealed(JobTerminationReason::AbortedByUser);
+    check(&waiting, "terminating, aborted_by_user, waits for the rest of its log");
+    waiting.job = waiting.decide().job;
+    (waiting.now, waiting.logs_received) = (24, 10);
+    check(&waiting, "terminating, aborted_by_user, waits for the rest of its log");
+    waiting.now = 25;
+    check(&waiting, "aborted, aborted_by_user, frees");
+}
+
+#[test]
+fn a_log_that_the_server_cannot_keep_is_said() {
+    let mut waiting = sealed(JobTerminationReason::TerminatedByUser);
+    waiting.log_error = Some("no space left".to_owned());
+    check(
+        &waiting,
+        "terminating, terminated_by_user, waits for the rest of its log: the server cannot keep it: no space left",
+    );
+    let whole = Case { logs_received: 100, logs_lost: 40, ..sealed(JobTerminationReason::TerminatedByUser) };
+    check(&whole, "terminated, terminated_by_user, forget, frees");
+    let events = whole.decide().events;
+    assert!(events.contains(&"Job's log is incomplete: 40 bytes of output are missing".to_owned()), "{events:?}");
+}
+
+#[test]
+fn a_node_that_went_with_its_machine_was_not_ended_by_a_peer() {
+    let mut gone = instance(0, InstanceStatus::Terminated);
+    gone.state.termination_reason = Some(Why::Unreachable);
+    gone.state.absent_since = Some(at(7));
+    gone.state.instance_type.as_mut().unwrap().resources.spot = true;
+    let ordered = |reason| Job { end: Some(order(reason, 300)), ..in_phase(0, 2, TaskPhase::Running) };
+    let by_peer = ordered(JobTerminationReason::TerminatedByServer);
+    let lost = Case { instance: Some(gone.clone()), ..case(by_peer.clone(), Seen::Unknown) };
+    check(&lost, "failed, interrupted_by_no_capacity, frees");
+    assert_eq!(lost.decide().job.state.lost_since, Some(at(7)));
+    // The order came first, and the loss was seen later.
+    let ending = case(by_peer, Seen::Unknown).decide().job;
+    assert_eq!(ending.status, JobStatus::Terminating);
+    let lost = Case { instance: Some(gone.clone()), ..case(ending.clone(), Seen::Unknown) };
+    check(&lost, "failed, interrupted_by_no_capacity, frees");
+    let silent = Case { now: 400, unreachable_since: Some(8), ..case(ending, Seen::Unknown) };
+    check(&silent, "failed, instance_unreachable, frees");
+    assert_eq!(silent.decide().job.state.lost_since, Some(at(8)));
+    // What a user wanted stays what a user wanted.
+    let by_user = ordered(JobTerminationReason::TerminatedByUser);
+    let lost = Case { instance: Some(gone), ..case(by_user, Seen::Unknown) };
+    check(&lost, "terminated, terminated_by_user, frees");
+}
+
 #[test]
 fn the_order_to_end_is_repeated_until_the_task_obeys() {
     let mut ending = in_phase(0, 1, TaskPhase::Running);
@@ -393,6 +532,9 @@ fn a_run_is_told_of_what_concerns_it_and_of_nothing_else() {
     assert!(concerns(case(in_phase(0, 2, TaskPhase::Pulling), known(TaskPhase::Ready))));
     assert!(concerns(case(in_phase(0, 2, TaskPhase::Ready), known(TaskPhase::Running))));
     assert!(!concerns(case(in_phase(0, 2, TaskPhase::Ready), known(TaskPhase::Ready))));
+    let mut about_to_start = in_phase(0, 2, TaskPhase::Running);
+    about_to_start.state.started_at = None;
+    assert!(concerns(case(about_to_start, known(TaskPhase::Running))));
     let mut done = task(TaskPhase::Exited);
     done.exit = Some(exit(ExitReason::Done, 0));
     assert!(concerns(case(in_phase(0, 2, TaskPhase::Running), Seen::Known(Box::new(done)))));

@@ -73,6 +73,8 @@ fn look(now: i64, job: &Job, sight: &Sight) -> lifecycle::job::JobDecision {
         instance: Some(&machine),
         cluster: Some(ClusterInfo::default()),
         logs_received: 1,
+        logs_lost: 0,
+        log_error: None,
         unreachable_since: sight.silent_since.map(at),
         unreachable_after_secs: 300,
     };
@@ -187,6 +189,8 @@ impl World {
             instance: Some(&machine),
             cluster: Some(ClusterInfo::default()),
             logs_received: 0,
+            logs_lost: 0,
+            log_error: None,
             unreachable_since: None,
             unreachable_after_secs: 300,
         };
@@ -199,7 +203,10 @@ impl World {
         let task = &mut self.tasks[number];
         match (decision.effect, task.as_mut()) {
             (Some(Effect::Put), None) => *task = Some(crate::fixtures::task(TaskPhase::Accepted)),
-            (Some(Effect::Go), Some(task)) if task.phase == TaskPhase::Ready => task.phase = TaskPhase::Running,
+            (Some(Effect::Go), Some(task)) if task.phase == TaskPhase::Ready => {
+                task.phase = TaskPhase::Running;
+                task.started_at = Some(at(self.now));
+            }
             (Some(Effect::Stop { .. }), Some(task)) if task.phase < TaskPhase::Exited => self.stop(number),
             (Some(Effect::Forget), _) => *task = None,
             _ => {}

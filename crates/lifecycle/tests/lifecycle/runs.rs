@@ -207,6 +207,10 @@ fn nodes_start_in_the_order_that_the_task_asks_for() {
     check(10, &master_first, &all_ready, "provisioning, releases 0");
     check(10, &master_first, &gang(&[Running, Ready, Ready]), "running, releases 1, releases 2");
     check(10, &workers_first, &all_ready, "provisioning, releases 1, releases 2");
+    // The agent is about to start it, and has not yet.
+    let mut about_to = gang(&[Running, Ready, Ready]);
+    about_to[0].state.started_at = None;
+    check(10, &master_first, &about_to, "running");
     let one_worker = gang(&[Ready, Running, Ready]);
     check(10, &workers_first, &one_worker, "running, releases 2");
     check(10, &workers_first, &gang(&[Ready, Running, Running]), "running, releases 0");
@@ -295,6 +299,57 @@ fn the_time_for_retries_is_a_window() {
     retried.state.last_placed_at = Some(at(60));
     check(159, &retried, &[unplaced()], "pending");
     check(160, &retried, &[unplaced()], "terminating, retry_limit_exceeded");
+}
+
+#[test]
+fn however_short_the_time_for_retries_there_is_one() {
+    let short = |reason| with_retry(retry(&RetryEvent::ALL, 10), ended(0, 1, reason, 50));
+    let failed = [short(Reason::ContainerExitedWithError)];
+    let decision = decide(at(51), &running(), &failed);
+    assert_eq!(decision.run.state.retry.unwrap().not_before, at(60));
+    check(59, &decision.run, &failed, "pending");
+    check(60, &decision.run, &failed, "submitted, resubmits, wants place");
+    // Where there is no capacity, some of the time is left to find it.
+    let failed = [short(Reason::FailedToStartDueToNoCapacity)];
+    let decision = decide(at(52), &running(), &failed);
+    assert_eq!(decision.run.state.retry.unwrap().not_before, at(56));
+    check(56, &decision.run, &failed, "pending, wants place");
+    check(60, &decision.run, &failed, "terminating, retry_limit_exceeded");
+}
+
+#[test]
+fn the_time_for_retries_does_not_run_out_while_peers_end() {
+    let short = |job| with_retry(retry(&RetryEvent::ALL, 10), job);
+    let failed = short(ended(0, 2, Reason::ContainerExitedWithError, 50));
+    let decision = decide(at(51), &running(), &[failed.clone(), short(in_phase(1, 2, TaskPhase::Running))]);
+    assert_eq!(told(&decision), "running, ends 1 terminated_by_server 300");
+    let peer = short(ended_by_run(1, 2, Reason::TerminatedByServer, 300));
+    let decision = decide(at(301), &decision.run, &[failed.clone(), peer.clone()]);
+    assert_eq!(told(&decision), "pending");
+    check(302, &decision.run, &[failed, peer], "submitted, resubmits, wants place");
+}
+
+#[test]
+fn a_run_that_was_healthy_waits_as_if_it_failed_for_the_first_time() {
+    let mut run = running();
+    run.state.attempt = 5;
+    let not_before = |exited_at| {
+        let failed = ended(0, 1, Reason::ContainerExitedWithError, exited_at);
+        let failed = with_retry(retry(&RetryEvent::ALL, 36_000), failed);
+        decide(at(1_000), &run, &[failed]).run.state.retry.unwrap().not_before
+    };
+    assert_eq!(not_before(3 + 599), at(1_600));
+    assert_eq!(not_before(3 + 600), at(1_015));
+}
+
+#[test]
+fn a_run_that_waits_to_be_tried_again_uses_no_fleet() {
+    let fleet = crate::fixtures::id(4);
+    let mut run = running();
+    run.fleet_id = Some(fleet);
+    let failed = with_retry(retry(&RetryEvent::ALL, 3600), ended(0, 1, Reason::ContainerExitedWithError, 50));
+    let decision = decide(at(60), &run, &[failed]);
+    assert_eq!((decision.run.fleet_id, decision.run.state.previous_fleet), (None, Some(fleet)));
 }
 
 #[test]
@@ -390,11 +445,47 @@ fn a_consequence_does_not_decide_whether_a_run_is_retried() {
         interrupted(ended(1, 2, Reason::InterruptedByNoCapacity, 4)),
     ];
     check(10, &running(), &jobs, "pending");
+    // The peer felt it before the server did.
     let jobs = [
         interrupted(ended(0, 2, Reason::ContainerExitedWithError, 3)),
         interrupted(ended(1, 2, Reason::InterruptedByNoCapacity, 4)),
     ];
-    check(10, &running(), &jobs, "terminating, job_failed");
+    check(10, &running(), &jobs, "pending");
+    let jobs = [
+        interrupted(ended(0, 2, Reason::ContainerExitedWithError, 3)),
+        interrupted(ended(1, 2, Reason::InterruptedByNoCapacity, 40)),
+    ];
+    check(50, &running(), &jobs, "terminating, job_failed");
+}
+
+#[test]
+fn a_machine_whose_loss_is_noticed_last_is_still_the_cause() {
+    let interrupted = |job: Job| with_retry(retry(&[RetryEvent::Interruption], 3600), job);
+    let exited = interrupted(ended(0, 2, Reason::ContainerExitedWithError, 5));
+    let decision = decide(at(6), &running(), &[exited.clone(), interrupted(in_phase(1, 2, TaskPhase::Running))]);
+    assert_eq!(told(&decision), "terminating, job_failed, ends 1 terminated_by_server 300");
+    // Its peer's agent had fallen silent before, and is given up long after.
+    let mut lost = interrupted(ended_by_run(1, 2, Reason::InterruptedByNoCapacity, 300));
+    lost.end.as_mut().unwrap().reason = Reason::TerminatedByServer;
+    lost.state.exited_at = None;
+    lost.state.lost_since = Some(at(2));
+    let mut ending = lost.clone();
+    ending.status = JobStatus::Terminating;
+    ending.state.termination_reason = Some(Reason::TerminatedByServer);
+    check(100, &decision.run, &[exited.clone(), ending], "terminating, job_failed");
+    let decision = decide(at(301), &decision.run, &[exited.clone(), lost.clone()]);
+    assert_eq!(told(&decision), "pending");
+    let cause = decision.run.state.cause.unwrap();
+    assert_eq!((cause.job_num, cause.at), (1, at(2)));
+    // A machine that was lost while the gang ended is no cause.
+    let mut run = run_in(RunStatus::Terminating);
+    run.state.termination_reason = Some(RunTerminationReason::JobFailed);
+    lost.state.lost_since = Some(at(100));
+    check(301, &run, &[exited.clone(), lost.clone()], "failed, job_failed");
+    // Nor is a run tried again whose user has stopped it meanwhile.
+    lost.state.lost_since = Some(at(2));
+    run.stop = Some(StopRequest::Stop);
+    check(301, &run, &[exited, lost], "failed, job_failed");
 }
 
 #[test]
@@ -436,5 +527,12 @@ fn events_tell_the_official_story() {
         events(&running(), &jobs),
         ["Run status changed RUNNING -> TERMINATING. \
           Termination reason: JOB_FAILED (node 1: container exited with error)"]
+    );
+    let failed = with_retry(retry(&RetryEvent::ALL, 3600), ended(0, 1, Reason::ContainerExitedWithError, 5));
+    assert_eq!(
+        events(&running(), &[failed]),
+        [
+            "Run status changed RUNNING -> PENDING (container exited with error; tried again at 2023-11-14 22:13:45 UTC)"
+        ]
     );
 }

@@ -1,6 +1,6 @@
 //! One kept connection: made, listened to, and made anew whenever it breaks.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use super::pool::Surroundings;
-use super::{HostSeen, OrderError, TaskSeen, log_pull};
+use super::{BlobSeen, HostSeen, OrderError, TaskSeen, log_pull};
 
 /// How long an agent may take to answer an order.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -60,6 +60,9 @@ struct State {
     since: Timestamp,
     error: Option<String>,
     tasks: HashMap<JobId, TaskState>,
+    /// Files that are being sent, and why the last try failed of those that could not be.
+    uploading: HashSet<String>,
+    upload_errors: HashMap<String, OrderError>,
     /// Tasks whose logs are being read over this connection.
     pulling: HashMap<JobId, CancellationToken>,
 }
@@ -71,6 +74,10 @@ pub(super) struct Sender {
     epoch: u64,
 }
 
+fn blob_path(sha256: &str) -> String {
+    format!("/v1/blobs/{sha256}")
+}
+
 impl Connection {
     pub(super) fn new(instance: InstanceId, now: Timestamp, cancel: CancellationToken) -> Connection {
         let state = State {
@@ -79,6 +86,8 @@ impl Connection {
             since: now,
             error: None,
             tasks: HashMap::new(),
+            uploading: HashSet::new(),
+            upload_errors: HashMap::new(),
             pulling: HashMap::new(),
         };
         Connection { instance, cancel, state: Mutex::new(state) }
@@ -132,14 +141,41 @@ impl Connection {
         self.sender()?.send(method, path, body).await
     }
 
-    pub(super) async fn put_blob(&self, sha256: &str, bytes: Vec<u8>) -> Result<(), OrderError> {
+    /// Whether the agent has a file.
+    pub(super) async fn blob(&self, sha256: &str) -> Result<BlobSeen, OrderError> {
         let sender = self.sender()?;
-        let path = format!("/v1/blobs/{sha256}");
-        let has = sender.request("HEAD", &path, Bytes::new(), ORDER_TIMEOUT).await;
-        if has.is_ok() {
-            return Ok(());
+        {
+            let mut state = self.state();
+            if let Some(error) = state.upload_errors.remove(sha256) {
+                return Err(error);
+            }
+            if state.uploading.contains(sha256) {
+                return Ok(BlobSeen::OnItsWay);
+            }
         }
-        sender.request("PUT", &path, bytes.into(), BLOB_TIMEOUT).await.map(|_| ())
+        let has = sender.request("HEAD", &blob_path(sha256), Bytes::new(), ORDER_TIMEOUT).await;
+        Ok(if has.is_ok() { BlobSeen::Here } else { BlobSeen::Missing })
+    }
+
+    /// Sends a file, unless somebody does. A file takes long, and nobody waits for it: neither the job's end nor the
+    /// orders to others.
+    pub(super) fn send_blob(self: &Arc<Self>, around: &Surroundings, job: JobId, sha256: String, bytes: Vec<u8>) {
+        let Ok(sender) = self.sender() else { return };
+        if !self.state().uploading.insert(sha256.clone()) {
+            return;
+        }
+        let (connection, around) = (self.clone(), around.clone());
+        tokio::spawn(async move {
+            let sent = sender.request("PUT", &blob_path(&sha256), bytes.into(), BLOB_TIMEOUT).await;
+            {
+                let mut state = connection.state();
+                state.uploading.remove(&sha256);
+                if let Err(error) = sent {
+                    state.upload_errors.insert(sha256, error);
+                }
+            }
+            touch_job(around, job).await;
+        });
     }
 
     /// Takes a task's state from the agent, and makes its job due if it says anything new.
@@ -206,6 +242,7 @@ impl Connection {
             state.since = now;
         }
         state.error = Some(error);
+        state.upload_errors.clear();
         for (_, cancel) in state.pulling.drain() {
             cancel.cancel();
         }
@@ -215,9 +252,7 @@ impl Connection {
         match event {
             AgentEvent::Ping => {}
             AgentEvent::Task(task) => self.learn(around, *task),
-            AgentEvent::Forgotten(job) => {
-                self.state().tasks.remove(&job);
-            }
+            AgentEvent::Forgotten(job) => self.forget(around, job),
             AgentEvent::Snapshot(tasks) => {
                 self.state().tasks.retain(|job, _| tasks.iter().any(|task| task.id == *job));
                 for task in tasks {
@@ -225,6 +260,29 @@ impl Connection {
                 }
             }
         }
+    }
+}
+
+impl Connection {
+    /// The agent no longer knows a task: nothing more of its log will come.
+    fn forget(self: &Arc<Self>, around: &Surroundings, job: JobId) {
+        let (task, reader) = {
+            let mut state = self.state();
+            (state.tasks.remove(&job), state.pulling.remove(&job))
+        };
+        if let Some(reader) = reader {
+            reader.cancel();
+        }
+        let may_have_log = task.is_some_and(|task| task.phase.has_started());
+        if !may_have_log || around.logs.end(job).complete {
+            return;
+        }
+        let around = around.clone();
+        tokio::spawn(async move {
+            if let Err(error) = log_pull::complete(&around, job).await {
+                tracing::warn!(job.id = %job, "cannot complete the log of a task that is forgotten: {error}");
+            }
+        });
     }
 }
 
@@ -416,15 +474,126 @@ impl Sender {
     }
 
     /// Opens a stream of bytes.
-    pub(super) async fn stream(&self, path: &str) -> anyhow::Result<Incoming> {
-        let response = tokio::time::timeout(ORDER_TIMEOUT, self.open("GET", path, Bytes::new())).await??;
-        anyhow::ensure!(response.status().is_success(), "the agent answered {} to {path}", response.status());
-        Ok(response.into_body())
+    pub(super) async fn stream(&self, path: &str) -> Result<Incoming, OrderError> {
+        let unreachable = |error: String| OrderError::Unreachable(format!("{error}, asked for {path}"));
+        let exchange = async {
+            let response =
+                self.open("GET", path, Bytes::new()).await.map_err(|error| unreachable(error.to_string()))?;
+            let status = response.status();
+            if status.is_success() {
+                return Ok(response.into_body());
+            }
+            let answer = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await;
+            let answer = answer.map_err(|error| unreachable(error.to_string()))?.to_bytes();
+            Err(match serde_json::from_slice::<AgentError>(&answer) {
+                Ok(error) => OrderError::Refused(error),
+                Err(_) => unreachable(format!("the agent answered {status}")),
+            })
+        };
+        let answer = tokio::time::timeout(ORDER_TIMEOUT, exchange).await;
+        answer.map_err(|_| unreachable(format!("no answer within {} s", ORDER_TIMEOUT.as_secs())))?
     }
 
     /// Says that a log has arrived up to `offset`.
     pub(super) async fn acknowledge(&self, job: JobId, offset: u64) -> Result<(), OrderError> {
         let path = format!("/v1/tasks/{job}/logs/ack");
         self.send::<_, ()>("POST", &path, &api::agent::LogAck { offset }).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use api::agent::{AgentErrorCode, Resolved};
+    use hyper::service::service_fn;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::ids::Ids;
+    use crate::logs::LogStore;
+    use crate::wake::Wake;
+
+    const DEADLINE: Duration = Duration::from_secs(10);
+
+    async fn surroundings(folder: &tempfile::TempDir) -> Surroundings {
+        Surroundings {
+            db: store::Db::open_memory().await.unwrap(),
+            clock: Clock::System,
+            ids: Ids::Random,
+            wake: Wake::default(),
+            logs: Arc::new(LogStore::open(folder.path().to_owned()).unwrap()),
+            server_id: Uuid::from_u128(1).into(),
+            epoch: 1,
+        }
+    }
+
+    fn connection() -> Arc<Connection> {
+        let id = Uuid::from_u128(2).into();
+        Arc::new(Connection::new(id, Timestamp::UNIX_EPOCH, CancellationToken::new()))
+    }
+
+    fn running(job: JobId) -> TaskState {
+        TaskState {
+            id: job,
+            generation: 1,
+            phase: TaskPhase::Running,
+            pull: None,
+            started_at: None,
+            exit: None,
+            log_end: 0,
+            resolved: Resolved::default(),
+            warnings: vec![],
+        }
+    }
+
+    /// An agent that gives every request the same answer.
+    async fn agent(answer: AgentError) -> Sender {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let service = service_fn(move |_: http::Request<Incoming>| {
+            let body = Full::new(Bytes::from(serde_json::to_vec(&answer).unwrap()));
+            let response = http::Response::builder().status(answer.code.http_status()).body(body).unwrap();
+            async move { Ok::<_, Infallible>(response) }
+        });
+        tokio::spawn(async move {
+            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            let _ = builder.serve_connection(TokioIo::new(theirs), service).await;
+        });
+        handshake(ours, 1).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_log_of_a_task_that_the_agent_does_not_know_is_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let around = surroundings(&folder).await;
+        let job: JobId = Uuid::from_u128(3).into();
+        let unknown = AgentError { code: AgentErrorCode::UnknownTask, message: "no task".to_owned() };
+        let sender = agent(unknown).await;
+        let reading = log_pull::run(connection(), around.clone(), sender, job, CancellationToken::new());
+        tokio::time::timeout(DEADLINE, reading).await.expect("nobody asks for ever");
+        assert!(around.logs.end(job).complete);
+    }
+
+    #[tokio::test]
+    async fn the_log_of_a_task_that_the_agent_forgets_is_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let around = surroundings(&folder).await;
+        let job: JobId = Uuid::from_u128(3).into();
+        let connection = connection();
+        let reader = CancellationToken::new();
+        {
+            let mut state = connection.state();
+            state.tasks.insert(job, running(job));
+            state.pulling.insert(job, reader.clone());
+        }
+        connection.apply(&around, AgentEvent::Forgotten(job));
+        assert!(reader.is_cancelled());
+        let complete = async {
+            while !around.logs.end(job).complete {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, complete).await.expect("nothing more of it will come");
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::agent::{LOG_FRAME_HEADER, LOG_WINDOW, LogFrame, LogFrameKind};
+use api::agent::{AgentError, AgentErrorCode, LOG_FRAME_HEADER, LOG_WINDOW, LogFrame, LogFrameKind};
 use api::ids::JobId;
 use bytes::{Buf, Bytes, BytesMut};
 use http_body_util::BodyExt;
@@ -11,14 +11,42 @@ use hyper::body::Incoming;
 use store::leases::{Table, touch};
 use tokio_util::sync::CancellationToken;
 
+use super::OrderError;
 use super::connection::{Connection, Sender};
 use super::pool::Surroundings;
 
 /// A log is acknowledged when this much has arrived, or when nothing more is at hand.
 const ACKNOWLEDGE_BYTES: u64 = LOG_WINDOW / 4;
 
-/// The delay before a log that broke off is asked for again.
-const RETRY_DELAY: Duration = Duration::from_millis(200);
+/// The first and the longest delay before a log that broke off is asked for again.
+const FIRST_DELAY: Duration = Duration::from_millis(200);
+const LONGEST_DELAY: Duration = Duration::from_secs(5);
+
+/// Why a log broke off.
+enum Break {
+    /// It ended: nothing more will come.
+    End,
+    /// The agent, or the way to it.
+    Agent(String),
+    /// Our own disk.
+    Disk(std::io::Error),
+}
+
+impl From<OrderError> for Break {
+    fn from(error: OrderError) -> Break {
+        match error {
+            // Nobody else has the log of a task that its agent does not know.
+            OrderError::Refused(AgentError { code: AgentErrorCode::UnknownTask, .. }) => Break::End,
+            error => Break::Agent(error.to_string()),
+        }
+    }
+}
+
+impl From<std::io::Error> for Break {
+    fn from(error: std::io::Error) -> Break {
+        Break::Disk(error)
+    }
+}
 
 /// Reads until the log ends, or the connection does.
 pub(super) async fn run(
@@ -28,32 +56,62 @@ pub(super) async fn run(
     job: JobId,
     cancel: CancellationToken,
 ) {
+    let mut delay = FIRST_DELAY;
     loop {
-        let result = tokio::select! {
+        let before = around.logs.received(job);
+        let broke = tokio::select! {
             () = cancel.cancelled() => break,
-            result = read(&around, &sender, job) => result,
+            broke = read(&around, &sender, job) => broke,
         };
-        match result {
-            Ok(true) => {
-                if let Err(error) = touch(&around.db, Table::Jobs, job.0, around.clock.now()).await {
-                    tracing::warn!(job.id = %job, "cannot make the job due, it is looked at later: {error}");
-                }
-                around.wake.ring(Table::Jobs);
-                break;
-            }
-            Ok(false) => {}
-            Err(error) => tracing::debug!(job.id = %job, "reading the log broke off: {error:#}"),
+        if before < around.logs.received(job) {
+            delay = FIRST_DELAY;
+        }
+        match broke {
+            Break::End => match complete(&around, job).await {
+                Ok(()) => break,
+                Err(error) => tell_disk_error(&around, job, &error).await,
+            },
+            Break::Agent(error) => tracing::debug!(job.id = %job, "reading the log broke off: {error}"),
+            Break::Disk(error) => tell_disk_error(&around, job, &error).await,
         }
         tokio::select! {
             () = cancel.cancelled() => break,
-            () = tokio::time::sleep(RETRY_DELAY) => {}
+            () = tokio::time::sleep(delay) => {}
         }
+        delay = (delay * 2).min(LONGEST_DELAY);
     }
     connection.pulled(job);
 }
 
-/// Reads what comes; true: the log ended.
-async fn read(around: &Surroundings, sender: &Sender, job: JobId) -> anyhow::Result<bool> {
+/// Nothing more of a log will come, and its job may end.
+pub(super) async fn complete(around: &Surroundings, job: JobId) -> std::io::Result<()> {
+    around.logs.complete(job, around.clock.now().as_microsecond())?;
+    make_due(around, job).await;
+    Ok(())
+}
+
+/// The job says what it waits for.
+async fn tell_disk_error(around: &Surroundings, job: JobId, error: &std::io::Error) {
+    tracing::warn!(job.id = %job, "cannot keep the log, trying again: {error}");
+    make_due(around, job).await;
+}
+
+async fn make_due(around: &Surroundings, job: JobId) {
+    if let Err(error) = touch(&around.db, Table::Jobs, job.0, around.clock.now()).await {
+        tracing::warn!(job.id = %job, "cannot make the job due, it is looked at later: {error}");
+    }
+    around.wake.ring(Table::Jobs);
+}
+
+/// Reads what comes, until it breaks off.
+async fn read(around: &Surroundings, sender: &Sender, job: JobId) -> Break {
+    match read_frames(around, sender, job).await {
+        Ok(()) => Break::Agent("the agent closed the stream".to_owned()),
+        Err(broke) => broke,
+    }
+}
+
+async fn read_frames(around: &Surroundings, sender: &Sender, job: JobId) -> Result<(), Break> {
     let offset = around.logs.received(job);
     let mut body = sender.stream(&format!("/v1/tasks/{job}/logs?offset={offset}")).await?;
     let mut buffer = BytesMut::new();
@@ -67,30 +125,33 @@ async fn read(around: &Surroundings, sender: &Sender, job: JobId) -> anyhow::Res
             acknowledged = received;
         }
         if ended {
-            return Ok(true);
+            return Err(Break::End);
         }
     }
     let received = around.logs.received(job);
     if received > acknowledged {
         settle(around, sender, job, received).await?;
     }
-    Ok(false)
+    Ok(())
 }
 
-async fn next_bytes(body: &mut Incoming) -> anyhow::Result<Option<Bytes>> {
+async fn next_bytes(body: &mut Incoming) -> Result<Option<Bytes>, Break> {
     loop {
         let Some(frame) = body.frame().await else { return Ok(None) };
-        if let Ok(data) = frame?.into_data() {
+        let frame = frame.map_err(|error| Break::Agent(error.to_string()))?;
+        if let Ok(data) = frame.into_data() {
             return Ok(Some(data));
         }
     }
 }
 
 /// Stores every whole frame; true: the last one said that the log ends.
-fn take_frames(around: &Surroundings, job: JobId, buffer: &mut BytesMut) -> anyhow::Result<bool> {
+fn take_frames(around: &Surroundings, job: JobId, buffer: &mut BytesMut) -> Result<bool, Break> {
     loop {
         let Some(header) = buffer.first_chunk::<LOG_FRAME_HEADER>() else { return Ok(false) };
-        let Some(frame) = LogFrame::decode(header) else { anyhow::bail!("the agent sent a broken log frame") };
+        let Some(frame) = LogFrame::decode(header) else {
+            return Err(Break::Agent("the agent sent a broken log frame".to_owned()));
+        };
         let length = frame.length as usize;
         if buffer.len() < LOG_FRAME_HEADER + length {
             return Ok(false);
@@ -102,7 +163,6 @@ fn take_frames(around: &Surroundings, job: JobId, buffer: &mut BytesMut) -> anyh
             LogFrameKind::Gap => around.logs.skip_to(job, frame.offset, frame.time_micros)?,
             LogFrameKind::End => {
                 around.logs.skip_to(job, frame.offset, frame.time_micros)?;
-                around.logs.complete(job, frame.time_micros)?;
                 return Ok(true);
             }
         }
@@ -110,9 +170,10 @@ fn take_frames(around: &Surroundings, job: JobId, buffer: &mut BytesMut) -> anyh
 }
 
 /// What is acknowledged may be deleted by the agent, so it must outlive a power cut here first.
-async fn settle(around: &Surroundings, sender: &Sender, job: JobId, received: u64) -> anyhow::Result<()> {
+async fn settle(around: &Surroundings, sender: &Sender, job: JobId, received: u64) -> Result<(), Break> {
     let logs = around.logs.clone();
-    tokio::task::spawn_blocking(move || logs.sync(job)).await??;
+    let synced = tokio::task::spawn_blocking(move || logs.sync(job)).await;
+    synced.map_err(std::io::Error::other)??;
     sender.acknowledge(job, received).await?;
     Ok(())
 }

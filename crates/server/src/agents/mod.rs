@@ -51,8 +51,11 @@ pub trait Agents: fmt::Debug + Send + Sync {
     /// Lets the agent forget a task that is sealed. Safe to repeat.
     async fn forget(&self, instance: InstanceId, job: JobId, generation: u64) -> Result<(), OrderError>;
 
-    /// Sends a file's bytes, unless the agent has them.
-    async fn put_blob(&self, instance: InstanceId, sha256: &str, bytes: Vec<u8>) -> Result<(), OrderError>;
+    /// Whether an agent has a file's bytes. An error of sending them is told once.
+    async fn blob(&self, instance: InstanceId, sha256: &str) -> Result<BlobSeen, OrderError>;
+
+    /// Begins to send a file's bytes, and makes the job due when that has ended.
+    fn send_blob(&self, instance: InstanceId, job: JobId, sha256: &str, bytes: Vec<u8>);
 
     /// Tells the agent to exit.
     async fn shutdown(&self, instance: InstanceId) -> Result<(), OrderError>;
@@ -81,6 +84,17 @@ pub enum TaskSeen {
     Absent,
     /// The agent answers.
     Known(Box<TaskState>),
+}
+
+/// Whether an agent has a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlobSeen {
+    /// It has.
+    Here,
+    /// Somebody sends it.
+    OnItsWay,
+    /// Nobody does.
+    Missing,
 }
 
 /// Why an order did not reach a task.

@@ -11,7 +11,7 @@ use store::Db;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{self, Connection};
-use super::{Agents, HostSeen, OrderError, TaskSeen};
+use super::{Agents, BlobSeen, HostSeen, OrderError, TaskSeen};
 use crate::clock::Clock;
 use crate::ids::Ids;
 use crate::logs::LogStore;
@@ -128,8 +128,14 @@ impl Agents for AgentPool {
         }
     }
 
-    async fn put_blob(&self, instance: InstanceId, sha256: &str, bytes: Vec<u8>) -> Result<(), OrderError> {
-        self.connected(instance)?.put_blob(sha256, bytes).await
+    async fn blob(&self, instance: InstanceId, sha256: &str) -> Result<BlobSeen, OrderError> {
+        self.connected(instance)?.blob(sha256).await
+    }
+
+    fn send_blob(&self, instance: InstanceId, job: JobId, sha256: &str, bytes: Vec<u8>) {
+        if let Some(connection) = self.find(instance) {
+            connection.send_blob(&self.around, job, sha256.to_owned(), bytes);
+        }
     }
 
     async fn shutdown(&self, instance: InstanceId) -> Result<(), OrderError> {

@@ -1,11 +1,13 @@
 //! Moves jobs on.
 
-use api::agent::ClusterInfo;
-use api::ids::JobId;
+use std::collections::HashMap;
+
+use api::agent::{AgentError, AgentErrorCode, ClusterInfo};
+use api::ids::{InstanceId, JobId};
 use api::jobs::{JobStatus, JobTerminationReason};
 use lifecycle::events::Target;
 use lifecycle::instance::Instance;
-use lifecycle::job::{Effect, Job, JobDecision, Seen, Surroundings, decide};
+use lifecycle::job::{Effect, Job, JobDecision, Refused, Seen, Surroundings, decide};
 use store::leases::Table;
 use store::{Versioned, instances, jobs, runs};
 
@@ -29,9 +31,12 @@ pub async fn reconcile(deps: &Deps, id: JobId) -> store::Result<Next> {
     };
     let is_ending = job.status == JobStatus::Terminating || job.end.is_some();
     let seen = observe(deps, &job, instance.as_ref());
+    let log = deps.logs.end(id);
     let around = Surroundings {
         cluster: cluster_of(deps, &mut job, &seen, instance.as_ref()).await?,
-        logs_received: deps.logs.received(id),
+        logs_received: log.length,
+        logs_lost: log.lost,
+        log_error: deps.logs.error(id),
         unreachable_since: instance.as_ref().and_then(|instance| silent_since(deps, instance, is_ending)),
         unreachable_after_secs: deps.settings.unreachable_after_secs,
         instance: instance.as_ref(),
@@ -80,20 +85,24 @@ async fn cluster_of(
     task_spec::describe(job, &run.value, instance);
     let mut cluster = ClusterInfo { node_rank: job.job_num, ..ClusterInfo::default() };
     if job.spec.jobs_per_replica <= 1 {
-        let Some(address) = task_spec::address_of(&run.value, instance) else { return Ok(None) };
-        cluster.node_ips.push(address);
-        cluster.gpus_per_node.push(task_spec::gpus_of(job, instance));
-        return Ok(Some(cluster));
+        let Some(address) = task_spec::address_of(job, &run.value, instance) else { return Ok(None) };
+        let gpus = task_spec::gpus_of(job, instance);
+        return Ok(Some(ClusterInfo { node_ips: vec![address], gpus_per_node: vec![gpus], ..cluster }));
     }
     let peers = jobs::list_latest(&deps.db, job.run_id).await?;
-    for peer in peers.iter().map(|peer| &peer.value).filter(|peer| peer.replica_num == job.replica_num) {
-        let Some(instance_id) = peer.instance_id else { return Ok(None) };
-        let Some(machine) = instances::get(&deps.db, instance_id).await? else { return Ok(None) };
-        let joined = machine.value.state.joined_at.is_some();
-        let address = task_spec::address_of(&run.value, &machine.value).filter(|_| joined);
+    let peers = peers.iter().map(|peer| &peer.value).filter(|peer| peer.replica_num == job.replica_num);
+    let machines: HashMap<InstanceId, Instance> = instances::list_of_run(&deps.db, job.run_id)
+        .await?
+        .into_iter()
+        .map(|machine| (machine.value.id, machine.value))
+        .collect();
+    for peer in peers {
+        let Some(machine) = peer.instance_id.and_then(|id| machines.get(&id)) else { return Ok(None) };
+        let joined = machine.state.joined_at.is_some();
+        let address = task_spec::address_of(peer, &run.value, machine).filter(|_| joined);
         let Some(address) = address else { return Ok(None) };
         cluster.node_ips.push(address);
-        cluster.gpus_per_node.push(task_spec::gpus_of(peer, &machine.value));
+        cluster.gpus_per_node.push(task_spec::gpus_of(peer, machine));
     }
     Ok(Some(cluster))
 }
@@ -145,7 +154,7 @@ fn ring(deps: &Deps, decision: &JobDecision) {
 async fn act(deps: &Deps, job: &Job, instance: &Instance, effect: Effect) -> store::Result<()> {
     let result = match effect {
         Effect::Put => match task_spec::give(deps, job, instance).await? {
-            Ok(()) => Ok(()),
+            Ok(()) | Err(task_spec::Refusal::Later) => Ok(()),
             Err(task_spec::Refusal::Order(error)) => Err(error),
             Err(task_spec::Refusal::Never(message)) => return refuse(deps, job, message).await,
         },
@@ -159,11 +168,50 @@ async fn act(deps: &Deps, job: &Job, instance: &Instance, effect: Effect) -> sto
         Err(OrderError::Unreachable(error)) => {
             tracing::debug!(job.id = %job.id, "order {effect:?} may be lost: {error}");
         }
+        // Nothing is left of a job that is finished, but a task that the sweep ends.
+        Err(OrderError::Refused(error)) if effect != Effect::Forget => {
+            return note_refusal(deps, job, instance, effect, &error).await;
+        }
         Err(OrderError::Refused(error)) => {
             tracing::warn!(job.id = %job.id, "the agent refused {effect:?}: {error}");
         }
     }
     Ok(())
+}
+
+/// The job remembers since when its agent refuses it, and why; what follows is decided when the order is repeated.
+async fn note_refusal(
+    deps: &Deps,
+    job: &Job,
+    instance: &Instance,
+    effect: Effect,
+    error: &AgentError,
+) -> store::Result<()> {
+    // The agent has forgotten a task that it is to start or to end: the next pass sees that.
+    if error.code == AgentErrorCode::UnknownTask {
+        return Ok(());
+    }
+    let Some(mut loaded) = jobs::get(&deps.db, job.id).await? else { return Ok(()) };
+    let state = &mut loaded.value.state;
+    let is_news = state.refused.as_ref().is_none_or(|refused| refused.message != error.message);
+    if !is_news || loaded.value.status.is_finished() {
+        return Ok(());
+    }
+    tracing::warn!(job.id = %job.id, instance.id = %instance.id, "the agent refused {effect:?}: {error}");
+    let since = state.refused.as_ref().map_or_else(|| deps.clock.now(), |refused| refused.since);
+    let is_first = state.refused.is_none();
+    let for_good = error.code == AgentErrorCode::InvalidRequest;
+    state.refused = Some(Refused { since, message: error.message.clone(), for_good });
+    let mut tx = deps.db.begin().await?;
+    jobs::save(&mut tx, &loaded).await?;
+    if is_first {
+        let message = format!("Job refused by instance: {}", error.message);
+        let job_target = Target::job(job.project_id, job.run_id, job.id, &job.spec.job_name);
+        let machine = Target::instance(instance.project_id, instance.fleet_id, instance.id, &instance.state.name);
+        record::events(deps, &mut tx, &[message], &[job_target, machine]).await?;
+    }
+    store::leases::touch(&mut tx, Table::Jobs, job.id.0, deps.clock.now()).await?;
+    tx.commit().await
 }
 
 /// The task cannot be made, now or later: the job ends with a reason of its own, so that its run takes it for the

@@ -8,6 +8,7 @@ use api::agent::{
 };
 use api::backends::BackendType;
 use api::configurations::{Memory, Mount};
+use api::ids::FileArchiveId;
 use api::instances::{InstanceAvailability, Offer};
 use api::jobs::{JobProvisioningData, JobRuntimeData, JobSpec};
 use api::repos::RepoData;
@@ -18,7 +19,7 @@ use lifecycle::run::{Run, for_processes, interpolation};
 use store::{projects, runs};
 
 use super::job::GENERATION;
-use crate::agents::OrderError;
+use crate::agents::{BlobSeen, HostSeen, OrderError};
 use crate::deps::Deps;
 use crate::pool::needs_docker;
 use crate::spec_secrets;
@@ -26,11 +27,16 @@ use crate::spec_secrets;
 /// Where the uploaded code of a job goes unless its configuration says otherwise.
 const REPO_DIR: &str = "/workflow";
 
+/// The folder of a host's RDMA devices.
+const RDMA_DEVICES: &str = "/dev/infiniband";
+
 /// The grace of a task whose configuration turns the limit off, in seconds.
 const UNLIMITED_GRACE_SECS: u64 = 365 * 24 * 3600;
 
 /// Why a task could not be given.
 pub(super) enum Refusal {
+    /// Its files are on their way to the agent; the job falls due when they are there.
+    Later,
     /// The order may be lost; it is repeated.
     Order(OrderError),
     /// It will never work, and why, for people.
@@ -44,9 +50,18 @@ fn runs_in_container(run: &Run, instance: &Instance) -> bool {
     needs_docker(&run.spec) || !(says_process || instance.state.runs_processes)
 }
 
+/// Whether a job has all of its machine.
+fn has_whole_machine(job: &Job, instance: &Instance) -> bool {
+    job.state.blocks.len() >= instance.state.total_blocks.max(1) as usize
+}
+
 /// The address that peers use for a run's job on an instance.
-pub(super) fn address_of(run: &Run, instance: &Instance) -> Option<String> {
+pub(super) fn address_of(job: &Job, run: &Run, instance: &Instance) -> Option<String> {
     match &instance.state.container_network {
+        // The container of a part of a machine has no peers, and learns its address when it starts.
+        Some(_) if runs_in_container(run, instance) && !has_whole_machine(job, instance) => {
+            Some("127.0.0.1".to_owned())
+        }
         Some(network) if runs_in_container(run, instance) => Some(network.address.clone()),
         _ => instance.state.internal_ip.clone(),
     }
@@ -133,6 +148,12 @@ pub(super) async fn give(deps: &Deps, job: &Job, instance: &Instance) -> store::
     Ok(deps.agents.put(instance.id, &spec).await.map(|_| ()).map_err(Refusal::Order))
 }
 
+/// Where the bytes of an uploaded file are.
+enum Upload<'a> {
+    Archive(FileArchiveId),
+    Code(&'a str),
+}
+
 /// Sends the uploaded files and code that the agent does not have yet.
 async fn give_blobs(
     deps: &Deps,
@@ -140,27 +161,39 @@ async fn give_blobs(
     spec: &TaskSpec,
     instance: &Instance,
 ) -> store::Result<Result<(), Refusal>> {
-    let mut blobs = vec![];
-    for (file, delivery) in job.spec.file_archives.iter().zip(&spec.files) {
-        blobs.push((delivery.blob_sha256.clone(), store::blobs::archive_bytes(&deps.db, file.id).await?));
+    let files = job.spec.file_archives.iter().zip(&spec.files);
+    let mut uploads: Vec<(&str, Upload<'_>)> =
+        files.map(|(file, delivery)| (delivery.blob_sha256.as_str(), Upload::Archive(file.id))).collect();
+    if let Some(sha256) = spec.code.as_ref().and_then(|code| code.blob_sha256.as_deref()) {
+        uploads.push((sha256, Upload::Code(spec.repo_id.as_deref().unwrap_or_default())));
     }
-    if let Some(sha256) = spec.code.as_ref().and_then(|code| code.blob_sha256.clone()) {
-        let repo_id = spec.repo_id.clone().unwrap_or_default();
-        let bytes = match store::repos::find(&deps.db, job.project_id, &repo_id).await? {
-            Some(repo) => store::blobs::code(&deps.db, repo.id, &sha256).await?,
-            None => None,
-        };
-        blobs.push((sha256, bytes));
-    }
-    for (sha256, bytes) in blobs {
-        let Some(bytes) = bytes else {
-            return Ok(Err(Refusal::Never(format!("the upload {sha256} no longer exists"))));
-        };
-        if let Err(error) = deps.agents.put_blob(instance.id, &sha256, bytes).await {
-            return Ok(Err(Refusal::Order(error)));
+    let mut all_here = true;
+    for (sha256, upload) in uploads {
+        match deps.agents.blob(instance.id, sha256).await {
+            Ok(BlobSeen::Here) => continue,
+            Ok(BlobSeen::OnItsWay) => {}
+            Ok(BlobSeen::Missing) => {
+                let Some(bytes) = bytes_of(deps, job, sha256, &upload).await? else {
+                    return Ok(Err(Refusal::Never(format!("the upload {sha256} no longer exists"))));
+                };
+                deps.agents.send_blob(instance.id, job.id, sha256, bytes);
+            }
+            Err(error) => return Ok(Err(Refusal::Order(error))),
         }
+        all_here = false;
     }
-    Ok(Ok(()))
+    Ok(if all_here { Ok(()) } else { Err(Refusal::Later) })
+}
+
+async fn bytes_of(deps: &Deps, job: &Job, sha256: &str, upload: &Upload<'_>) -> store::Result<Option<Vec<u8>>> {
+    let repo_id = match upload {
+        Upload::Archive(id) => return store::blobs::archive_bytes(&deps.db, *id).await,
+        Upload::Code(repo_id) => repo_id,
+    };
+    match store::repos::find(&deps.db, job.project_id, repo_id).await? {
+        Some(repo) => store::blobs::code(&deps.db, repo.id, sha256).await,
+        None => Ok(None),
+    }
 }
 
 async fn spec_of(
@@ -205,15 +238,19 @@ async fn spec_of(
         run_id: run.id,
         run_name: run.name.clone(),
         project_name: project.name.clone(),
-        runtime: if in_container { container_of(job, run, &job_spec, instance) } else { Runtime::Process },
+        runtime: if in_container {
+            container_of(job, run, &job_spec, instance, devices_of(deps, job, instance))
+        } else {
+            Runtime::Process
+        },
         argv,
         env: job_spec.env.clone(),
         cluster,
         share: share_of(job, instance),
         user,
-        working_dir: job_spec.working_dir.clone(),
+        working_dir: working_dir_of(&job_spec, in_container),
         python: run.spec.configuration.common().python.as_ref().map(ToString::to_string),
-        code: code_of(&job_spec),
+        code: code_of(&job_spec, in_container),
         files,
         repo_id: run.spec.repo_id.clone(),
         max_duration_secs: job_spec.max_duration,
@@ -239,13 +276,21 @@ async fn secrets_of(
     Ok(Ok(values))
 }
 
-fn container_of(job: &Job, run: &Run, spec: &JobSpec, instance: &Instance) -> Runtime {
+/// Where the host's RDMA devices are, for jobs that share them with nobody.
+fn devices_of(deps: &Deps, job: &Job, instance: &Instance) -> Vec<String> {
+    let HostSeen::Connected(host) = deps.agents.host(instance.id) else { return vec![] };
+    let may_use = has_whole_machine(job, instance) && !host.rdma_devices.is_empty();
+    if may_use { vec![RDMA_DEVICES.to_owned()] } else { vec![] }
+}
+
+fn container_of(job: &Job, run: &Run, spec: &JobSpec, instance: &Instance, devices: Vec<String>) -> Runtime {
     let bridge = job.state.runtime.as_ref().is_some_and(|runtime| runtime.network_mode == "bridge");
     let network = match &instance.state.container_network {
         Some(network) if bridge => ContainerNetwork::Named {
             name: network.name.clone(),
             subnet: network.subnet.clone(),
-            address: network.address.clone(),
+            // There is one address for all containers of the machine.
+            address: has_whole_machine(job, instance).then(|| network.address.clone()),
         },
         _ if bridge => ContainerNetwork::Bridge,
         _ => ContainerNetwork::Host,
@@ -266,7 +311,7 @@ fn container_of(job: &Job, run: &Run, spec: &JobSpec, instance: &Instance) -> Ru
         shm_size_bytes: spec.requirements.resources.shm_size.map(|size| size.mib() * 1024 * 1024),
         network,
         mounts: mounts.collect(),
-        devices: vec![],
+        devices,
         home_dir: Some(run.spec.configuration.common().home_dir.clone()),
     }))
 }
@@ -292,13 +337,31 @@ fn share_of(job: &Job, instance: &Instance) -> HostShare {
     }
 }
 
-fn code_of(spec: &JobSpec) -> Option<CodeDelivery> {
+fn code_of(spec: &JobSpec, in_container: bool) -> Option<CodeDelivery> {
     let has_code = spec.repo_code_hash.is_some() || !matches!(spec.repo_data, None | Some(RepoData::Virtual {}));
     has_code.then(|| CodeDelivery {
         blob_sha256: spec.repo_code_hash.clone(),
-        repo_dir: spec.repo_dir.clone().unwrap_or_else(|| REPO_DIR.to_owned()),
+        repo_dir: repo_path(spec.repo_dir.as_deref().unwrap_or(REPO_DIR), in_container),
         skip_if_exists: spec.repo_exists_action.as_deref() == Some("skip"),
     })
+}
+
+/// Where the commands begin; that may be in the uploaded code.
+fn working_dir_of(spec: &JobSpec, in_container: bool) -> Option<String> {
+    let dir = spec.working_dir.as_deref()?;
+    let follows_code =
+        code_of(spec, in_container).is_some() && spec.repo_dir.as_deref().unwrap_or(REPO_DIR) == REPO_DIR;
+    Some(if follows_code { repo_path(dir, in_container) } else { dir.to_owned() })
+}
+
+/// A path in terms of where uploaded code goes. The default is made for containers: on a host it would be one folder
+/// for everybody, and within the task's own folder it is nobody else's.
+fn repo_path(path: &str, in_container: bool) -> String {
+    let within = path.strip_prefix(REPO_DIR).filter(|rest| rest.is_empty() || rest.starts_with('/'));
+    match within {
+        Some(_) if !in_container => path.trim_start_matches('/').to_owned(),
+        _ => path.to_owned(),
+    }
 }
 
 async fn file_deliveries(deps: &Deps, spec: &JobSpec) -> store::Result<Result<Vec<FileDelivery>, String>> {
@@ -310,4 +373,20 @@ async fn file_deliveries(deps: &Deps, spec: &JobSpec) -> store::Result<Result<Ve
         deliveries.push(FileDelivery { blob_sha256: archive.hash, path: file.path.clone() });
     }
     Ok(Ok(deliveries))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uploaded_code_of_a_process_stays_in_its_own_folder() {
+        let check = |path, in_container, expected| assert_eq!(repo_path(path, in_container), expected);
+        check("/workflow", true, "/workflow");
+        check("/workflow", false, "workflow");
+        check("/workflow/train", false, "workflow/train");
+        check("/workflows", false, "/workflows");
+        check("/data/code", false, "/data/code");
+        check("~/code", false, "~/code");
+    }
 }

@@ -11,7 +11,7 @@ use backends::{Backend, Machine, MachineKey};
 use jiff::Timestamp;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use server::agents::{Agents, HostSeen, OrderError, TaskSeen};
+use server::agents::{Agents, BlobSeen, HostSeen, OrderError, TaskSeen};
 use server::clock::Clock;
 use server::logs::LogStore;
 
@@ -289,9 +289,11 @@ impl Agents for SimAgents {
         self.order(instance, |hosts, machine, _| hosts.forget(machine, job))
     }
 
-    async fn put_blob(&self, _instance: InstanceId, _sha256: &str, _bytes: Vec<u8>) -> Result<(), OrderError> {
-        Ok(())
+    async fn blob(&self, _instance: InstanceId, _sha256: &str) -> Result<BlobSeen, OrderError> {
+        Ok(BlobSeen::Here)
     }
+
+    fn send_blob(&self, _instance: InstanceId, _job: JobId, _sha256: &str, _bytes: Vec<u8>) {}
 
     async fn shutdown(&self, _instance: InstanceId) -> Result<(), OrderError> {
         Ok(())

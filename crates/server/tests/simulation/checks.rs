@@ -7,7 +7,7 @@ use api::instances::{InstanceStatus, InstanceTerminationReason};
 use api::jobs::{JobStatus, JobTerminationReason};
 use api::runs::{RunStatus, RunTerminationReason};
 use backends::fake::Ledger;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use lifecycle::fleet::Fleet;
 use lifecycle::instance::Instance;
 use lifecycle::job::Job;
@@ -417,8 +417,14 @@ fn check_cause(run: &Run, jobs: &[&Job], book: &BTreeMap<JobId, Record>) -> Verd
         let failed_at = book.get(&job.id).and_then(|record| record.failed_at);
         // What the server never saw it cannot tell.
         let Some(failed_at) = failed_at.filter(|at| job.state.exited_at == Some(*at)) else { continue };
+        // A machine is missed later than its peers feel it.
+        let is_loss = matches!(
+            cause.reason,
+            JobTerminationReason::InterruptedByNoCapacity | JobTerminationReason::InstanceUnreachable
+        );
+        let lead = SignedDuration::from_secs(if is_loss { 20 } else { 0 });
         must!(
-            cause.at <= failed_at,
+            cause.at <= failed_at + lead,
             "{}: node {} is taken for the cause, and node {} failed {} before it",
             run.name,
             of_cause.job_num,

@@ -209,7 +209,14 @@ fn granted(task: &TaskContainer<'_>, vendor: &str) -> Vec<String> {
 
 fn host_config(task: &TaskContainer<'_>, extras: Extras) -> Result<HostConfig, String> {
     let (spec, container) = (task.spec, task.container);
-    let wants_rdma = !container.devices.is_empty();
+    // The engine refuses a container with a device that is missing; a driver may be there without its nodes.
+    let wanted = container.devices.iter().filter(|path| Path::new(path).exists());
+    let devices: Vec<DeviceMapping> = wanted.map(|path| device(path)).collect();
+    let wants_rdma = !devices.is_empty();
+    // A task that has all of the agent's share has no more than that of the machine.
+    let options = &task.host.options;
+    let cpus = spec.share.cpus.or(options.cpus.map(f64::from));
+    let memory_bytes = spec.share.memory_bytes.or(options.memory_bytes);
     let mut config = HostConfig {
         mounts: Some(mounts(task)?),
         network_mode: Some(match &container.network {
@@ -219,11 +226,11 @@ fn host_config(task: &TaskContainer<'_>, extras: Extras) -> Result<HostConfig, S
         }),
         privileged: Some(container.privileged),
         shm_size: container.shm_size_bytes.map(|bytes| bytes as i64),
-        nano_cpus: spec.share.cpus.map(|cpus| (cpus * 1e9) as i64),
-        memory: spec.share.memory_bytes.map(|bytes| bytes as i64),
+        nano_cpus: cpus.map(|cpus| (cpus * 1e9) as i64),
+        memory: memory_bytes.map(|bytes| bytes as i64),
         ulimits: Some(ulimits(extras, wants_rdma)),
         cap_add: wants_rdma.then(|| vec!["IPC_LOCK".to_owned()]),
-        devices: Some(container.devices.iter().map(|path| device(path)).collect()),
+        devices: Some(devices),
         ..HostConfig::default()
     };
     add_gpus(task, extras, &mut config);
@@ -314,8 +321,11 @@ fn networking(network: &ContainerNetwork) -> Option<NetworkingConfig> {
     let ContainerNetwork::Named { name, address, .. } = network else {
         return None;
     };
-    let ipam = EndpointIpamConfig { ipv4_address: Some(address.clone()), ..EndpointIpamConfig::default() };
-    let endpoint = EndpointSettings { ipam_config: Some(ipam), ..EndpointSettings::default() };
+    let ipam = |address: &String| EndpointIpamConfig {
+        ipv4_address: Some(address.clone()),
+        ..EndpointIpamConfig::default()
+    };
+    let endpoint = EndpointSettings { ipam_config: address.as_ref().map(ipam), ..EndpointSettings::default() };
     Some(NetworkingConfig { endpoints_config: Some(HashMap::from([(name.clone(), endpoint)])) })
 }
 
@@ -330,6 +340,18 @@ mod tests {
         check("12.4", "12.8", false);
         check("13.0", "12.4.1", false);
         check("13.0", "", false);
+    }
+
+    #[test]
+    fn only_a_container_with_an_address_of_its_own_asks_for_it() {
+        let asked = |address: Option<&str>| {
+            let (name, subnet) = ("dstack".to_owned(), "10.9.0.0/24".to_owned());
+            let network = ContainerNetwork::Named { name, subnet, address: address.map(str::to_owned) };
+            let endpoints = networking(&network).unwrap().endpoints_config.unwrap();
+            endpoints["dstack"].ipam_config.clone().and_then(|config| config.ipv4_address)
+        };
+        assert_eq!(asked(Some("10.9.0.4")).as_deref(), Some("10.9.0.4"));
+        assert_eq!(asked(None), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The Docker engine of the host: reaching it, what it is, its networks.
 
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -96,7 +97,13 @@ pub(crate) async fn ensure_network(docker: &Docker, name: &str, subnet: &str) ->
         Err(DockerError::DockerResponseServerError { status_code: 404, .. }) => {}
         found => return found.map(|_| ()),
     }
-    let config = IpamConfig { subnet: Some(subnet.to_owned()), ..IpamConfig::default() };
+    let halves = halves(subnet);
+    let config = IpamConfig {
+        subnet: Some(subnet.to_owned()),
+        gateway: halves.as_ref().map(|halves| halves.gateway.clone()),
+        ip_range: halves.map(|halves| halves.upper),
+        ..IpamConfig::default()
+    };
     let request = NetworkCreateRequest {
         name: name.to_owned(),
         driver: Some("bridge".to_owned()),
@@ -114,6 +121,27 @@ pub(crate) async fn ensure_network(docker: &Docker, name: &str, subnet: &str) ->
             Err(_) => tokio::time::sleep(NETWORK_LOOK).await,
         }
     }
+}
+
+/// How the addresses of a network are shared out.
+#[derive(Debug, PartialEq, Eq)]
+struct Halves {
+    /// The host's own address: the first one.
+    gateway: String,
+    /// What the engine gives containers that ask for no address, so that it never gives one that is another's.
+    upper: String,
+}
+
+/// The parts of an IPv4 network, if it is one that is large enough to have parts.
+fn halves(subnet: &str) -> Option<Halves> {
+    let (first, length) = subnet.split_once('/')?;
+    let (first, length): (Ipv4Addr, u32) = (first.parse().ok()?, length.parse().ok()?);
+    if !(1..=28).contains(&length) {
+        return None;
+    }
+    let first = u32::from(first);
+    let upper = Ipv4Addr::from(first + (1 << (31 - length)));
+    Some(Halves { gateway: Ipv4Addr::from(first + 1).to_string(), upper: format!("{upper}/{}", length + 1) })
 }
 
 /// The process behind the engine's socket.
@@ -139,4 +167,23 @@ fn process_start(pid: i32) -> Option<i64> {
     let boot = std::fs::read_to_string("/proc/stat").ok()?;
     let boot = boot.lines().find_map(|line| line.strip_prefix("btime "))?;
     Some(boot.trim().parse::<i64>().ok()? + ticks / per_second as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_engine_gives_addresses_of_the_upper_half_only() {
+        let check = |subnet, expected: Option<(&str, &str)>| {
+            let found = halves(subnet);
+            let found = found.as_ref().map(|halves| (halves.gateway.as_str(), halves.upper.as_str()));
+            assert_eq!(found, expected, "{subnet}");
+        };
+        check("10.223.252.0/22", Some(("10.223.252.1", "10.223.254.0/23")));
+        check("10.231.77.0/24", Some(("10.231.77.1", "10.231.77.128/25")));
+        check("10.231.77.0/30", None);
+        check("fd00::/64", None);
+        check("nonsense", None);
+    }
 }
