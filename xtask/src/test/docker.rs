@@ -53,7 +53,19 @@ fn start_engine(sandbox: &Sandbox) -> Result<()> {
     let log = File::create(&path).context("make the engine's log")?;
     dockerd.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("start `dockerd`")?;
     let started = shell::wait_for("the engine's first answer", START, || engine_answers().then_some(()));
-    started.with_context(|| last_lines(&path))
+    started.with_context(|| last_lines(&path))?;
+    clear_engine()
+}
+
+/// Takes away what tests that were killed have left in an engine that nobody else uses: their networks would keep
+/// subnets from others.
+fn clear_engine() -> Result<()> {
+    let containers = shell::capture(Command::new("docker").args(["ps", "--all", "--quiet"]))?;
+    for container in containers.split_whitespace() {
+        shell::capture(Command::new("docker").args(["rm", "--force", "--volumes", container]))?;
+    }
+    shell::capture(Command::new("docker").args(["network", "prune", "--force"]))?;
+    Ok(())
 }
 
 fn last_lines(log: &Path) -> String {

@@ -213,9 +213,12 @@ async fn what_is_not_bought_yet_knows_its_run(db: Db) {
     for (place, block) in [(&wanted, 0), (&wanted, 1), (&bought, 0)] {
         instances::assign(&db, place.id, block, waiting.id).await.unwrap();
     }
-    let runs = instances::list_runs(&db, &[wanted.id, free.id, bought.id]).await.unwrap();
-    assert_eq!(runs, [(wanted.id, waiting.run_id)]);
-    assert_eq!(instances::list_runs(&db, &[]).await.unwrap(), []);
+    let needs = instances::list_unbought_needs(&db, fleet).await.unwrap();
+    assert_eq!(needs, [(wanted.id, waiting.run_id, waiting.spec.clone())]);
+    assert_eq!(instances::list_unbought_needs(&db, id()).await.unwrap(), []);
+    let index = bought.launch_index;
+    let machines = instances::list_machines_by_backend(&db, purchase.backend_id).await.unwrap();
+    assert_eq!(machines, [(purchase.id, index)]);
     assert_eq!(instances::count_by_backend(&db, purchase.backend_id).await.unwrap(), 1);
     assert_eq!(instances::count_by_backend(&db, id()).await.unwrap(), 0);
 }
