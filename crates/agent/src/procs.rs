@@ -20,7 +20,7 @@ pub(crate) const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 const ENVIRON_LIMIT: u64 = 4 << 20;
 
 /// The processes of a job that live: descendants of `ancestor`, and those with the job's identifier in their
-/// environment. This process is never among them.
+/// environment, parents before their children. This process is never among them.
 pub(crate) fn find(job: JobId, ancestor: Option<Pid>) -> Vec<Pid> {
     let this = Pid::this();
     let parents = living();
@@ -37,6 +37,8 @@ pub(crate) fn find(job: JobId, ancestor: Option<Pid>) -> Vec<Pid> {
         }
     }
     found.retain(|pid| Some(*pid) != ancestor || ancestor != Some(this));
+    // A shell that is told of the end only after its child has died of it would go on with its next command.
+    found.sort_by_key(|pid| depth(pid.as_raw(), &parents));
     found
 }
 
@@ -109,6 +111,18 @@ fn parse_stat(stat: &str) -> Option<(char, i32)> {
     Some((state, parent))
 }
 
+/// How many ancestors a process has.
+fn depth(pid: i32, parents: &HashMap<i32, i32>) -> usize {
+    let mut current = pid;
+    let mut depth = 0;
+    // The table was read while processes came and went, so that it may hold a circle.
+    while let Some(&parent) = parents.get(&current).filter(|_| depth <= parents.len()) {
+        current = parent;
+        depth += 1;
+    }
+    depth
+}
+
 fn is_below(pid: i32, parents: &HashMap<i32, i32>, descends: &mut HashSet<i32>) -> bool {
     let mut path = Vec::new();
     let mut current = pid;
@@ -147,6 +161,17 @@ mod tests {
     fn a_name_with_parentheses_does_not_confuse() {
         assert_eq!(parse_stat("42 (a) b (c)) S 7 42 42 0"), Some(('S', 7)));
         assert_eq!(parse_stat("garbage"), None);
+    }
+
+    #[test]
+    fn parents_are_found_before_their_children() {
+        // The numbers of processes say nothing: they begin anew when they are used up.
+        let parents = HashMap::from([(7, 1), (9, 7), (3, 9), (5, 3), (1, 0)]);
+        let mut found = [5, 3, 9, 7];
+        found.sort_by_key(|pid| depth(*pid, &parents));
+        assert_eq!(found, [7, 9, 3, 5]);
+        let circle = HashMap::from([(2, 4), (4, 2)]);
+        assert!(depth(2, &circle) <= 3);
     }
 
     #[test]

@@ -106,7 +106,7 @@ fn images_that_cannot_be_had_are_told() {
             name,
             &applied,
             &[&image, word],
-            &["runner error"],
+            &["cannot pull the image", &image],
             &["CREATING_CONTAINER_ERROR", &image, word],
         );
     }

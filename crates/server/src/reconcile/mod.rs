@@ -80,6 +80,7 @@ impl Busy {
 }
 
 /// A row that is being reconciled, until this is dropped.
+#[derive(Debug)]
 struct InWork {
     busy: Arc<Busy>,
     id: Uuid,
@@ -122,8 +123,10 @@ async fn run_loop(deps: Deps, table: Table, shutdown: CancellationToken) {
             };
             let (deps, owner, failures) = (deps.clone(), owner.clone(), failures.clone());
             working.spawn(async move {
-                one(&deps, table, in_work.id, &owner, &failures).await;
+                let due_at = work(&deps, table, id, &failures).await;
+                // First of all: once it is given back it may be claimed again, by somebody who must not find it here.
                 drop(in_work);
+                give_back(&deps, table, id, &owner, due_at).await;
             });
         }
         while working.try_join_next().is_some() {}
@@ -186,13 +189,14 @@ pub async fn pass(deps: &Deps, table: Table, owner: &str, limit: u32) -> store::
     let claimed = leases::claim(&deps.db, table, owner, deps.clock.now(), limit).await?;
     let failures = Failures::default();
     for id in &claimed {
-        one(deps, table, *id, owner, &failures).await;
+        let due_at = work(deps, table, *id, &failures).await;
+        give_back(deps, table, *id, owner, due_at).await;
     }
     Ok(claimed.len())
 }
 
-/// Reconciles one claimed row and gives it back.
-async fn one(deps: &Deps, table: Table, id: Uuid, owner: &str, failures: &Failures) {
+/// Reconciles one claimed row. Answers when it is due again, in microseconds since the epoch or [`NEVER`].
+async fn work(deps: &Deps, table: Table, id: Uuid, failures: &Failures) -> i64 {
     let result = match table {
         Table::Fleets => fleet::reconcile(deps, id.into()).await,
         Table::Launches => launch::reconcile(deps, id.into()).await,
@@ -200,7 +204,7 @@ async fn one(deps: &Deps, table: Table, id: Uuid, owner: &str, failures: &Failur
         Table::Runs => run::reconcile(deps, id.into()).await,
         Table::Jobs => job::reconcile(deps, id.into()).await,
     };
-    let due_at = match result {
+    match result {
         Ok(next) => {
             failures.lock().expect("nobody panics while counting").remove(&id);
             next.map_or(NEVER, Timestamp::as_microsecond)
@@ -215,7 +219,10 @@ async fn one(deps: &Deps, table: Table, id: Uuid, owner: &str, failures: &Failur
             tracing::error!("reconciling {table:?} {id} failed, next try in {secs} s: {error}");
             (deps.clock.now() + SignedDuration::from_secs(secs)).as_microsecond()
         }
-    };
+    }
+}
+
+async fn give_back(deps: &Deps, table: Table, id: Uuid, owner: &str, due_at: i64) {
     if let Err(error) = leases::release(&deps.db, table, id, owner, due_at).await {
         tracing::error!("cannot give {table:?} {id} back, it falls due when its lease ends: {error}");
     }
