@@ -95,7 +95,7 @@ impl Db {
                 check_durable(durable.as_deref())?;
                 Ok(Tx::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await?, durable.clone()))
             }
-            Db::Postgres(pool) => Ok(Tx::Postgres(pool.begin().await?)),
+            Db::Postgres(pool) => Ok(Tx::Postgres(pool.begin().await?, Wakes::new(pool.clone()))),
         }
     }
 
@@ -164,7 +164,27 @@ pub enum Tx {
     /// On SQLite.
     Sqlite(sqlx::Transaction<'static, Sqlite>, Option<Arc<Durable>>),
     /// On Postgres.
-    Postgres(sqlx::Transaction<'static, Postgres>),
+    Postgres(sqlx::Transaction<'static, Postgres>, Wakes),
+}
+
+/// Statements that wait for the end of a transaction, see [`Executor::wake`].
+#[derive(Debug)]
+pub struct Wakes {
+    pool: PgPool,
+    statements: Vec<(&'static str, Vec<Value>)>,
+}
+
+impl Wakes {
+    fn new(pool: PgPool) -> Wakes {
+        Wakes { pool, statements: vec![] }
+    }
+
+    /// Runs them. One that fails is a wake-up that is lost: the row is looked at later.
+    async fn run(self) {
+        for (sql, values) in self.statements {
+            let _lost = postgres(sql, values).execute(&self.pool).await;
+        }
+    }
 }
 
 impl Tx {
@@ -179,7 +199,10 @@ impl Tx {
                 drop(commit);
                 durable.wait().await?;
             }
-            Tx::Postgres(tx) => tx.commit().await?,
+            Tx::Postgres(tx, wakes) => {
+                tx.commit().await?;
+                wakes.run().await;
+            }
         }
         Ok(())
     }
@@ -201,8 +224,8 @@ impl Tx {
         match (&*tx, hold) {
             // Nobody else writes while this transaction does.
             (Tx::Sqlite(..), _) => tx.rows(sql, values).await,
-            (Tx::Postgres(_), Hold::Together) => tx.rows_of(format!("{sql} FOR SHARE"), values).await,
-            (Tx::Postgres(_), Hold::Alone) => tx.rows_of(format!("{sql} FOR UPDATE"), values).await,
+            (Tx::Postgres(..), Hold::Together) => tx.rows_of(format!("{sql} FOR SHARE"), values).await,
+            (Tx::Postgres(..), Hold::Alone) => tx.rows_of(format!("{sql} FOR UPDATE"), values).await,
         }
     }
 }
@@ -217,6 +240,14 @@ pub trait Executor: Send {
 
     /// Runs a statement that changes rows and gives those it returns.
     fn change(&mut self, sql: &'static str, values: Vec<Value>) -> impl Future<Output = Result<Vec<Row>>> + Send;
+
+    /// Runs a statement that only makes rows due, so that somebody looks at them.
+    ///
+    /// Where transactions run beside each other it waits for the commit: whoever looked before would see the world as
+    /// it was, and two transactions that each wake the other's row would wait for each other.
+    fn wake(&mut self, sql: &'static str, values: Vec<Value>) -> impl Future<Output = Result<()>> + Send {
+        async move { self.execute(sql, values).await.map(|_| ()) }
+    }
 
     /// Like [`Executor::execute`], for what may be undone by a power cut, such as leases.
     fn execute_lightly(
@@ -304,11 +335,20 @@ impl Executor for &Db {
 }
 
 impl Executor for &mut Tx {
+    async fn wake(&mut self, sql: &'static str, values: Vec<Value>) -> Result<()> {
+        if let Tx::Postgres(_, wakes) = self {
+            reach(Point::Within).await;
+            wakes.statements.push((sql, values));
+            return Ok(());
+        }
+        self.execute(sql, values).await.map(|_| ())
+    }
+
     async fn execute(&mut self, sql: &'static str, values: Vec<Value>) -> Result<u64> {
         reach(Point::Within).await;
         match self {
             Tx::Sqlite(tx, _) => Ok(sqlite(sql, values).execute(&mut **tx).await?.rows_affected()),
-            Tx::Postgres(tx) => Ok(postgres(sql, values).execute(&mut **tx).await?.rows_affected()),
+            Tx::Postgres(tx, _) => Ok(postgres(sql, values).execute(&mut **tx).await?.rows_affected()),
         }
     }
 
@@ -316,7 +356,7 @@ impl Executor for &mut Tx {
         reach(Point::Within).await;
         match self {
             Tx::Sqlite(tx, _) => of_sqlite(sqlite(sql, values).fetch_all(&mut **tx).await),
-            Tx::Postgres(tx) => of_postgres(postgres(sql, values).fetch_all(&mut **tx).await),
+            Tx::Postgres(tx, _) => of_postgres(postgres(sql, values).fetch_all(&mut **tx).await),
         }
     }
 
@@ -328,7 +368,7 @@ impl Executor for &mut Tx {
         reach(Point::Within).await;
         match self {
             Tx::Sqlite(tx, _) => of_sqlite(sqlite(AssertSqlSafe(sql), values).fetch_all(&mut **tx).await),
-            Tx::Postgres(tx) => of_postgres(postgres(AssertSqlSafe(sql), values).fetch_all(&mut **tx).await),
+            Tx::Postgres(tx, _) => of_postgres(postgres(AssertSqlSafe(sql), values).fetch_all(&mut **tx).await),
         }
     }
 }

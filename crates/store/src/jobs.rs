@@ -212,22 +212,20 @@ pub async fn refuse(mut db: impl Executor, id: JobId, end: &EndOrder, now: Times
 
 /// Makes every unfinished job of a run due now.
 pub async fn touch_by_run(mut db: impl Executor, run: RunId, now: Timestamp) -> Result<()> {
-    db.execute(
+    db.wake(
         "UPDATE jobs SET due_at = $1 WHERE run_id = $2 AND due_at > $1 \
          AND status IN ('submitted', 'provisioning', 'pulling', 'running', 'terminating')",
         values![now, run],
     )
-    .await?;
-    Ok(())
+    .await
 }
 
 /// Makes every unfinished job of an instance due now.
 pub async fn touch_by_instance(mut db: impl Executor, instance: InstanceId, now: Timestamp) -> Result<()> {
-    db.execute(
+    db.wake(
         "UPDATE jobs SET due_at = $1 WHERE instance_id = $2 AND due_at > $1 \
          AND status IN ('submitted', 'provisioning', 'pulling', 'running', 'terminating')",
         values![now, instance],
     )
-    .await?;
-    Ok(())
+    .await
 }

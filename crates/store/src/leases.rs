@@ -109,8 +109,7 @@ pub async fn next_due(mut db: impl Executor, table: Table, now: Timestamp) -> Re
 /// Makes a row due now; its reconciler looks at it as soon as it is woken.
 pub async fn touch(mut db: impl Executor, table: Table, id: Uuid, now: Timestamp) -> Result<()> {
     let sql = per_table!(table, "UPDATE ", " SET due_at = $1 WHERE id = $2 AND due_at > $1");
-    db.execute(sql, values![now, id]).await?;
-    Ok(())
+    db.wake(sql, values![now, id]).await
 }
 
 /// Gives a claimed row back and says when it is due again, in microseconds since the epoch or [`NEVER`].
