@@ -25,11 +25,12 @@ impl Typist {
         let inner = rig.cli(&["apply", "-f", file, "-R"]);
         let program = inner.get_program().to_string_lossy().into_owned();
         let words: Vec<String> = inner.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
-        let line = format!("{program} {}", words.join(" "));
+        // A shell that stays would be interrupted too, and its exit status would hide the command's.
+        let line = format!("exec {program} {}", words.join(" "));
         let mut command = Command::new("script");
         // It gives the command a terminal, types what we write, and ends as the command does.
         command.args(["--quiet", "--return", "--flush", "--command", &line, "/dev/null"]);
-        command.current_dir(&rig.dir);
+        command.env("SHELL", "/bin/sh").current_dir(&rig.dir);
         for (name, value) in inner.get_envs() {
             match value {
                 Some(value) => command.env(name, value),
