@@ -354,7 +354,7 @@ async fn two_containers_of_one_machine_share_a_named_network() {
     let mut agent = agent();
     let network = Network::new();
     let on_network = |seconds: u32| {
-        let mut spec = shell(&format!("grep -c '10\\.231\\.' /proc/net/fib_trie; sleep {seconds}"));
+        let mut spec = shell(&format!("grep -q '10\\.231\\.' /proc/net/fib_trie && sleep {seconds}"));
         let ContainerNetwork::Named { name, subnet, .. } = network.named("5") else { unreachable!() };
         edit(&mut spec).network = ContainerNetwork::Named { name, subnet, address: None };
         spec

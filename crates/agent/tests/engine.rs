@@ -5,10 +5,13 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use api::agent::*;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 use support::*;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -99,10 +102,10 @@ async fn serve(stream: UnixStream, asked: Arc<Mutex<Asked>>, script: Script) -> 
     stream.shutdown().await
 }
 
-fn container() -> TaskSpec {
+fn container(image: &str) -> TaskSpec {
     let mut spec = process(&["/bin/true"]);
     spec.runtime = Runtime::Docker(Box::new(ContainerSpec {
-        image: "pretended:1".to_owned(),
+        image: image.to_owned(),
         registry_auth: None,
         privileged: false,
         shm_size_bytes: None,
@@ -152,7 +155,7 @@ fn dies_at_every_step(route: &str, asked: &Asked) -> Answer {
 async fn an_engine_that_goes_away_at_any_step_is_waited_for() {
     let engine = PretendedEngine::start(dies_at_every_step);
     let mut agent = engine.agent();
-    let spec = container();
+    let spec = container("pretended:1");
     agent.put(&spec).await;
     let exit = agent.wait_sealed(&spec).await.exit.unwrap();
     let seen = engine.asked.lock().unwrap().clone();
@@ -169,10 +172,79 @@ async fn an_engine_that_always_goes_away_is_not_waited_for_for_ever() {
         _ => Answer::Death,
     });
     let mut agent = engine.agent();
-    let spec = container();
+    let spec = container("pretended:1");
     agent.put(&spec).await;
     let told = |state: &TaskState| state.exit.is_some();
     let exit = agent.wait_for(&spec, "exit", told).await.exit.unwrap();
     let message = exit.message.unwrap();
     assert!(message.contains("the container engine went away 11 times"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_is_cut_short_leaves_the_copy_that_is_here_and_a_warning() {
+    let engine = PretendedEngine::start(|route, _| {
+        let json = |status: u16, text: &str| Answer::Json(status, text.to_owned());
+        match route {
+            "GET version" => json(200, r#"{"ApiVersion":"1.45","Version":"27"}"#),
+            "GET info" => json(200, r#"{"ServerVersion":"27"}"#),
+            "GET containers/json" => json(200, "[]"),
+            "GET images/pretended:latest/json" => json(200, r#"{"Id":"sha256:1","Config":{}}"#),
+            "POST images/create" => {
+                Answer::Part(r#"{"status":"Downloading","progressDetail":{"current":5,"total":9},"id":"a1"}"#)
+            }
+            "POST containers/create" => json(201, r#"{"Id":"second","Warnings":[]}"#),
+            "DELETE containers/second" => json(204, ""),
+            _ => json(500, r#"{"message":"the last word"}"#),
+        }
+    });
+    let mut agent = engine.agent();
+    let spec = container("pretended:latest");
+    agent.put(&spec).await;
+    let state = agent.wait_sealed(&spec).await;
+    assert_eq!(state.exit.unwrap().message.as_deref(), Some("the last word"), "{}", agent.log());
+    assert_eq!((engine.times("POST images/create"), engine.times("POST containers/create")), (1, 1));
+    let is_told = |warning: &String| warning.contains("it cannot be refreshed: its pull was cut short");
+    assert!(state.warnings.iter().any(is_told), "{:?}", state.warnings);
+}
+
+/// Has a container that runs, and cannot end it at once.
+fn kills_at_the_second_attempt(route: &str, asked: &Asked) -> Answer {
+    let json = |status: u16, text: &str| Answer::Json(status, text.to_owned());
+    match (route, asked.get(route).copied().unwrap_or(0)) {
+        ("GET version", _) => json(200, r#"{"ApiVersion":"1.45","Version":"27"}"#),
+        ("GET info", _) => json(200, r#"{"ServerVersion":"27"}"#),
+        ("GET containers/json", _) => json(200, r#"[{"Id":"first"}]"#),
+        ("GET containers/first/json", _) => {
+            json(200, r#"{"Id":"first","State":{"Status":"running","Running":true}}"#)
+        }
+        ("POST containers/first/kill", 1) => json(409, r#"{"message":"container first is not running"}"#),
+        _ => json(500, r#"{"message":"tried to kill container, but did not receive an exit event"}"#),
+    }
+}
+
+/// Holds a supervisor's lock, as a container's first process does.
+fn hold(lock: &Path) -> std::fs::File {
+    let file = std::fs::File::options().read(true).write(true).create(true).truncate(false).open(lock).unwrap();
+    let whole = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&whole)).unwrap();
+    file
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_cannot_be_killed_yet_is_killed_again_before_its_task_is_sealed() {
+    let engine = PretendedEngine::start(kills_at_the_second_attempt);
+    let mut agent = engine.agent();
+    let spec = container("pretended:1");
+    agent.put(&spec).await;
+    agent.wait_for(&spec, "container", |state| state.resolved.container_id.is_some()).await;
+    let _lock = hold(&agent.home.path().join(format!("tasks/{}/run/lock", spec.id)));
+    agent.stop(&spec, 0).await;
+    agent.wait_sealed(&spec).await;
+    assert_eq!(engine.times("POST containers/first/kill"), 2, "{}", agent.log());
 }

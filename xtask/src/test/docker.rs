@@ -47,14 +47,24 @@ fn start_engine(sandbox: &Sandbox) -> Result<()> {
     // It listens where clients look for it.
     let host = env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
     let mut dockerd = sandbox.command("dockerd");
-    dockerd.args(["--host", &host]).arg("--data-root").arg(workspace::cache_dir().join("docker"));
+    let data_root = workspace::cache_dir().join("docker");
+    dockerd.args(["--host", &host]).arg("--data-root").arg(&data_root);
     dockerd.arg("--exec-root").arg(dir.join("exec")).arg("--pidfile").arg(dir.join("pid"));
     let path = dir.join("log");
     let log = File::create(&path).context("make the engine's log")?;
     dockerd.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("start `dockerd`")?;
     let started = shell::wait_for("the engine's first answer", START, || engine_answers().then_some(()));
     started.with_context(|| last_lines(&path))?;
-    clear_engine()
+    // Somebody else's may have come up in the meantime, and then it is theirs that answers.
+    if keeps_its_things_in(&data_root)? { clear_engine() } else { Ok(()) }
+}
+
+/// Whether the engine that answers is the one that was given this folder.
+fn keeps_its_things_in(data_root: &Path) -> Result<bool> {
+    let answer = shell::capture(Command::new("docker").args(["info", "--format", "{{.DockerRootDir}}"]))?;
+    // One that did not start may have left no folder of ours.
+    let ours = fs::canonicalize(data_root).ok();
+    Ok(ours.is_some() && ours == fs::canonicalize(answer.trim()).ok())
 }
 
 /// Takes away what tests that were killed have left in an engine that nobody else uses: their networks would keep

@@ -35,10 +35,6 @@ impl GpuPool {
     /// Takes GPUs for a task, or says why they cannot be had. A task that has some already gives them back
     /// first.
     pub(crate) fn take(&self, task: JobId, share: &HostShare) -> Result<Vec<String>, String> {
-        let wants_none = share.gpu_count == Some(0) || share.gpu_uuids.as_ref().is_some_and(Vec::is_empty);
-        if let Some(uuid) = self.missing.first().filter(|_| !wants_none) {
-            return Err(format!("the GPU `{uuid}` is not here: the host's driver does not show it"));
-        }
         let mut taken = self.taken();
         taken.retain(|_, owner| *owner != task);
         let free = |gpu: &&HostGpu| !taken.contains_key(&gpu.uuid);
@@ -46,7 +42,7 @@ impl GpuPool {
             (Some(uuids), _) => {
                 for uuid in uuids {
                     let gpu = self.gpus.iter().find(|gpu| gpu.uuid == *uuid);
-                    let gpu = gpu.ok_or_else(|| format!("the GPU `{uuid}` is not here"))?;
+                    let gpu = gpu.ok_or_else(|| not_here(uuid))?;
                     if !free(&gpu) {
                         return Err(format!("the GPU `{uuid}` is taken by another task"));
                     }
@@ -54,6 +50,10 @@ impl GpuPool {
                 uuids.clone()
             }
             (None, count) => {
+                // Nobody said which ones, so all of them must be here.
+                if let Some(uuid) = self.missing.first().filter(|_| count != Some(0)) {
+                    return Err(not_here(uuid));
+                }
                 let wanted = count.map_or(self.gpus.len(), |count| count as usize);
                 let free: Vec<&HostGpu> = self.gpus.iter().filter(free).collect();
                 if free.len() < wanted {
@@ -80,6 +80,10 @@ impl GpuPool {
     fn taken(&self) -> MutexGuard<'_, BTreeMap<String, JobId>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn not_here(uuid: &str) -> String {
+    format!("the GPU `{uuid}` is not here: the host's driver does not show it")
 }
 
 /// Picks GPUs that are close to each other: of one NUMA node if it has enough, neighbours by index.
@@ -137,6 +141,11 @@ mod tests {
         assert!(refused.contains("`GPU-7` is not here"), "{refused}");
         assert!(pool.take(task, &HostShare::default()).is_err());
         assert_eq!(pool.take(task, &count(0)).unwrap(), Vec::<String>::new());
+        // A block that has all of its GPUs is as good as before.
+        let block = |uuids: &[String]| HostShare { gpu_uuids: Some(uuids.to_vec()), ..HostShare::default() };
+        assert_eq!(pool.take(task, &block(&share[..1])).unwrap(), ["GPU-1"]);
+        assert_eq!(pool.take(task, &block(&[])).unwrap(), Vec::<String>::new());
+        assert_eq!(pool.take(task, &block(&share)).unwrap_err(), refused);
         let pool = GpuPool::of_share(&machine, Some(&share[..1]));
         assert_eq!(pool.take(task, &HostShare::default()).unwrap(), ["GPU-1"]);
     }

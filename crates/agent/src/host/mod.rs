@@ -51,9 +51,18 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Removes the containers of an agent that is gone for good, and those that others like it have left behind: their
-/// homes lay below `homes` and are gone.
+/// homes lay below `homes` and are gone. The error says that one of the first agent's may still run; of those that
+/// are only left, standard error tells.
+#[expect(clippy::print_stderr, reason = "whoever had the agent removed logs what is left")]
 pub(crate) fn remove_containers(home: &Path, homes: Option<&Path>) -> anyhow::Result<()> {
-    ask_engine(container::remove_all(home, homes))
+    match ask_engine(container::remove_all(home, homes)) {
+        // Nothing of it runs, so it holds nothing; it is removed with the next agent below `homes`.
+        Err(error) if !container::may_live(home) => {
+            eprintln!("dstack-agent: {error:#}");
+            Ok(())
+        }
+        removed => removed,
+    }
 }
 
 /// Removes a containers' network that nobody uses any more.

@@ -140,15 +140,16 @@ impl Task {
             failpoint("running:after");
             return true;
         }
-        self.retry_later();
+        self.tell_later(Message::Retry);
         false
     }
 
-    fn retry_later(&self) {
+    /// Has a step that could not be taken tried again, which is what the message says.
+    pub(super) fn tell_later(&self, message: Message) {
         let handle = self.handle.clone();
         tokio::spawn(async move {
             tokio::time::sleep(RETRY_AFTER).await;
-            handle.tell(Message::Retry).await;
+            handle.tell(message).await;
         });
     }
 
@@ -196,7 +197,7 @@ impl Task {
     async fn seal(&mut self) -> bool {
         self.orders = None;
         if !self.destroy().await {
-            self.retry_later();
+            self.tell_later(Message::Retry);
             return false;
         }
         self.host.gpus.release(self.handle.id);

@@ -254,9 +254,11 @@ impl Task {
             // News of an earlier attempt mean nothing to this one.
             Message::News(attempt, news) if attempt == self.attempt => self.note_news(news),
             Message::News(..) | Message::Retry => {}
-            // Where that fails, the end of the supervisor is still waited for.
+            // Where that fails, the supervisor may still end by itself while it is tried again.
             Message::Overdue => {
-                self.destroy().await;
+                if !self.handle.is_sealed() && !self.destroy().await {
+                    self.tell_later(Message::Overdue);
+                }
             }
         }
         Next::Continue

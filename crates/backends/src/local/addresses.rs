@@ -10,8 +10,9 @@ use api::ids::ServerId;
 
 use crate::ContainerNetwork;
 
-/// How many local machines may live at once; the bridge network has no more addresses.
-pub(super) const MACHINES_LIMIT: u32 = 1000;
+/// How many local machines may live at once. Their addresses lie in the lower half of the bridge network: the upper
+/// one is what the engine gives containers that ask for no address.
+pub(super) const MACHINES_LIMIT: u32 = 500;
 
 /// Containers' addresses that a bridge network of 1,022 keeps for itself.
 const FIRST_CONTAINER_HOST: u32 = 2;
@@ -62,7 +63,7 @@ mod tests {
             assert!(seen.insert(network.address.clone()));
             let address: Ipv4Addr = network.address.parse().unwrap();
             let in_subnet = u32::from(address) & 0xffff_fc00 == u32::from(Ipv4Addr::new(10, 223, 252, 0));
-            assert!(in_subnet && u32::from(address) & 0x3ff != 0x3ff);
+            assert!(in_subnet && u32::from(address) & 0x3ff < 512, "the upper half is the engine's");
         }
         assert_eq!(container_network(id, 0).name, "dstack-ffff0000");
     }

@@ -136,15 +136,17 @@ impl Agents {
     }
 
     /// Removes the containers of a machine whose agent is gone for good, and those that earlier machines left behind
-    /// while no engine answered. Blocks.
-    pub(super) fn remove_containers(&self, record: &Record) {
+    /// while no engine answered. The error says that one of the machine's may still run, with its GPUs. Blocks.
+    pub(super) fn remove_containers(&self, record: &Record) -> Result<()> {
         let mut command = Command::new(&self.binary);
         command.arg("remove-containers").arg("--home").arg(self.machines.agent_home(&record.key));
         command.arg("--homes-below").arg(self.machines.all());
-        if let Err(error) = finish(&mut command) {
-            let machine = self.machines.folder(&record.key);
-            tracing::warn!(machine = %machine.display(), %error, "cannot remove the machine's containers yet");
+        let machine = self.machines.folder(&record.key);
+        let left = finish(&mut command).map_err(|error| cannot("end the containers of", &machine, &error))?;
+        if !left.is_empty() {
+            tracing::warn!(machine = %machine.display(), "cannot remove the machine's containers yet: {left}");
         }
+        Ok(())
     }
 
     /// Removes the network of this server's containers. Blocks.
@@ -211,8 +213,8 @@ impl Agents {
     }
 }
 
-/// Runs a program to its end, or to ours.
-fn finish(command: &mut Command) -> io::Result<()> {
+/// Runs a program to its end, or to ours, and answers its complaints.
+fn finish(command: &mut Command) -> io::Result<String> {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
     let deadline = Instant::now() + CLEAN_TIMEOUT;
     let status = loop {
@@ -226,13 +228,11 @@ fn finish(command: &mut Command) -> io::Result<()> {
             }
         }
     };
-    if status.success() {
-        return Ok(());
-    }
     let mut words = String::new();
     // What can be read of its complaint is all there is.
     let _ = child.stderr.take().map(|mut stderr| io::Read::read_to_string(&mut stderr, &mut words));
-    Err(io::Error::other(format!("{status}: {}", words.trim())))
+    let words = words.trim();
+    if status.success() { Ok(words.to_owned()) } else { Err(io::Error::other(format!("{status}: {words}"))) }
 }
 
 fn arguments(record: &Record, home: &Path) -> Vec<std::ffi::OsString> {

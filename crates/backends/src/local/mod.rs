@@ -155,11 +155,7 @@ impl Local {
         };
         kill(&home).await?;
         let (agents, ended) = (Arc::clone(&self.agents), record.clone());
-        blocking(move || {
-            agents.remove_containers(&ended);
-            Ok(())
-        })
-        .await?;
+        blocking(move || agents.remove_containers(&ended)).await?;
         // A container that was about to start when its agent died has started by now.
         kill(&home).await?;
         let (machines, agents) = (self.machines.clone(), Arc::clone(&self.agents));

@@ -232,6 +232,23 @@ async fn containers_go_with_their_machine_and_the_network_with_the_last_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_machine_whose_containers_may_still_run_keeps_its_gpus() {
+    let mut rig = Rig::local();
+    let machine = rig.launch(1).await.remove(0);
+    let refusal = rig.context.agent_binary.with_file_name("refusal");
+    fs::write(&refusal, "the container engine is away").unwrap();
+    let error = rig.backend.terminate(&machine.key).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unavailable);
+    assert!(error.message.contains("the container engine is away"), "{error}");
+    assert_eq!(rig.backend.list().await.unwrap()[0].state, MachineState::Stopping);
+    assert!(rig.offers(1, false).await.is_empty());
+    fs::remove_file(refusal).unwrap();
+    rig.backend.terminate(&machine.key).await.unwrap();
+    assert_eq!(rig.offers(1, false).await[0].instance_type.resources.gpus.len(), 4);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_crash_before_a_launch_is_whole_leaves_nothing_of_it() {
     let mut rig = Rig::local();
     let order = rig.order(2).await;

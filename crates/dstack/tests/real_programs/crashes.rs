@@ -138,7 +138,7 @@ fn server_points() -> impl Iterator<Item = u32> {
     (1..30).chain((30..150).step_by(7))
 }
 
-/// Submits a run, whatever happens to the server meanwhile. `None`: the server died before it said yes.
+/// Submits a run, whatever happens to the server meanwhile. False: the server died before it said yes.
 fn submit(rig: &Rig, name: &str) -> bool {
     let flags = ["apply", "-f", name, "-y", "-R", "-d"];
     rig.run(&flags).status == Some(0)

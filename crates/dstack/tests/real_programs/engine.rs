@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::containers::{IMAGE, contained};
-use crate::rig::{FLEET, Rig, Setup, end, pause, program, seq, wait_for};
+use crate::containers::contained;
+use crate::rig::{FLEET, IMAGE, Rig, Setup, end, pause, pin_image, program, seq, wait_for};
 
 const START: Duration = Duration::from_mins(2);
 
@@ -54,7 +54,7 @@ impl Engine {
         wait_for("containerd", START, || engine.place("containerd.sock").exists().then_some(()));
         engine.run();
         let load = format!("docker save {IMAGE} | docker --host {} load", engine.host());
-        end(Command::new("docker").args(["tag", "dstack-test:latest", IMAGE])).expect_status(0);
+        pin_image();
         end(Command::new("sh").args(["-c", &load])).expect_status(0);
         Some(engine)
     }

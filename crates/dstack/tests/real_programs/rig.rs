@@ -22,6 +22,9 @@ use tempfile::TempDir;
 /// The token of the server's admin.
 pub(crate) const TOKEN: &str = "real-test-token";
 
+/// The image that `cargo xtask test` makes, by a name that does not move, so that nobody looks for a newer one.
+pub(crate) const IMAGE: &str = "dstack-test:pinned";
+
 /// How long one command may take. Generous, because other tests use the same cores.
 const COMMAND: Duration = Duration::from_mins(2);
 
@@ -102,7 +105,9 @@ impl Rig {
         let agent = program("DSTACK_TEST_AGENT", test)?;
         let agent = if setup.containers {
             program("DSTACK_TEST_DOCKER", test)?;
-            program("DSTACK_TEST_AGENT_STATIC", test)?
+            let agent = program("DSTACK_TEST_AGENT_STATIC", test)?;
+            pin_image();
+            agent
         } else {
             agent
         };
@@ -472,6 +477,12 @@ pub(crate) fn program(variable: &str, test: &str) -> Option<PathBuf> {
         eprintln!("{test} is left out: {variable} is unset");
     }
     path
+}
+
+/// Gives the image of the tests its name that does not move.
+#[track_caller]
+pub(crate) fn pin_image() {
+    end(Command::new("docker").args(["tag", "dstack-test:latest", IMAGE])).expect_status(0);
 }
 
 /// The processes that carry the directory in their environment or command line.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::containers::{IMAGE, contained};
+use crate::containers::contained;
 use crate::rig::{FLEET, Rig, Setup, TOKEN, end, pause, program, wait_for};
 
 const SECRET: &str = "server-secret-5c1f0e";
@@ -98,7 +98,6 @@ fn keep_secrets(rig: &Rig, database: &dyn Fn() -> Vec<u8>) {
 fn secrets_are_nowhere_to_be_found() {
     let test = "secrets_are_nowhere_to_be_found";
     let Some(rig) = Rig::start_with(test, Setup { containers: true, ..Setup::default() }) else { return };
-    end(Command::new("docker").args(["tag", "dstack-test:latest", IMAGE])).expect_status(0);
     let data = rig.dir.join("s/data");
     keep_secrets(&rig, &|| {
         // The log that is written ahead has the newest.
@@ -115,7 +114,6 @@ fn secrets_are_nowhere_to_be_found_in_postgres() {
         return;
     }
     let Some((rig, url)) = crate::postgres::start(test, true) else { return };
-    end(Command::new("docker").args(["tag", "dstack-test:latest", IMAGE])).expect_status(0);
     keep_secrets(&rig, &|| {
         let dump = end(Command::new("pg_dump").arg(&url)).expect_status(0).stdout;
         assert!(contains(&dump, "discreet"), "the run is in the database");

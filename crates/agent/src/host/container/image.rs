@@ -35,7 +35,15 @@ pub(super) async fn ensure(
         return Ok(local.clone());
     }
     let error = match pull(docker, container, progress).await {
-        Ok(end) => return found(docker, name, end).await,
+        Ok(end) => match (inspect(docker, name).await?, end) {
+            (None, PullEnd::Told) => return Err(failure(format!("the image `{name}` is gone again")).into()),
+            (None, PullEnd::Cut) => return Err(Trouble::Engine(format!("the pull of `{name}` was cut short"))),
+            // The copy of before may not be what the tag means now.
+            (Some(image), PullEnd::Cut) if local.as_ref().is_some_and(|local| local.id == image.id) => {
+                "its pull was cut short".to_owned()
+            }
+            (Some(image), _) => return Ok(image),
+        },
         Err(Trouble::Engine(error)) => return Err(Trouble::Engine(error)),
         Err(Trouble::Final(failure)) => failure.message,
     };
@@ -46,15 +54,6 @@ pub(super) async fn ensure(
             Ok(local)
         }
         None => Err(failure(format!("cannot pull the image `{name}`: {error}")).into()),
-    }
-}
-
-/// The image after its pull.
-async fn found(docker: &Docker, name: &str, end: PullEnd) -> Result<ImageInspect, Trouble> {
-    match (inspect(docker, name).await?, end) {
-        (Some(image), _) => Ok(image),
-        (None, PullEnd::Told) => Err(failure(format!("the image `{name}` is gone again")).into()),
-        (None, PullEnd::Cut) => Err(Trouble::Engine(format!("the pull of `{name}` was cut short"))),
     }
 }
 

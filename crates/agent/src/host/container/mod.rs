@@ -189,7 +189,7 @@ fn liveness_without_engine(dir: &TaskDir) -> Liveness {
     }
 }
 
-/// Kills the task's container, if it runs. The error says that the engine could not be told.
+/// Kills the task's container, if it runs. The error says that it may run on.
 pub(crate) async fn kill(host: &Host, id: JobId) -> Result<(), String> {
     let docker = host.engine.connect().await?;
     let Some(found) = find(&docker, id).await.map_err(|error| message(&error))? else {
@@ -197,9 +197,9 @@ pub(crate) async fn kill(host: &Host, id: JobId) -> Result<(), String> {
     };
     let options = KillContainerOptionsBuilder::default().signal("SIGKILL").build();
     match docker.kill_container(&found.id.unwrap_or_default(), Some(options)).await {
-        // An answer other than yes means that it had ended.
-        Ok(()) | Err(DockerError::DockerResponseServerError { .. }) => Ok(()),
-        Err(error) => Err(error.to_string()),
+        // It had ended, or was removed meanwhile.
+        Err(DockerError::DockerResponseServerError { status_code: 404 | 409, .. }) => Ok(()),
+        result => result.map_err(|error| message(&error)),
     }
 }
 
@@ -231,11 +231,11 @@ pub(crate) async fn remove_strangers(host: &Host) {
 }
 
 /// Removes every container of the agent with this home, and of those whose homes lay below `homes` and are gone.
-/// Nothing is to do where there is no engine.
+/// Nothing is to do where there is no engine, unless it left a container alive and may come back to it.
 pub(crate) async fn remove_all(home: &Path, homes: Option<&Path>) -> Result<(), String> {
     let engine = Engine::new(true);
     if !engine.exists() {
-        return Ok(());
+        return if may_live(home) { Err("the container engine is away".to_owned()) } else { Ok(()) };
     }
     let docker = engine.connect().await?;
     for container in list(&docker, HOME_LABEL.to_owned()).await.map_err(|error| message(&error))? {
@@ -247,6 +247,18 @@ pub(crate) async fn remove_all(home: &Path, homes: Option<&Path>) -> Result<(), 
         }
     }
     Ok(())
+}
+
+/// Whether a container of the agent with this home may be alive, as far as the supervisors' locks tell. A container
+/// can outlive its engine.
+pub(crate) fn may_live(home: &Path) -> bool {
+    let tasks = home.join("tasks");
+    let entries = match std::fs::read_dir(&tasks) {
+        Ok(entries) => entries,
+        Err(error) => return error.kind() != std::io::ErrorKind::NotFound,
+    };
+    let mut ids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<JobId>().ok());
+    ids.any(|id| !matches!(disk::is_locked(&TaskDir::new(&tasks, id).lock()), Ok(false)))
 }
 
 /// Removes a network, unless somebody uses it or it is gone. Nothing is to do where there is no engine.
@@ -420,13 +432,16 @@ mod tests {
     #[test]
     fn a_lock_tells_of_life_where_the_engine_says_nothing() {
         let home = tempfile::tempdir().unwrap();
-        let dir = TaskDir::new(home.path(), JobId(uuid::Uuid::nil()));
+        assert!(!may_live(home.path()));
+        let dir = TaskDir::new(&home.path().join("tasks"), JobId(uuid::Uuid::nil()));
         disk::create_private_dir(&dir.run()).unwrap();
         let gone = |found| matches!(found, Liveness::Gone(Gone { interrupted: Some(_), .. }));
         assert!(gone(liveness_without_engine(&dir)));
         let held = disk::lock(&dir.lock()).unwrap();
         assert_eq!(liveness_without_engine(&dir), Liveness::Alive);
+        assert!(may_live(home.path()));
         drop(held);
         assert!(gone(liveness_without_engine(&dir)));
+        assert!(!may_live(home.path()));
     }
 }

@@ -11,9 +11,10 @@ pub(crate) struct Layers {
     layers: BTreeMap<String, Layer>,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 struct Layer {
-    status: String,
+    /// What the engine said last: the status, and how much of how much.
+    said: (String, u64, u64),
     total: u64,
     downloaded: u64,
     extracted: u64,
@@ -40,13 +41,15 @@ impl Layers {
             return false;
         };
         let layer = self.layers.entry(id.clone()).or_default();
-        let before = layer.clone();
-        status.clone_into(&mut layer.status);
         let detail = info.progress_detail.as_ref();
         let current = detail.and_then(|detail| detail.current).unwrap_or(0).max(0) as u64;
         let total = detail.and_then(|detail| detail.total).unwrap_or(0).max(0) as u64;
+        // A download that is resumed counts from zero, up to what was left: less than the sums, but progress.
+        let said = (status.to_owned(), current, total);
+        let is_news = layer.said != said;
+        layer.said = said;
         if total > 0 {
-            layer.total = total;
+            layer.total = layer.total.max(total);
             layer.sized = true;
         }
         match status {
@@ -63,7 +66,7 @@ impl Layers {
             }
             _ => {}
         }
-        *layer != before
+        is_news
     }
 
     /// The sum over all layers.
@@ -123,8 +126,22 @@ mod tests {
         let mut note = |line: &str| layers.note(&serde_json::from_str(line).unwrap());
         let half = r#"{"status":"Downloading","progressDetail":{"current":50,"total":100},"id":"a1"}"#;
         let more = r#"{"status":"Downloading","progressDetail":{"current":51,"total":100},"id":"a1"}"#;
-        let seen = [half, half, more, half, r#"{"status":"Pulling from library/debian"}"#].map(&mut note);
+        let seen = [half, half, more, more, r#"{"status":"Pulling from library/debian"}"#].map(&mut note);
         assert_eq!(seen, [true, false, true, false, false]);
         assert!(note(r#"{"status":"Download complete","progressDetail":{},"id":"a1"}"#));
+    }
+
+    #[test]
+    fn a_download_that_is_resumed_makes_progress() {
+        let mut layers = Layers::default();
+        let mut note = |current: u64, total: u64| {
+            let detail = format!(r#"{{"current":{current},"total":{total}}}"#);
+            let line = format!(r#"{{"status":"Downloading","progressDetail":{detail},"id":"a1"}}"#);
+            layers.note(&serde_json::from_str(&line).unwrap())
+        };
+        let seen = [(80, 100), (5, 20), (10, 20), (10, 20)].map(|(current, total)| note(current, total));
+        assert_eq!(seen, [true, true, true, false]);
+        let progress = layers.progress();
+        assert_eq!((progress.downloaded_bytes, progress.total_bytes), (80, 100));
     }
 }
