@@ -26,9 +26,17 @@ pub struct Answers<K, T> {
 struct Question<T> {
     /// How often something was changed: an answer that was asked for before a change must not be kept after it.
     changes: u64,
-    kept: Option<(Timestamp, backends::Result<T>)>,
+    kept: Option<Kept<T>>,
     /// Held by whoever asks.
     turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+#[derive(Debug)]
+struct Kept<T> {
+    at: Timestamp,
+    answer: backends::Result<T>,
+    /// How long the backend was waited for in vain. For whoever has more patience that is no answer.
+    in_vain: Option<Duration>,
 }
 
 impl<T> Default for Question<T> {
@@ -43,31 +51,57 @@ impl<K: Eq + Hash + Clone, T: Clone> Answers<K, T> {
         Answers { clock, max_age, questions: Mutex::default() }
     }
 
-    /// The answer that is known, or else what `ask` gives, which may take as long as `patience`. Who comes while
-    /// somebody asks waits for that answer.
+    /// The answer that is known, or else what `ask` gives. Who comes while somebody asks waits for that answer. Both
+    /// together may take as long as `patience`.
     pub async fn get(
         &self,
         key: &K,
         patience: Duration,
         ask: impl Future<Output = backends::Result<T>>,
     ) -> backends::Result<T> {
-        let turn = match self.known(key) {
+        self.get_telling(key, patience, ask, |_| {}).await
+    }
+
+    /// Like [`Answers::get`]; `tell` is told of a failure once, and not by each of those whom it is the answer for.
+    pub async fn get_telling(
+        &self,
+        key: &K,
+        patience: Duration,
+        ask: impl Future<Output = backends::Result<T>>,
+        tell: impl FnOnce(&backends::Error),
+    ) -> backends::Result<T> {
+        let deadline = tokio::time::Instant::now() + patience;
+        let turn = match self.known(key, patience) {
             Ok(answer) => return answer,
             Err(turn) => turn,
         };
-        let Ok(_turn) = tokio::time::timeout(patience, turn.lock()).await else { return Err(silence(patience)) };
-        if let Ok(answer) = self.known(key) {
+        let Ok(_turn) = tokio::time::timeout_at(deadline, turn.lock()).await else {
+            return Err(silence(patience));
+        };
+        if let Ok(answer) = self.known(key, patience) {
             return answer;
         }
         let changes = self.with(key, |question| question.changes);
-        let answer = tokio::time::timeout(patience, ask).await.unwrap_or_else(|_| Err(silence(patience)));
-        let now = self.clock.now();
-        self.with(key, |question| {
-            if question.changes == changes {
-                question.kept = Some((now, answer.clone()));
-            }
+        let answered = tokio::time::timeout_at(deadline, ask).await;
+        let in_vain = answered.is_err().then_some(patience);
+        let answer = answered.unwrap_or_else(|_| Err(silence(patience)));
+        self.keep(key, changes, Kept { at: self.clock.now(), answer: answer.clone(), in_vain });
+        answer.inspect_err(tell)
+    }
+
+    /// Keeps an answer, unless something was changed meanwhile, and drops those that nobody will be given any more:
+    /// what is asked is up to users, so questions would pile up.
+    fn keep(&self, key: &K, changes: u64, kept: Kept<T>) {
+        let now = kept.at;
+        let mut questions = self.questions.lock().expect("nobody panics while keeping answers");
+        let question = questions.entry(key.clone()).or_default();
+        if question.changes == changes {
+            question.kept = Some(kept);
+        }
+        questions.retain(|_, question| {
+            let is_asked = Arc::strong_count(&question.turn) > 1;
+            is_asked || question.kept.as_ref().is_some_and(|kept| self.is_good(kept, now))
         });
-        answer
     }
 
     /// Forgets the answers to some questions, because something was just changed.
@@ -80,16 +114,19 @@ impl<K: Eq + Hash + Clone, T: Clone> Answers<K, T> {
     }
 
     /// The answer that is still good, or whose turn it is to ask.
-    fn known(&self, key: &K) -> Result<backends::Result<T>, Arc<tokio::sync::Mutex<()>>> {
+    fn known(&self, key: &K, patience: Duration) -> Result<backends::Result<T>, Arc<tokio::sync::Mutex<()>>> {
         let now = self.clock.now();
         self.with(key, |question| match &question.kept {
-            Some((at, answer)) if now.duration_since(*at) < self.age_of(answer) => Ok(answer.clone()),
+            Some(kept) if self.is_good(kept, now) && kept.in_vain.is_none_or(|waited| patience <= waited) => {
+                Ok(kept.answer.clone())
+            }
             Some(_) | None => Err(question.turn.clone()),
         })
     }
 
-    fn age_of(&self, answer: &backends::Result<T>) -> SignedDuration {
-        if answer.is_ok() { self.max_age } else { FAILURE_MAX_AGE }
+    fn is_good(&self, kept: &Kept<T>, now: Timestamp) -> bool {
+        let max_age = if kept.answer.is_ok() { self.max_age } else { FAILURE_MAX_AGE };
+        now.duration_since(kept.at) < max_age
     }
 
     fn with<R>(&self, key: &K, work: impl FnOnce(&mut Question<T>) -> R) -> R {
@@ -133,11 +170,53 @@ mod tests {
     #[tokio::test]
     async fn a_backend_that_hangs_is_waited_for_once() {
         let answers = answers(&Clock::manual(Timestamp::UNIX_EPOCH));
-        let began = tokio::time::Instant::now();
-        let hang = || std::future::pending::<backends::Result<u32>>();
+        let asked = AtomicU32::new(0);
+        let hang = || async {
+            asked.fetch_add(1, Ordering::SeqCst);
+            std::future::pending::<backends::Result<u32>>().await
+        };
         let all = futures_util::future::join_all((0..100).map(|_| answers.get(&"a", PATIENCE, hang()))).await;
         assert!(all.iter().all(Result::is_err));
-        assert!(began.elapsed() < 20 * PATIENCE);
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_backend_is_silent_only_for_those_who_have_no_more_patience() {
+        let answers = answers(&Clock::manual(Timestamp::UNIX_EPOCH));
+        let (short, long) = (Duration::from_millis(10), Duration::from_mins(1));
+        assert!(answers.get(&"a", short, std::future::pending()).await.is_err());
+        assert!(answers.get(&"a", short, async { Ok(1) }).await.is_err(), "it was waited for as long as this");
+        assert_eq!(answers.get(&"a", long, async { Ok(2) }).await, Ok(2));
+        assert_eq!(answers.get(&"a", short, async { Ok(3) }).await, Ok(2));
+        // What a backend says itself is the answer for everybody.
+        let refused = Error::new(ErrorKind::InvalidCredentials, "no");
+        assert_eq!(answers.get(&"b", short, async { Err(refused.clone()) }).await, Err(refused.clone()));
+        assert_eq!(answers.get(&"b", long, async { Ok(4) }).await, Err(refused));
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_told_once() {
+        let answers = answers(&Clock::manual(Timestamp::UNIX_EPOCH));
+        let told = AtomicU32::new(0);
+        let tell = |_: &Error| {
+            told.fetch_add(1, Ordering::SeqCst);
+        };
+        let hang = std::future::pending::<backends::Result<u32>>;
+        let both =
+            [answers.get_telling(&"a", PATIENCE, hang(), tell), answers.get_telling(&"a", PATIENCE, hang(), tell)];
+        assert!(futures_util::future::join_all(both).await.iter().all(Result::is_err));
+        assert_eq!(told.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn old_answers_are_dropped() {
+        let clock = Clock::manual(Timestamp::UNIX_EPOCH);
+        let answers = answers(&clock);
+        assert_eq!(answers.get(&"a", PATIENCE, async { Ok(1) }).await, Ok(1));
+        clock.advance(Duration::from_millis(500));
+        assert_eq!(answers.get(&"b", PATIENCE, async { Ok(2) }).await, Ok(2));
+        let known: Vec<&str> = answers.questions.lock().unwrap().keys().copied().collect();
+        assert_eq!(known, ["b"]);
     }
 
     #[tokio::test]

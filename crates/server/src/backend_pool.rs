@@ -104,13 +104,11 @@ impl BackendPool {
 
     /// What a backend lists, not older than half a second; none if it does not answer.
     pub async fn machines(&self, open: &OpenBackend) -> Option<Arc<Vec<Machine>>> {
-        let ask = async {
-            let listed = answer(open.backend.list()).await;
-            listed.map(Arc::new).inspect_err(|error| {
-                tracing::warn!(backend.id = %open.id, "cannot list the machines of `{}`: {error}", open.kind);
-            })
+        let ask = async { open.backend.list().await.map(Arc::new) };
+        let tell = |error: &backends::Error| {
+            tracing::warn!(backend.id = %open.id, "cannot list the machines of `{}`: {error}", open.kind);
         };
-        self.listings.get(&open.id, ANSWER_TIMEOUT, ask).await.ok()
+        self.listings.get_telling(&open.id, ANSWER_TIMEOUT, ask, tell).await.ok()
     }
 
     /// What a backend would sell, not older than some seconds, or why it does not say so within `patience`.

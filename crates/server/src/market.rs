@@ -11,15 +11,21 @@ use api::configurations::{
 use api::ids::FleetId;
 use api::instances::Offer;
 use api::jobs::Requirements;
+use futures_util::future::join_all;
 use lifecycle::fleet::{Fleet, LaunchPlan};
 use lifecycle::instance::Instance;
-use lifecycle::placement::{Gang, Growth, Market, Node, PoolFleet, blocks_for, is_cluster};
+use lifecycle::placement::{Gang, Growth, Market, Node, PoolFleet, blocks_for, is_cluster, is_listed};
+use store::Versioned;
 
+use crate::backend_pool::OpenBackend;
 use crate::deps::Deps;
 use crate::offers::{Collected, MAX_REASONS, OffersQuery, blocks_of, collect};
 
 /// How long placement waits for backends. It does not wait as long as a purchase, because other runs wait for it.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Fleets that are asked about at the same time, so that a backend that is slow is waited for once and not by each.
+const FLEETS_AT_ONCE: usize = 30;
 
 /// A job that waits for a machine which is still to be bought.
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +60,7 @@ impl WaitingJob<'_> {
         if let Some(max_price) = self.requirements.max_price.filter(|max_price| *max_price < offer.price) {
             return Err(format!("${} an hour is over `max_price` {max_price}", offer.price));
         }
-        // A fleet is offered nothing from a reservation that only the run names.
+        // Nobody knows of an offer from which reservation it would be, also where the fleet names the same one.
         if let Some(reservation) = &profile.reservation {
             return Err(format!("it is not of `reservation` {reservation}"));
         }
@@ -88,10 +94,6 @@ impl WaitingJob<'_> {
     }
 }
 
-fn is_listed(list: Option<&Vec<String>>, name: &str) -> bool {
-    list.is_none_or(|list| list.iter().any(|one| one.eq_ignore_ascii_case(name)))
-}
-
 impl Collected {
     /// What of it a job that waits for the machines could use; what it could not use is left out, with the reasons.
     pub fn kept_for(&self, job: &WaitingJob<'_>, blocks: Blocks) -> Collected {
@@ -106,24 +108,33 @@ impl Collected {
         if kept.plans.is_empty() {
             kept.obstacles.extend(reasons);
         }
+        kept.unavailable.retain(|unavailable| {
+            let may_use = !unavailable.admins_only || job.user_is_admin;
+            may_use && job.blocks_of(&unavailable.offer, blocks).is_ok()
+        });
         kept
     }
 }
 
 fn add_reason(reasons: &mut Vec<String>, plan: &LaunchPlan, reason: &str) {
+    // There may be thousands of offers, and few reasons are told.
+    if MAX_REASONS <= reasons.len() {
+        return;
+    }
     let reason = format!("`{}`: {reason}", plan.backend);
-    if !reasons.contains(&reason) && reasons.len() < MAX_REASONS {
+    if !reasons.contains(&reason) {
         reasons.push(reason);
     }
 }
 
-/// What a fleet could buy for whomever.
+/// What a fleet could buy for whomever, from the opened backends of its project.
 pub async fn offers_of_fleet<'a>(
     deps: &Deps,
+    opened: &[OpenBackend],
     fleet: &Fleet,
     instances: impl IntoIterator<Item = &'a Instance>,
     patience: Duration,
-) -> store::Result<Collected> {
+) -> Collected {
     let configuration = &fleet.spec.configuration;
     let profile = configuration.merged_profile(Some(&fleet.spec.profile));
     let (mut bought, mut missing) = (0_u32, 0_u32);
@@ -135,7 +146,6 @@ pub async fn offers_of_fleet<'a>(
     let room =
         configuration.nodes.as_ref().and_then(|nodes| nodes.max).map_or(0, |max| max.saturating_sub(bought));
     let query = OffersQuery {
-        project_id: fleet.project_id,
         nodes: missing.max(room).max(1),
         requirements: &fleet_requirements(configuration, &profile),
         profile: &profile,
@@ -146,7 +156,7 @@ pub async fn offers_of_fleet<'a>(
         blocks: configuration.blocks,
         patience,
     };
-    collect(deps, &query).await
+    collect(deps, opened, &query).await
 }
 
 /// What a fleet asks of each machine. A fleet that says nothing asks next to nothing.
@@ -175,19 +185,38 @@ pub struct FleetMarket(HashMap<FleetId, (Collected, Blocks)>);
 impl FleetMarket {
     /// Asks what some fleets could buy. A fleet that is gone buys nothing.
     pub async fn ask(&mut self, deps: &Deps, fleets: &[FleetId]) -> store::Result<()> {
+        let mut askers = vec![];
         for id in fleets {
-            let offered = match store::fleets::get(&deps.db, *id).await? {
-                Some(fleet) => {
-                    let instances = store::instances::list_by_fleet(&deps.db, *id).await?;
-                    let instances = instances.iter().map(|row| &row.value);
-                    let collected = offers_of_fleet(deps, &fleet.value, instances, PATIENCE).await?;
-                    (collected, fleet.value.spec.configuration.blocks)
-                }
-                None => Default::default(),
-            };
-            self.0.insert(*id, offered);
+            match store::fleets::get(&deps.db, *id).await? {
+                Some(fleet) => askers.push(Asker::load(deps, fleet.value).await?),
+                None => drop(self.0.insert(*id, Default::default())),
+            }
+        }
+        for some in askers.chunks(FLEETS_AT_ONCE) {
+            self.0.extend(join_all(some.iter().map(|asker| asker.ask(deps))).await);
         }
         Ok(())
+    }
+}
+
+/// A fleet that is asked about, with what its question needs.
+struct Asker {
+    fleet: Fleet,
+    instances: Vec<Versioned<Instance>>,
+    opened: Vec<OpenBackend>,
+}
+
+impl Asker {
+    async fn load(deps: &Deps, fleet: Fleet) -> store::Result<Asker> {
+        let instances = store::instances::list_by_fleet(&deps.db, fleet.id).await?;
+        let opened = deps.backends.of_project(&deps.db, fleet.project_id).await?;
+        Ok(Asker { fleet, instances, opened })
+    }
+
+    async fn ask(&self, deps: &Deps) -> (FleetId, (Collected, Blocks)) {
+        let instances = self.instances.iter().map(|row| &row.value);
+        let collected = offers_of_fleet(deps, &self.opened, &self.fleet, instances, PATIENCE).await;
+        (self.fleet.id, (collected, self.fleet.spec.configuration.blocks))
     }
 }
 
@@ -200,12 +229,14 @@ impl Market for FleetMarket {
             has_peers: gang.nodes.len() > 1,
             user_is_admin: gang.user_is_admin,
         };
-        let mut reasons: Vec<String> = collected.obstacles.iter().take(MAX_REASONS).cloned().collect();
+        let most = if gang.wants_reason { MAX_REASONS } else { 0 };
+        let mut reasons: Vec<String> = collected.obstacles.iter().take(most).cloned().collect();
         // The cheapest comes first.
         for plan in &collected.plans {
             match job.zone_to_buy_in(plan, *blocks) {
                 Ok(_) => return Growth::Price(plan.offer.price),
-                Err(reason) => add_reason(&mut reasons, plan, &reason),
+                Err(reason) if gang.wants_reason => add_reason(&mut reasons, plan, &reason),
+                Err(_) => {}
             }
         }
         if collected.unknown { Growth::Unknown } else { Growth::Nothing(reasons.join("; ")) }

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use api::backends::BackendType;
 use api::configurations::{Blocks, ProfileParams};
-use api::ids::ProjectId;
 use api::instances::{Offer, Resources};
 use api::jobs::Requirements;
 use backends::{BackendOffer, Capabilities, OffersWanted};
 use futures_util::future::join_all;
 use lifecycle::fleet::{Home, LaunchPlan};
 use lifecycle::instance::split;
+use lifecycle::placement::is_listed;
 use lifecycle::placement::requirements::check;
 
 use crate::backend_pool::OpenBackend;
@@ -25,8 +25,6 @@ pub const MAX_REASONS: usize = 3;
 /// What is looked for.
 #[derive(Debug, Clone, Copy)]
 pub struct OffersQuery<'a> {
-    /// Whose backends.
-    pub project_id: ProjectId,
     /// How many machines are launched together.
     pub nodes: u32,
     /// What each machine must have.
@@ -65,6 +63,8 @@ pub struct UnavailableOffer {
     pub offer: Offer,
     /// Why it cannot be had, in words.
     pub because: Option<String>,
+    /// Only admins may use the machines.
+    pub admins_only: bool,
 }
 
 impl Collected {
@@ -82,13 +82,12 @@ impl Collected {
     }
 }
 
-/// Asks every backend of the project.
-pub async fn collect(deps: &Deps, query: &OffersQuery<'_>) -> store::Result<Collected> {
+/// Asks every backend of a project.
+pub async fn collect(deps: &Deps, opened: &[OpenBackend], query: &OffersQuery<'_>) -> Collected {
     let mut collected = Collected::default();
-    let opened = deps.backends.of_project(&deps.db, query.project_id).await?;
     if opened.is_empty() {
         collected.obstacles.push("the project has no backends".to_owned());
-        return Ok(collected);
+        return collected;
     }
     let mut asked = vec![];
     for open in opened.iter().filter(|open| !open.draining) {
@@ -111,7 +110,7 @@ pub async fn collect(deps: &Deps, query: &OffersQuery<'_>) -> store::Result<Coll
     }
     collected.plans.sort_by(|left, right| left.offer.price.total_cmp(&right.offer.price));
     collected.unavailable.sort_by(|left, right| left.offer.price.total_cmp(&right.offer.price));
-    Ok(collected)
+    collected
 }
 
 /// Why a backend need not be asked at all.
@@ -170,7 +169,7 @@ fn judge(open: &OpenBackend, offers: &[BackendOffer], query: &OffersQuery<'_>, c
         let offer = wire_offer(backend_offer.clone(), wire_type);
         if !offer.availability.is_usable() {
             sold_out = sold_out.or_else(|| because.clone());
-            collected.unavailable.push(UnavailableOffer { offer, because });
+            collected.unavailable.push(UnavailableOffer { offer, because, admins_only });
             continue;
         }
         collected.plans.extend(zones.into_iter().map(|zone| LaunchPlan {
@@ -203,16 +202,13 @@ fn obstacle(kind: &str, sold_out: Option<String>, mut reasons: Vec<(String, usiz
 /// The zones to try, in order (`None`: any), or why the offer does not suit.
 fn suits(offer: &BackendOffer, query: &OffersQuery<'_>) -> Result<Vec<Option<String>>, String> {
     let profile = query.profile;
-    let listed = |list: &Option<Vec<String>>, name: &str| {
-        list.as_ref().is_none_or(|list| list.iter().any(|one| one.eq_ignore_ascii_case(name)))
-    };
-    if !listed(&profile.regions, &offer.region) {
+    if !is_listed(profile.regions.as_ref(), &offer.region) {
         return Err(format!("region `{}` is not in `regions`", offer.region));
     }
     if query.home.is_some_and(|home| home.region != offer.region) {
         return Err(format!("region `{}` is not where the cluster's other machines are", offer.region));
     }
-    if !listed(&profile.instance_types, &offer.instance_type.name) {
+    if !is_listed(profile.instance_types.as_ref(), &offer.instance_type.name) {
         return Err(format!("type `{}` is not in `instance_types`", offer.instance_type.name));
     }
     check(&query.requirements.resources, &offer.instance_type.resources)?;
@@ -242,10 +238,8 @@ pub fn blocks_of(blocks: Blocks, has: &Resources) -> Result<u32, String> {
 
 fn zones_of(offer: &BackendOffer, query: &OffersQuery<'_>) -> Result<Vec<Option<String>>, String> {
     let allowed = |zone: &str| {
-        let listed = query.profile.availability_zones.as_ref();
         let at_home = query.home.and_then(|home| home.zone.as_ref());
-        listed.is_none_or(|list| list.iter().any(|one| one.eq_ignore_ascii_case(zone)))
-            && at_home.is_none_or(|home| home == zone)
+        is_listed(query.profile.availability_zones.as_ref(), zone) && at_home.is_none_or(|home| home == zone)
     };
     let is_restricted =
         query.profile.availability_zones.is_some() || query.home.is_some_and(|home| home.zone.is_some());
@@ -329,7 +323,6 @@ mod tests {
         let configuration = serde_json::from_value(json!({ "type": "fleet", "nodes": 1 })).unwrap();
         let requirements = fleet_requirements(&configuration, profile);
         let query = OffersQuery {
-            project_id: ProjectId(uuid::Uuid::nil()),
             nodes: 1,
             requirements: &requirements,
             profile,

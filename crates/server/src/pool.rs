@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use api::configurations::Runtime;
 use api::fleets::FleetStatus;
 use api::ids::{FleetId, InstanceId, ProjectId};
-use api::instances::InstanceStatus;
 use api::jobs::JobSpec;
 use api::runs::{RunSpec, RunStatus};
 use jiff::{SignedDuration, Timestamp};
@@ -62,7 +61,7 @@ fn pool_fleet(
     silent_before: Timestamp,
 ) -> PoolFleet {
     let configuration = &fleet.spec.configuration;
-    let kept = instances.iter().filter(|instance| is_kept(instance)).count();
+    let kept = instances.iter().filter(|instance| instance.is_kept()).count();
     let kept = u32::try_from(kept).unwrap_or(u32::MAX);
     let room = match &configuration.nodes {
         Some(nodes) => nodes.max.unwrap_or(u32::MAX).saturating_sub(kept),
@@ -87,10 +86,6 @@ fn pool_fleet(
     }
 }
 
-fn is_kept(instance: &Instance) -> bool {
-    instance.end.is_none() && !matches!(instance.status, InstanceStatus::Terminating | InstanceStatus::Terminated)
-}
-
 fn pool_instance(instance: &Instance, taken: &[u32], silent_before: Timestamp) -> PoolInstance {
     let state = &instance.state;
     let total_blocks = state.total_blocks.max(1);
@@ -103,7 +98,7 @@ fn pool_instance(instance: &Instance, taken: &[u32], silent_before: Timestamp) -
         instance_num: instance.instance_num,
         hostname: state.hostname.clone(),
         status: instance.status,
-        unusable: !is_kept(instance) || is_silent(instance, silent_before) || is_broken,
+        unusable: !instance.is_kept() || is_silent(instance, silent_before) || is_broken,
         admins_only: state.admins_only,
         has_docker,
         backend: state.backend.as_deref().map(backends::wire_type_of),

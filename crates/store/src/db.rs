@@ -104,6 +104,11 @@ impl Db {
         match self {
             Db::Sqlite { writer, reader, .. } => {
                 reader.close().await;
+                // SQLite does this by itself only when the last connection that closes is one that may write; one that
+                // reads can be later than that, where a query was given up. What is not folded in here stays in the log.
+                if let Err(error) = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(writer).await {
+                    tracing::warn!(%error, "the write-ahead log stays beside the database");
+                }
                 writer.close().await;
             }
             Db::Postgres(pool) => pool.close().await,
@@ -182,7 +187,12 @@ impl Wakes {
     /// Runs them. One that fails is a wake-up that is lost: the row is looked at later.
     async fn run(self) {
         for (sql, values) in self.statements {
-            let _lost = postgres(sql, values).execute(&self.pool).await;
+            let Err(error) = postgres(sql, values).execute(&self.pool).await else { continue };
+            tracing::warn!("cannot make rows due, they are looked at later: {error}");
+            // Whoever commits must not wait for a database that does not answer once for each row.
+            if !matches!(error, sqlx::Error::Database(_)) {
+                return;
+            }
         }
     }
 }

@@ -32,6 +32,9 @@ pub struct Durable {
 }
 
 /// A commit on its way to the log. Dropping it counts it as written, which costs nothing where it was not.
+///
+/// There is one hole: whoever stops waiting for a commit drops this, and SQLite may finish the commit after that. A
+/// promise that is made in between does not cover it, although it is counted; the next commit's does.
 #[derive(Debug)]
 pub(crate) struct Commit<'a>(&'a Durable);
 

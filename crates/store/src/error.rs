@@ -19,7 +19,8 @@ pub enum Error {
     /// The database holds something that this release does not understand.
     #[error("the database holds something unreadable: {0}")]
     Corrupt(String),
-    /// Something outside of this program stands in the way. Nothing was written, and once it is gone the same works.
+    /// Something outside of this program stands in the way, and once it is gone the same works. After `Unreachable`
+    /// and `NotDurable` nobody knows whether the change was made; after the others nothing was written.
     #[error("database: {1} ({0})")]
     Obstructed(Obstacle, sqlx::Error),
     /// The database did not do what it was asked.

@@ -1,6 +1,5 @@
 //! Fleets.
 
-use api::fleets::FleetStatus;
 use api::ids::{FleetId, ProjectId};
 use jiff::Timestamp;
 use lifecycle::fleet::Fleet;
@@ -102,14 +101,6 @@ pub async fn list(mut db: impl Executor, filter: &FleetFilter) -> Result<Vec<Ver
     fleets(&db.rows_of(sql, values).await?)
 }
 
-/// Every project that has a fleet that is not terminated.
-pub async fn projects_with_fleets(mut db: impl Executor) -> Result<Vec<ProjectId>> {
-    let rows = db
-        .rows("SELECT DISTINCT project_id FROM fleets WHERE status <> 'terminated' ORDER BY project_id", vec![])
-        .await?;
-    rows.iter().map(|row| row.id(0)).collect()
-}
-
 /// Adds a fleet, due now. `Taken` if the name is.
 pub async fn insert(mut db: impl Executor, fleet: &Fleet, now: Timestamp) -> Result<()> {
     db.execute(
@@ -155,6 +146,13 @@ pub async fn move_on(mut db: impl Executor, fleet: &Versioned<Fleet>) -> Result<
     if changed == 0 { Err(Error::Stale) } else { Ok(()) }
 }
 
+/// Changes nothing but the version, whatever it is, and within a transaction holds the fleet until its end: whoever
+/// decides about it at the same time has saved before, or is stale.
+pub async fn overtake(mut db: impl Executor, id: FleetId) -> Result<()> {
+    db.execute("UPDATE fleets SET version = version + 1 WHERE id = $1", values![id]).await?;
+    Ok(())
+}
+
 /// Says that nobody wants the fleet any more, and makes it due.
 pub async fn set_unwanted(mut db: impl Executor, id: FleetId, now: Timestamp) -> Result<()> {
     db.execute("UPDATE fleets SET version = version + 1, wanted = 0, due_at = $1 WHERE id = $2", values![now, id])
@@ -179,15 +177,4 @@ pub async fn set_spec(mut db: impl Executor, fleet: &Versioned<Fleet>, now: Time
         )
         .await?;
     if changed == 0 { Err(Error::Stale) } else { Ok(()) }
-}
-
-/// How many fleets of a project are in a status.
-pub async fn count_active(mut db: impl Executor, project: ProjectId) -> Result<i64> {
-    let row = db
-        .row(
-            "SELECT COUNT(*) FROM fleets WHERE project_id = $1 AND status <> $2",
-            values![project, FleetStatus::Terminated.as_str()],
-        )
-        .await?;
-    row.map_or(Ok(0), |row| row.int(0))
 }

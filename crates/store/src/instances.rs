@@ -67,18 +67,6 @@ pub async fn list_numbers(mut db: impl Executor, fleet: FleetId) -> Result<Vec<u
     rows.iter().map(|row| Ok(u32::try_from(row.int(0)?).unwrap_or_default())).collect()
 }
 
-/// A fleet's instances, terminated ones too, by number and age.
-pub async fn list_all_by_fleet(mut db: impl Executor, fleet: FleetId) -> Result<Vec<Versioned<Instance>>> {
-    let rows = db
-        .rows(
-            "SELECT version, id, project_id, fleet_id, instance_num, created_at, status, end_order, launch_id, \
-             launch_index, state FROM instances WHERE fleet_id = $1 ORDER BY instance_num, created_at",
-            values![fleet],
-        )
-        .await?;
-    instances(&rows)
-}
-
 /// Of each slot of some fleets what was there last, and all that is not terminated: by fleet, number and age.
 pub async fn list_last_by_fleets(mut db: impl Executor, fleets: &[FleetId]) -> Result<Vec<Versioned<Instance>>> {
     if fleets.is_empty() {
@@ -335,16 +323,4 @@ pub async fn list_machines_by_backend(
         .await?;
     let index = |row: &Row| Ok::<_, Error>(row.int_or_null(1)?.and_then(|index| u32::try_from(index).ok()));
     rows.iter().map(|row| Ok((row.id(0)?, index(row)?))).collect()
-}
-
-/// Whether a backend still has machines: instances of it that are not terminated.
-pub async fn count_by_backend(mut db: impl Executor, backend: BackendId) -> Result<i64> {
-    let row = db
-        .row(
-            "SELECT COUNT(*) FROM instances i WHERE i.status <> 'terminated' \
-             AND EXISTS (SELECT 1 FROM launches l WHERE l.id = i.launch_id AND l.backend_id = $1)",
-            values![backend],
-        )
-        .await?;
-    row.map_or(Ok(0), |row| row.int(0))
 }

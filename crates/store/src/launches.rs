@@ -59,14 +59,6 @@ pub async fn list_open_by_backend(mut db: impl Executor, backend: BackendId) -> 
     rows.iter().map(|row| row.id(0)).collect()
 }
 
-/// The identifiers of all launches of a backend that are not failed.
-pub async fn list_claims(mut db: impl Executor, backend: BackendId) -> Result<Vec<LaunchId>> {
-    let rows = db
-        .rows("SELECT id FROM launches WHERE backend_id = $1 AND status <> 'failed' ORDER BY id", values![backend])
-        .await?;
-    rows.iter().map(|row| row.id(0)).collect()
-}
-
 /// Adds a launch, due now.
 pub async fn insert(mut db: impl Executor, launch: &Launch, now: Timestamp) -> Result<()> {
     db.execute(

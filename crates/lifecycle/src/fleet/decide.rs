@@ -173,7 +173,7 @@ fn close(around: &Surroundings<'_>, decision: &mut FleetDecision) {
 fn keep(now: Timestamp, around: &Surroundings<'_>, decision: &mut FleetDecision) {
     decision.fleet.status = FleetStatus::Active;
     settle_home(around, decision);
-    let kept: Vec<&(Instance, u32)> = around.instances.iter().filter(|(instance, _)| is_kept(instance)).collect();
+    let kept: Vec<&(Instance, u32)> = around.instances.iter().filter(|(instance, _)| instance.is_kept()).collect();
     let kept_count = u32::try_from(kept.len()).unwrap_or(u32::MAX);
     let (min, max) = bounds(&decision.fleet);
     let surplus = max.map_or(0, |max| kept_count.saturating_sub(max));
@@ -182,10 +182,6 @@ fn keep(now: Timestamp, around: &Surroundings<'_>, decision: &mut FleetDecision)
     cancel_unclaimed(around, decision);
     buy_missing(now, &kept, around, decision);
     add_missing(now, &kept, min, decision);
-}
-
-fn is_kept(instance: &Instance) -> bool {
-    instance.end.is_none() && !matches!(instance.status, InstanceStatus::Terminating | InstanceStatus::Terminated)
 }
 
 fn is_bought(instance: &Instance) -> bool {
@@ -203,7 +199,7 @@ fn bounds(fleet: &Fleet) -> (u32, Option<u32>) {
 /// A cluster stays where its first machine is, or will be.
 fn settle_home(around: &Surroundings<'_>, decision: &mut FleetDecision) {
     let first = around.instances.iter().map(|(instance, _)| instance).find(|instance| {
-        is_kept(instance) && instance.state.provider_id.is_some() && instance.state.backend.is_some()
+        instance.is_kept() && instance.state.provider_id.is_some() && instance.state.backend.is_some()
     });
     let is_cluster = is_cluster(&decision.fleet);
     let there = first.and_then(|instance| {
@@ -218,7 +214,10 @@ fn settle_home(around: &Surroundings<'_>, decision: &mut FleetDecision) {
         let (backend, region) = (launch.state.backend.clone(), launch.state.offer.region.clone());
         Some(Home { backend, region, zone: launch.state.zone.clone() })
     };
-    decision.fleet.state.home = there.or_else(on_the_way).filter(|_| is_cluster);
+    // The purchase is over a moment before it is known where the machine is. What is bought meanwhile must be near it.
+    let is_awaited = around.instances.iter().any(|(instance, _)| instance.is_kept() && is_bought(instance));
+    let before = decision.fleet.state.home.take().filter(|_| is_awaited);
+    decision.fleet.state.home = there.or_else(on_the_way).or(before).filter(|_| is_cluster);
 }
 
 fn is_cluster(fleet: &Fleet) -> bool {
@@ -264,7 +263,7 @@ fn end_idle(now: Timestamp, kept_count: u32, min: u32, kept: &[&(Instance, u32)]
 
 /// A launch none of whose instances is wanted is not repeated.
 fn cancel_unclaimed(around: &Surroundings<'_>, decision: &mut FleetDecision) {
-    let kept = around.instances.iter().map(|(instance, _)| instance).filter(|instance| is_kept(instance));
+    let kept = around.instances.iter().map(|(instance, _)| instance).filter(|instance| instance.is_kept());
     let claimed: HashSet<LaunchId> = kept.filter_map(|instance| instance.launch_id).collect();
     let unclaimed =
         around.open_launches.iter().filter(|launch| !launch.cancelled && !claimed.contains(&launch.id));

@@ -45,6 +45,13 @@ pub struct Instance {
     pub state: InstanceState,
 }
 
+impl Instance {
+    /// Whether nobody ends it: what ends is of no use to jobs any more, and does not count for its fleet.
+    pub fn is_kept(&self) -> bool {
+        self.end.is_none() && !matches!(self.status, InstanceStatus::Terminating | InstanceStatus::Terminated)
+    }
+}
+
 /// Why an instance is to end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndOrder {

@@ -13,4 +13,4 @@ pub use gang::{
     Candidate, Gang, Growth, Market, Node, Outcome, Pool, PoolFleet, PoolInstance, Slot, is_cluster, place,
     profile_of,
 };
-pub use suits::blocks_for;
+pub use suits::{blocks_for, is_listed};

@@ -41,6 +41,11 @@ pub fn blocks_for(needed: &Requirements, has_peers: bool, has: &Resources, total
     Err(last)
 }
 
+/// Whether a list has a name, in whatever letters; no list has all.
+pub fn is_listed(list: Option<&Vec<String>>, name: &str) -> bool {
+    list.is_none_or(|list| list.iter().any(|one| one.eq_ignore_ascii_case(name)))
+}
+
 fn suits(gang: &Gang, node: &Node, instance: &PoolInstance) -> Result<(), String> {
     if instance.unusable {
         return Err("it does not answer or is ending".to_owned());
@@ -53,9 +58,7 @@ fn suits(gang: &Gang, node: &Node, instance: &PoolInstance) -> Result<(), String
     }
     let profile = &gang.profile;
     let in_list = |wanted: &Option<Vec<String>>, has: Option<&String>| {
-        wanted
-            .as_ref()
-            .is_none_or(|list| has.is_some_and(|has| list.iter().any(|one| one.eq_ignore_ascii_case(has))))
+        wanted.is_none() || has.is_some_and(|has| is_listed(wanted.as_ref(), has))
     };
     if let (Some(backends), Some(backend)) = (&profile.backends, &instance.backend)
         && !backends.contains(backend)
@@ -76,7 +79,7 @@ fn suits(gang: &Gang, node: &Node, instance: &PoolInstance) -> Result<(), String
     {
         return Err(format!("it costs ${} an hour, over `max_price`", instance.price));
     }
-    // No backend tells of a machine that it came from a reservation.
+    // No backend tells of a machine from which reservation it is, also where the fleet names the same one.
     if let Some(reservation) = &profile.reservation {
         return Err(format!("it is not of `reservation` {reservation}"));
     }

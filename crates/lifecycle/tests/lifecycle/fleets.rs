@@ -314,6 +314,20 @@ fn a_cluster_stays_where_its_first_machine_is() {
 }
 
 #[test]
+fn a_cluster_stays_where_it_has_bought_until_the_machine_is_known() {
+    let home = Home { backend: "fake".to_owned(), region: "fake-1".to_owned(), zone: Some("fake-1b".to_owned()) };
+    let mut cluster = fleet(json!({"nodes": "0..4", "placement": "cluster"}));
+    cluster.state.home = Some(home.clone());
+    let mut bought = for_a_job(0);
+    bought.0.launch_id = Some(launch(LaunchStatus::Done).id);
+    let home_with = |instances| case(cluster.clone(), instances).decide().fleet.state.home;
+    assert_eq!(home_with(vec![bought.clone(), for_a_job(1)]), Some(home));
+    // Nothing is left of what was bought.
+    bought.0.status = InstanceStatus::Terminating;
+    assert_eq!(home_with(vec![bought, for_a_job(1)]), None);
+}
+
+#[test]
 fn a_launch_that_no_instance_claims_is_cancelled() {
     let open = || launch(LaunchStatus::Requested);
     let claimed = in_status(0, InstanceStatus::Provisioning, 1);

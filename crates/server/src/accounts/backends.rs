@@ -4,23 +4,39 @@ use anyhow::Context as _;
 use api::ids::ProjectId;
 use backends::BackendConfig;
 use store::backends::{self as rows, BackendRow};
+use store::{Hold, Tx, projects};
 
 use crate::deps::Deps;
 
 /// Gives a project a backend, or changes the one it has of that kind. Nothing is written where nothing changes.
-pub async fn set_backend(deps: &Deps, project: ProjectId, config: &BackendConfig) -> anyhow::Result<()> {
-    match rows::find(&deps.db, project, &config.kind).await? {
-        Some(kept) => change(deps, &kept, config).await,
-        None => add_backend(deps, project, config).await,
+/// [`store::Error::Stale`] if the project was deleted.
+pub async fn set_backend(deps: &Deps, project: ProjectId, config: &BackendConfig) -> store::Result<()> {
+    let mut tx = begin(deps, project).await?;
+    let kept = rows::find(&mut tx, project, &config.kind).await?;
+    match kept {
+        Some(kept) => change(deps, tx, &kept, config).await,
+        None => add(deps, tx, project, config).await,
     }
 }
 
-/// Gives a project a backend. [`store::Error::Taken`] if it has one of that kind.
+/// Gives a project a backend. [`store::Error::Taken`] if it has one of that kind, and [`store::Error::Stale`] if the
+/// project was deleted.
 ///
 /// One that was being let go is wanted again: its machines and its new ones belong together.
-pub async fn add_backend(deps: &Deps, project: ProjectId, config: &BackendConfig) -> anyhow::Result<()> {
-    if let Some(kept) = rows::find_draining(&deps.db, project, &config.kind).await? {
-        return change(deps, &kept, config).await;
+pub async fn add_backend(deps: &Deps, project: ProjectId, config: &BackendConfig) -> store::Result<()> {
+    let tx = begin(deps, project).await?;
+    add(deps, tx, project, config).await
+}
+
+/// A transaction that holds the project: what is written to one that is deleted would stay for ever.
+async fn begin(deps: &Deps, project: ProjectId) -> store::Result<Tx> {
+    let mut tx = deps.db.begin().await?;
+    if projects::hold(&mut tx, project, Hold::Together).await? { Ok(tx) } else { Err(store::Error::Stale) }
+}
+
+async fn add(deps: &Deps, mut tx: Tx, project: ProjectId, config: &BackendConfig) -> store::Result<()> {
+    if let Some(kept) = rows::find_draining(&mut tx, project, &config.kind).await? {
+        return change(deps, tx, &kept, config).await;
     }
     let row = BackendRow {
         id: deps.ids.id(),
@@ -31,17 +47,19 @@ pub async fn add_backend(deps: &Deps, project: ProjectId, config: &BackendConfig
         draining: false,
         created_at: deps.clock.now(),
     };
-    rows::insert(&deps.db, &row).await?;
+    rows::insert(&mut tx, &row).await?;
+    tx.commit().await?;
     deps.wake.ring_placement();
     Ok(())
 }
 
-async fn change(deps: &Deps, kept: &BackendRow, config: &BackendConfig) -> anyhow::Result<()> {
+async fn change(deps: &Deps, mut tx: Tx, kept: &BackendRow, config: &BackendConfig) -> store::Result<()> {
     let whole = config.config.to_string();
     // A sealed text differs each time, so that only the opened one can be compared.
     let is_same = deps.sealer.unseal(&kept.sealed_config).is_ok_and(|kept| kept == whole);
     if !is_same || kept.draining {
-        rows::set_config(&deps.db, kept.id, &config.without_creds(), &deps.sealer.seal(&whole)).await?;
+        rows::set_config(&mut tx, kept.id, &config.without_creds(), &deps.sealer.seal(&whole)).await?;
+        tx.commit().await?;
         deps.wake.ring_placement();
     }
     Ok(())

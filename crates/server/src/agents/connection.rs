@@ -11,6 +11,7 @@ use api::agent::{
 use api::ids::{InstanceId, JobId};
 use backends::{AgentAccess, Backend, Machine};
 use bytes::{Bytes, BytesMut};
+use http::StatusCode;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
@@ -20,16 +21,22 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use store::leases::{Table, touch};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::pool::Surroundings;
-use super::{BlobSeen, HostSeen, OrderError, TaskSeen, log_pull};
+use super::{BlobBytes, BlobSeen, HostSeen, OrderError, TaskSeen, log_pull};
 
 /// How long an agent may take to answer an order.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a blob may take on its way.
 const BLOB_TIMEOUT: Duration = Duration::from_mins(5);
+
+/// Files that are sent at the same time, over all connections: each is in memory while it is.
+const UPLOADS_AT_ONCE: usize = 16;
+
+static UPLOADS: Semaphore = Semaphore::const_new(UPLOADS_AT_ONCE);
 
 /// The longest answer to an order, in bytes.
 const ANSWER_LIMIT: usize = 4 * 1024 * 1024;
@@ -60,9 +67,9 @@ struct State {
     since: Timestamp,
     error: Option<String>,
     tasks: HashMap<JobId, TaskState>,
-    /// Files that are being sent, and why the last try failed of those that could not be.
+    /// Files that are being sent, and how the last try ended of those that could not be.
     uploading: HashSet<String>,
-    upload_errors: HashMap<String, OrderError>,
+    unsent: HashMap<String, Result<BlobSeen, OrderError>>,
     /// Tasks whose logs are being read over this connection.
     pulling: HashMap<JobId, CancellationToken>,
 }
@@ -87,7 +94,7 @@ impl Connection {
             error: None,
             tasks: HashMap::new(),
             uploading: HashSet::new(),
-            upload_errors: HashMap::new(),
+            unsent: HashMap::new(),
             pulling: HashMap::new(),
         };
         Connection { instance, cancel, state: Mutex::new(state) }
@@ -146,36 +153,56 @@ impl Connection {
         let sender = self.sender()?;
         {
             let mut state = self.state();
-            if let Some(error) = state.upload_errors.remove(sha256) {
-                return Err(error);
+            if let Some(sent) = state.unsent.remove(sha256) {
+                return sent;
             }
             if state.uploading.contains(sha256) {
                 return Ok(BlobSeen::OnItsWay);
             }
         }
-        let has = sender.request("HEAD", &blob_path(sha256), Bytes::new(), ORDER_TIMEOUT).await;
-        Ok(if has.is_ok() { BlobSeen::Here } else { BlobSeen::Missing })
+        let (status, _) = sender.exchange("HEAD", &blob_path(sha256), Bytes::new(), ORDER_TIMEOUT).await?;
+        match status {
+            StatusCode::NOT_FOUND => Ok(BlobSeen::Missing),
+            status if status.is_success() => Ok(BlobSeen::Here),
+            status => Err(OrderError::Unreachable(format!("the agent answered {status}, asked for a file"))),
+        }
     }
 
     /// Sends a file, unless somebody does. A file takes long, and nobody waits for it: neither the job's end nor the
     /// orders to others.
-    pub(super) fn send_blob(self: &Arc<Self>, around: &Surroundings, job: JobId, sha256: String, bytes: Vec<u8>) {
-        let Ok(sender) = self.sender() else { return };
+    pub(super) fn send_blob(
+        self: &Arc<Self>,
+        around: &Surroundings,
+        job: JobId,
+        sha256: String,
+        bytes: BlobBytes,
+    ) {
         if !self.state().uploading.insert(sha256.clone()) {
             return;
         }
         let (connection, around) = (self.clone(), around.clone());
         tokio::spawn(async move {
-            let sent = sender.request("PUT", &blob_path(&sha256), bytes.into(), BLOB_TIMEOUT).await;
+            let sent = connection.upload(&sha256, bytes).await;
             {
                 let mut state = connection.state();
                 state.uploading.remove(&sha256);
-                if let Err(error) = sent {
-                    state.upload_errors.insert(sha256, error);
+                if !matches!(sent, Ok(BlobSeen::Here)) {
+                    state.unsent.insert(sha256, sent);
                 }
             }
-            touch_job(around, job).await;
+            touch_job(&around, job).await;
         });
+    }
+
+    /// Sends a file when its turn has come, and says where it is then.
+    async fn upload(&self, sha256: &str, bytes: BlobBytes) -> Result<BlobSeen, OrderError> {
+        let _turn = UPLOADS.acquire().await.expect("nobody closes it");
+        let sender = self.sender()?;
+        let bytes =
+            bytes.await.map_err(|error| OrderError::Unreachable(format!("cannot read the file: {error}")))?;
+        let Some(bytes) = bytes else { return Ok(BlobSeen::Lost) };
+        sender.request("PUT", &blob_path(sha256), bytes.into(), BLOB_TIMEOUT).await?;
+        Ok(BlobSeen::Here)
     }
 
     /// Takes a task's state from the agent, and makes its job due if it says anything new.
@@ -197,7 +224,8 @@ impl Connection {
         };
         self.pull_log(around, job);
         if news {
-            tokio::spawn(touch_job(around.clone(), job));
+            let around = around.clone();
+            tokio::spawn(async move { touch_job(&around, job).await });
         }
     }
 
@@ -216,9 +244,12 @@ impl Connection {
         tokio::spawn(log_pull::run(self.clone(), around.clone(), sender, job, cancel));
     }
 
-    /// A log's reader has ended.
-    pub(super) fn pulled(&self, job: JobId) {
-        self.state().pulling.remove(&job);
+    /// A log's reader has ended. One that was cancelled has no place any more, and another one may have it.
+    pub(super) fn pulled(&self, job: JobId, reader: &CancellationToken) {
+        let mut state = self.state();
+        if !reader.is_cancelled() {
+            state.pulling.remove(&job);
+        }
     }
 
     fn connected(self: &Arc<Self>, around: &Surroundings, sender: Sender, hello: Hello) {
@@ -242,7 +273,7 @@ impl Connection {
             state.since = now;
         }
         state.error = Some(error);
-        state.upload_errors.clear();
+        state.unsent.clear();
         for (_, cancel) in state.pulling.drain() {
             cancel.cancel();
         }
@@ -266,13 +297,13 @@ impl Connection {
 impl Connection {
     /// The agent no longer knows a task: nothing more of its log will come.
     fn forget(self: &Arc<Self>, around: &Surroundings, job: JobId) {
-        let (task, reader) = {
+        let task = {
             let mut state = self.state();
-            (state.tasks.remove(&job), state.pulling.remove(&job))
+            if let Some(reader) = state.pulling.remove(&job) {
+                reader.cancel();
+            }
+            state.tasks.remove(&job)
         };
-        if let Some(reader) = reader {
-            reader.cancel();
-        }
         let may_have_log = task.is_some_and(|task| task.phase.has_started());
         if !may_have_log || around.logs.end(job).complete {
             return;
@@ -293,7 +324,8 @@ fn differs(known: &TaskState, new: &TaskState) -> bool {
     TaskState { log_end, ..new.clone() } != *known
 }
 
-async fn touch_job(around: Surroundings, job: JobId) {
+/// Makes a job due: there is news of its task, its log or its files.
+pub(super) async fn touch_job(around: &Surroundings, job: JobId) {
     if let Err(error) = touch(&around.db, Table::Jobs, job.0, around.clock.now()).await {
         tracing::warn!(job.id = %job, "cannot make the job due, it is looked at later: {error}");
     }
@@ -440,6 +472,24 @@ impl Sender {
     }
 
     async fn request(&self, method: &str, path: &str, body: Bytes, limit: Duration) -> Result<Bytes, OrderError> {
+        let (status, bytes) = self.exchange(method, path, body, limit).await?;
+        if status.is_success() {
+            return Ok(bytes);
+        }
+        match serde_json::from_slice::<AgentError>(&bytes) {
+            Ok(error) => Err(OrderError::Refused(error)),
+            Err(_) => Err(OrderError::Unreachable(format!("the agent answered {status}"))),
+        }
+    }
+
+    /// Gives the status and the body of an answer, whatever it says.
+    async fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<(StatusCode, Bytes), OrderError> {
         let exchange = async {
             let response = self.open(method, path, body).await.map_err(|error| error.to_string())?;
             let status = response.status();
@@ -450,17 +500,10 @@ impl Sender {
                 .to_bytes();
             Ok::<_, String>((status, bytes))
         };
-        let (status, bytes) = tokio::time::timeout(limit, exchange)
+        tokio::time::timeout(limit, exchange)
             .await
             .map_err(|_| OrderError::Unreachable(format!("no answer within {} s", limit.as_secs())))?
-            .map_err(OrderError::Unreachable)?;
-        if status.is_success() {
-            return Ok(bytes);
-        }
-        match serde_json::from_slice::<AgentError>(&bytes) {
-            Ok(error) => Err(OrderError::Refused(error)),
-            Err(_) => Err(OrderError::Unreachable(format!("the agent answered {status}"))),
-        }
+            .map_err(OrderError::Unreachable)
     }
 
     async fn open(&self, method: &str, path: &str, body: Bytes) -> anyhow::Result<http::Response<Incoming>> {
@@ -512,7 +555,7 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::ids::Ids;
-    use crate::logs::LogStore;
+    use crate::logs::{LogStore, OPEN_LIMIT};
     use crate::wake::Wake;
 
     const DEADLINE: Duration = Duration::from_secs(10);
@@ -551,8 +594,10 @@ mod tests {
     /// An agent that gives every request the same answer.
     async fn agent(answer: AgentError) -> Sender {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
-        let service = service_fn(move |_: http::Request<Incoming>| {
-            let body = Full::new(Bytes::from(serde_json::to_vec(&answer).unwrap()));
+        let service = service_fn(move |request: http::Request<Incoming>| {
+            let is_head = request.method() == http::Method::HEAD;
+            let body = if is_head { vec![] } else { serde_json::to_vec(&answer).unwrap() };
+            let body = Full::new(Bytes::from(body));
             let response = http::Response::builder().status(answer.code.http_status()).body(body).unwrap();
             async move { Ok::<_, Infallible>(response) }
         });
@@ -573,6 +618,57 @@ mod tests {
         let reading = log_pull::run(connection(), around.clone(), sender, job, CancellationToken::new());
         tokio::time::timeout(DEADLINE, reading).await.expect("nobody asks for ever");
         assert!(around.logs.end(job).complete);
+    }
+
+    #[tokio::test]
+    async fn logs_that_are_over_are_not_remembered_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let around = surroundings(&folder).await;
+        for number in 0..=OPEN_LIMIT as u128 {
+            log_pull::complete(&around, Uuid::from_u128(number).into()).await.unwrap();
+        }
+        let open = around.logs.count_open();
+        assert!(open < OPEN_LIMIT, "{open} logs are open");
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_was_cancelled_leaves_its_successor_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let around = surroundings(&folder).await;
+        let job: JobId = Uuid::from_u128(3).into();
+        let (connection, reader) = (connection(), CancellationToken::new());
+        connection.state().pulling.insert(job, CancellationToken::new());
+        connection.pulled(job, &reader.child_token());
+        assert!(connection.state().pulling.is_empty());
+        connection.state().pulling.insert(job, CancellationToken::new());
+        reader.cancel();
+        let sender = agent(AgentError { code: AgentErrorCode::Internal, message: "no".to_owned() }).await;
+        log_pull::run(connection.clone(), around, sender, job, reader).await;
+        assert!(connection.state().pulling.contains_key(&job));
+    }
+
+    /// What is seen of a file at an agent that gives this answer.
+    async fn blob_seen(code: AgentErrorCode) -> Result<BlobSeen, OrderError> {
+        let sender = agent(AgentError { code, message: "no".to_owned() }).await;
+        let connection = connection();
+        connection.state().sender = Some(sender);
+        connection.blob("00").await
+    }
+
+    #[tokio::test]
+    async fn a_file_is_missing_only_where_the_agent_says_so() {
+        assert_eq!(blob_seen(AgentErrorCode::UnknownTask).await.unwrap(), BlobSeen::Missing);
+        assert!(matches!(blob_seen(AgentErrorCode::Internal).await, Err(OrderError::Unreachable(_))));
+    }
+
+    #[tokio::test]
+    async fn a_file_whose_bytes_are_gone_is_lost() {
+        let sender = agent(AgentError { code: AgentErrorCode::Internal, message: "no".to_owned() }).await;
+        let connection = connection();
+        connection.state().sender = Some(sender);
+        assert_eq!(connection.upload("00", Box::pin(async { Ok(None) })).await.unwrap(), BlobSeen::Lost);
+        let sent = connection.upload("00", Box::pin(async { Ok(Some(vec![1])) })).await;
+        assert!(matches!(sent, Err(OrderError::Refused(_))));
     }
 
     #[tokio::test]

@@ -8,11 +8,10 @@ use api::ids::JobId;
 use bytes::{Buf, Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use store::leases::{Table, touch};
 use tokio_util::sync::CancellationToken;
 
 use super::OrderError;
-use super::connection::{Connection, Sender};
+use super::connection::{Connection, Sender, touch_job};
 use super::pool::Surroundings;
 
 /// A log is acknowledged when this much has arrived, or when nothing more is at hand.
@@ -80,27 +79,26 @@ pub(super) async fn run(
         }
         delay = (delay * 2).min(LONGEST_DELAY);
     }
-    connection.pulled(job);
+    connection.pulled(job, &cancel);
 }
 
 /// Nothing more of a log will come, and its job may end.
 pub(super) async fn complete(around: &Surroundings, job: JobId) -> std::io::Result<()> {
-    around.logs.complete(job, around.clock.now().as_microsecond())?;
-    make_due(around, job).await;
+    let (logs, now) = (around.logs.clone(), around.clock.now().as_microsecond());
+    let completed = tokio::task::spawn_blocking(move || {
+        logs.complete(job, now)?;
+        // What owes the disk nothing need not be remembered.
+        logs.sync(job)
+    });
+    completed.await.map_err(std::io::Error::other)??;
+    touch_job(around, job).await;
     Ok(())
 }
 
 /// The job says what it waits for.
 async fn tell_disk_error(around: &Surroundings, job: JobId, error: &std::io::Error) {
     tracing::warn!(job.id = %job, "cannot keep the log, trying again: {error}");
-    make_due(around, job).await;
-}
-
-async fn make_due(around: &Surroundings, job: JobId) {
-    if let Err(error) = touch(&around.db, Table::Jobs, job.0, around.clock.now()).await {
-        tracing::warn!(job.id = %job, "cannot make the job due, it is looked at later: {error}");
-    }
-    around.wake.ring(Table::Jobs);
+    touch_job(around, job).await;
 }
 
 /// Reads what comes, until it breaks off.

@@ -13,6 +13,7 @@ use api::agent::{AgentError, HostInfo, TaskSpec, TaskState};
 use api::ids::{InstanceId, JobId};
 use async_trait::async_trait;
 use backends::{Backend, Machine};
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 
 /// What can be asked of agents. The real one is [`AgentPool`]; simulations have their own.
@@ -54,8 +55,8 @@ pub trait Agents: fmt::Debug + Send + Sync {
     /// Whether an agent has a file's bytes. An error of sending them is told once.
     async fn blob(&self, instance: InstanceId, sha256: &str) -> Result<BlobSeen, OrderError>;
 
-    /// Begins to send a file's bytes, and makes the job due when that has ended.
-    fn send_blob(&self, instance: InstanceId, job: JobId, sha256: &str, bytes: Vec<u8>);
+    /// Begins to send a file's bytes, and makes the job due when that has ended. They are read when it is their turn.
+    fn send_blob(&self, instance: InstanceId, job: JobId, sha256: &str, bytes: BlobBytes);
 
     /// Tells the agent to exit.
     async fn shutdown(&self, instance: InstanceId) -> Result<(), OrderError>;
@@ -86,6 +87,9 @@ pub enum TaskSeen {
     Known(Box<TaskState>),
 }
 
+/// Reads a file's bytes; gives none if they are gone.
+pub type BlobBytes = BoxFuture<'static, store::Result<Option<Vec<u8>>>>;
+
 /// Whether an agent has a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlobSeen {
@@ -95,6 +99,8 @@ pub enum BlobSeen {
     OnItsWay,
     /// Nobody does.
     Missing,
+    /// Nobody can: its bytes are gone. Told once.
+    Lost,
 }
 
 /// Why an order did not reach a task.

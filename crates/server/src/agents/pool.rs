@@ -11,7 +11,7 @@ use store::Db;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{self, Connection};
-use super::{Agents, BlobSeen, HostSeen, OrderError, TaskSeen};
+use super::{Agents, BlobBytes, BlobSeen, HostSeen, OrderError, TaskSeen};
 use crate::clock::Clock;
 use crate::ids::Ids;
 use crate::logs::LogStore;
@@ -132,7 +132,7 @@ impl Agents for AgentPool {
         self.connected(instance)?.blob(sha256).await
     }
 
-    fn send_blob(&self, instance: InstanceId, job: JobId, sha256: &str, bytes: Vec<u8>) {
+    fn send_blob(&self, instance: InstanceId, job: JobId, sha256: &str, bytes: BlobBytes) {
         if let Some(connection) = self.find(instance) {
             connection.send_blob(&self.around, job, sha256.to_owned(), bytes);
         }

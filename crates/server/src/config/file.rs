@@ -331,6 +331,34 @@ mod tests {
     }
 
     #[test]
+    fn secrets_of_several_words_and_with_marks_are_not_told_either() {
+        let words = ["correct", "horse", "battery", "ab12", "cd34", "hunter2", "staple1", "x1", "y2"];
+        for secret in ["correct horse battery", "ab12,cd34", "hunter2:", "\"it's \\\"staple1\\\"\"", "x1`y2"] {
+            for (before, after) in [
+                ("encryption:\n  keys: ", "\n"),
+                ("encryption:\n  keys:\n  - type: aes\n    name: k\n    secrett: ", "\n"),
+                ("encryption:\n  keys: {secrett: ", "}\n"),
+                ("projects:\n- name: main\n  backends:\n  - type: local\n    creds: ", "\n"),
+            ] {
+                let text = format!("{before}{secret}{after}");
+                let error = parse(&text, "config.yml").expect_err(&text).to_string();
+                for word in words.iter().filter(|word| secret.contains(**word)) {
+                    assert!(!error.contains(word), "{text}{error}");
+                }
+            }
+        }
+        // On lines of their own.
+        for text in [
+            "encryption:\n  keys:\n    correct\n    horse\n",
+            "encryption:\n  keys: correct\n    horse\n",
+            "encryption:\n  keys: |\n    correct horse\n",
+        ] {
+            let error = parse(text, "config.yml").expect_err(text).to_string();
+            assert!(!error.contains("correct") && !error.contains("horse"), "{text}{error}");
+        }
+    }
+
+    #[test]
     fn official_backends_that_this_server_lacks_do_not_stop_the_start() {
         let text = "projects:\n- name: main\n  backends:\n  - type: vastai\n    creds:\n      api_key: x\n";
         let config = parse(text, "config.yml").unwrap();

@@ -128,21 +128,23 @@ async fn create_backend(deps: &Deps, access: &Access, config: &BackendConfig) ->
     if rows::find(&deps.db, access.project.id, &config.kind).await?.is_some() {
         return Err(Error::resource_exists());
     }
-    accounts::add_backend(deps, access.project.id, config).await.map_err(|error| {
-        // Somebody else was faster.
-        match error.downcast_ref() {
-            Some(store::Error::Taken(_)) => Error::resource_exists(),
-            _ => Error::from(error),
-        }
-    })
+    accounts::add_backend(deps, access.project.id, config).await.map_err(overtaken)
 }
 
 async fn update_backend(deps: &Deps, access: &Access, config: &BackendConfig) -> Result<()> {
     if rows::find(&deps.db, access.project.id, &config.kind).await?.is_none() {
         return Err(Error::resource_not_found());
     }
-    accounts::set_backend(deps, access.project.id, config).await?;
-    Ok(())
+    accounts::set_backend(deps, access.project.id, config).await.map_err(overtaken)
+}
+
+/// The refusal where somebody else was faster: who made the same backend, or deleted the project.
+fn overtaken(error: store::Error) -> Error {
+    match error {
+        store::Error::Taken(_) => Error::resource_exists(),
+        store::Error::Stale => Error::project_not_found(),
+        other => Error::from(other),
+    }
 }
 
 /// A backend by the name that configurations use, or the one on the wire.

@@ -29,7 +29,7 @@ pub(super) async fn page(
         ..EventFilter::default()
     };
     let lines = lines(job, &events::list(&deps.db, &filter).await?);
-    Ok(page_of(lines, request, token))
+    Ok(page_of(lines, request, token, job.status.is_finished()))
 }
 
 /// A line and when it was so.
@@ -63,7 +63,14 @@ fn lines(job: &Job, events: &[Event]) -> Vec<Line> {
     lines
 }
 
-fn page_of(mut lines: Vec<Line>, request: &PollLogsRequest, token: Option<u64>) -> JobSubmissionLogs {
+/// A page of what there is. While the job lives, lines come and go between others, so that no count of lines would
+/// mean the same later: they are then told as a whole, and only those of a job `is_finished` in pages.
+fn page_of(
+    mut lines: Vec<Line>,
+    request: &PollLogsRequest,
+    token: Option<u64>,
+    is_finished: bool,
+) -> JobSubmissionLogs {
     // Both times are exclusive.
     lines.retain(|(time, _)| {
         request.start_time.is_none_or(|start| start < *time) && request.end_time.is_none_or(|end| *time < end)
@@ -71,10 +78,12 @@ fn page_of(mut lines: Vec<Line>, request: &PollLogsRequest, token: Option<u64>) 
     if request.descending {
         lines.reverse();
     }
+    let (token, limit) = if is_finished { (token, request.limit as usize) } else { (None, usize::MAX) };
     let read = usize::try_from(token.unwrap_or(0)).unwrap_or(usize::MAX).min(lines.len());
     let rest = lines.split_off(read);
-    let shown = rest.len().min(request.limit as usize);
-    let next_token = (shown < rest.len()).then(|| (read + shown).to_string());
+    let shown = rest.len().min(limit);
+    // Behind a page of nothing would come the same page again.
+    let next_token = (0 < shown && shown < rest.len()).then(|| (read + shown).to_string());
     let logs = rest.into_iter().take(shown).map(|(time, text)| event(time, &text)).collect();
     JobSubmissionLogs { logs, external_url: None, next_token }
 }
@@ -82,4 +91,34 @@ fn page_of(mut lines: Vec<Line>, request: &PollLogsRequest, token: Option<u64>) 
 fn event(time: Timestamp, text: &str) -> LogEvent {
     let line = format!("{} {text}\n", time.strftime("%Y-%m-%dT%H:%M:%S%.3fZ"));
     LogEvent { timestamp: time, log_source: "stdout".to_owned(), message: STANDARD.encode(line) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// How many of three lines a page has, and its token.
+    fn page(is_finished: bool, limit: u32, token: Option<u64>) -> (usize, Option<String>) {
+        let lines = (0..3).map(|second| (Timestamp::from_second(second).unwrap(), format!("line {second}")));
+        let body = json!({ "run_name": "one", "job_submission_id": uuid::Uuid::nil(), "limit": limit });
+        let request: PollLogsRequest = serde_json::from_value(body).unwrap();
+        let page = page_of(lines.collect(), &request, token, is_finished);
+        (page.logs.len(), page.next_token)
+    }
+
+    #[test]
+    fn what_is_final_is_told_in_pages() {
+        assert_eq!(page(true, 2, None), (2, Some("2".to_owned())));
+        assert_eq!(page(true, 2, Some(2)), (1, None));
+        assert_eq!(page(true, 2, Some(9)), (0, None));
+        assert_eq!(page(true, 0, None), (0, None));
+    }
+
+    #[test]
+    fn what_still_changes_is_told_as_a_whole() {
+        assert_eq!(page(false, 2, None), (3, None));
+        assert_eq!(page(false, 2, Some(2)), (3, None));
+    }
 }

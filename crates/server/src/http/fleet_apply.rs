@@ -95,7 +95,6 @@ async fn offers_for(
     let nodes = configuration.nodes.map_or(0, |nodes| nodes.max.unwrap_or(nodes.target).max(1));
     let home = current.and_then(|row| row.value.state.home.as_ref());
     let query = OffersQuery {
-        project_id: access.project.id,
         nodes,
         requirements: &fleet_requirements(configuration, &profile),
         profile: &profile,
@@ -105,7 +104,8 @@ async fn offers_for(
         blocks: configuration.blocks,
         patience: ANSWER_TIMEOUT,
     };
-    Ok(offers::collect(deps, &query).await?.offers())
+    let opened = deps.backends.of_project(&deps.db, access.project.id).await?;
+    Ok(offers::collect(deps, &opened, &query).await.offers())
 }
 
 pub async fn apply(

@@ -117,6 +117,9 @@ pub async fn delete_instances(
     let mut tx = deps.db.begin().await?;
     let row = fleets::get_by_name(&mut tx, member.project.id, &request.name).await?;
     let row = row.ok_or_else(Error::resource_not_found)?;
+    // Whoever gives one of them to a job has done so before, and it is seen to be in use, or sees that the fleet has
+    // moved.
+    fleets::overtake(&mut tx, row.value.id).await?;
     let wanted = instances::list_by_fleet(&mut tx, row.value.id).await?;
     let wanted: Vec<Instance> = wanted
         .into_iter()
@@ -132,13 +135,6 @@ pub async fn delete_instances(
             numbers.join(", ")
         )));
     }
-    // Whoever gives one of them to a job at the same time sees that the fleet has moved.
-    fleets::move_on(&mut tx, &row).await.map_err(|error| match error {
-        store::Error::Stale => {
-            Error::bad_request(format!("Fleet {} has just changed. Try again.", row.value.name))
-        }
-        other => Error::from(other),
-    })?;
     let end = EndOrder { reason: InstanceTerminationReason::TerminatedByUser, message: None };
     for instance in wanted {
         instances::set_end(&mut tx, instance.id, &end, deps.clock.now()).await?;

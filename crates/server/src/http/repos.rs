@@ -6,11 +6,12 @@ use axum::extract::{Query, Request, State};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use store::repos::{self, RepoRow};
-use store::{Tx, blobs};
+use store::{Hold, Tx, blobs};
 
 use super::auth::{Access, ProjectMember};
 use super::error::{Error, Result, check_length};
 use super::extract::Json;
+use super::scope::hold_project;
 use super::upload;
 use crate::deps::Deps;
 
@@ -21,6 +22,7 @@ pub async fn init(
     Json(request): Json<InitRepoRequest>,
 ) -> Result<Json<()>> {
     let mut tx = deps.db.begin().await?;
+    hold_project(&mut tx, &member, Hold::Together).await?;
     let id = repos::upsert(&mut tx, &new_row(&deps, &member, request.repo_id, &request.repo_info)).await?;
     match &request.repo_creds {
         Some(creds) => {

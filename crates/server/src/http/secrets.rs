@@ -5,6 +5,7 @@ use api::secrets::{DeleteSecretsRequest, GetSecretRequest, Secret, SetSecretRequ
 use axum::extract::State;
 use lifecycle::events::{NewEvent, Target};
 use store::secrets::{self, SecretRow};
+use store::{Hold, projects};
 
 use super::auth::{Access, SecretsManager};
 use super::error::{Error, Result, check_length};
@@ -48,12 +49,17 @@ pub async fn create_or_update(
         Err(store::Error::Taken(_)) => keep(&deps, &manager, &request).await?,
         kept => kept?,
     };
+    let row = row.ok_or_else(Error::project_not_found)?;
     Ok(Json(Secret { id: row.id, name: row.name, value: Some(request.value) }))
 }
 
-async fn keep(deps: &Deps, access: &Access, request: &SetSecretRequest) -> store::Result<SecretRow> {
+/// Keeps a secret, unless the project was deleted since the request came.
+async fn keep(deps: &Deps, access: &Access, request: &SetSecretRequest) -> store::Result<Option<SecretRow>> {
     let sealed_value = deps.sealer.seal(&request.value);
     let mut tx = deps.db.begin().await?;
+    if !projects::hold(&mut tx, access.project.id, Hold::Together).await? {
+        return Ok(None);
+    }
     let kept = secrets::find(&mut tx, access.project.id, &request.name).await?;
     let (row, message) = if let Some(row) = kept {
         secrets::set_value(&mut tx, row.id, &sealed_value).await?;
@@ -71,7 +77,7 @@ async fn keep(deps: &Deps, access: &Access, request: &SetSecretRequest) -> store
     };
     accounts::record(deps, &mut tx, &NewEvent::by_user(access.user.id, message, vec![target(&row)])).await?;
     tx.commit().await?;
-    Ok(row)
+    Ok(Some(row))
 }
 
 pub async fn delete(

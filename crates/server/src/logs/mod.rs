@@ -26,7 +26,7 @@ use job_log::JobLog;
 use space::Space;
 
 /// Logs that are known at the same time; those that somebody watches are not counted.
-const OPEN_LIMIT: usize = 512;
+pub(crate) const OPEN_LIMIT: usize = 512;
 
 /// Logs whose files are kept open for writing, two each.
 const WRITERS_LIMIT: usize = 64;
@@ -178,6 +178,11 @@ impl LogStore {
             tracing::error!(job.id = %job, "cannot search a log: {error}");
             0
         })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn count_open(&self) -> usize {
+        self.open.lock().expect("nobody panics while opening a log").logs.len()
     }
 
     /// Tells of each change of a log's length.

@@ -18,12 +18,13 @@ const BATCH: usize = 500;
 
 pub(crate) async fn run_loop(deps: Deps, shutdown: CancellationToken) {
     loop {
+        // A server that is often started anew must not put this off each time.
+        if let Err(error) = forget_old_logs(&deps).await {
+            tracing::error!("old logs could not be removed, next try in {} min: {error:#}", PERIOD.as_secs() / 60);
+        }
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(PERIOD) => {}
-        }
-        if let Err(error) = forget_old_logs(&deps).await {
-            tracing::error!("old logs could not be removed, next try in {} min: {error:#}", PERIOD.as_secs() / 60);
         }
     }
 }

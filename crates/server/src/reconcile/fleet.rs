@@ -83,7 +83,9 @@ async fn ask_offers(
     needs: &Needs,
 ) -> store::Result<Vec<(Buyer, OffersSeen)>> {
     let fleet = &decision.fleet;
-    let of_fleet = offers_of_fleet(deps, fleet, instances.iter().map(|(it, _)| it), ANSWER_TIMEOUT).await?;
+    let opened = deps.backends.of_project(&deps.db, fleet.project_id).await?;
+    let there = instances.iter().map(|(instance, _)| instance);
+    let of_fleet = offers_of_fleet(deps, &opened, fleet, there, ANSWER_TIMEOUT).await;
     let run_ids: HashSet<RunId> = decision
         .ask_for
         .iter()

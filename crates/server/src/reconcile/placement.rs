@@ -27,7 +27,8 @@ use crate::pool;
 /// them, because they take what falls free.
 const WAITING_LIMIT: u32 = 20_000;
 
-/// Projects that are looked at at the same time, so that none waits for another's backends.
+/// Projects that are looked at at the same time. The next ones wait until backends have answered all of these, or for
+/// as long as placement has patience.
 const PROJECTS_AT_ONCE: usize = 8;
 
 /// The longest time between two passes.
@@ -250,8 +251,7 @@ async fn record_placed(
             let number = numbers.next().unwrap_or(u32::MAX);
             Some(add_instance(deps, &mut tx, &fleet.value, number, &row.value, job).await?)
         };
-        let is_there = |instance: &Instance| instance.end.is_none() && !instance.status.is_final();
-        let Some(instance) = instance.filter(is_there) else { return Err(store::Error::Stale) };
+        let Some(instance) = instance.filter(Instance::is_kept) else { return Err(store::Error::Stale) };
         place_job(deps, &mut tx, &row.value, job, &instance, slot, slots.len()).await?;
     }
     if row.value.status == RunStatus::Pending {

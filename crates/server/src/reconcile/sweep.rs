@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::agent::{TaskPhase, TaskState};
-use api::ids::{InstanceId, LaunchId};
+use api::ids::{BackendId, InstanceId, LaunchId};
 use backends::{MachineKey, MachineState};
 use jiff::{SignedDuration, Timestamp};
 use store::{instances, jobs, launches};
 use tokio_util::sync::CancellationToken;
 
 use super::job::GENERATION;
-use crate::backend_pool::{OpenBackend, answer};
+use crate::backend_pool::answer;
 use crate::deps::Deps;
 
 /// How often the sweep looks.
@@ -58,16 +58,16 @@ async fn forget_old_events(deps: &Deps) -> store::Result<()> {
 pub async fn pass(deps: &Deps, unclaimed: &Unclaimed) -> store::Result<()> {
     let mut swept = Ok(());
     for row in store::backends::all(&deps.db).await? {
-        let Some(open) = deps.backends.get(&deps.db, row.id).await? else { continue };
-        swept = sweep_machines(deps, &open, unclaimed).await.and(swept);
+        swept = sweep_machines(deps, row.id, unclaimed).await.and(swept);
     }
     swept
 }
 
-async fn sweep_machines(deps: &Deps, open: &OpenBackend, unclaimed: &Unclaimed) -> store::Result<()> {
-    let Some(machines) = deps.backends.machines(open).await else { return Ok(()) };
+async fn sweep_machines(deps: &Deps, backend: BackendId, unclaimed: &Unclaimed) -> store::Result<()> {
+    let Some(open) = deps.backends.get(&deps.db, backend).await? else { return Ok(()) };
+    let Some(machines) = deps.backends.machines(&open).await else { return Ok(()) };
     let now = deps.clock.now();
-    let claims = Claims::load(deps, open).await?;
+    let claims = Claims::load(deps, backend).await?;
     for machine in machines.iter().filter(|machine| machine.state != MachineState::Gone) {
         let claimed = claims.has(&machine.key);
         let since = {
@@ -97,10 +97,10 @@ struct Claims {
 }
 
 impl Claims {
-    async fn load(deps: &Deps, open: &OpenBackend) -> store::Result<Claims> {
+    async fn load(deps: &Deps, backend: BackendId) -> store::Result<Claims> {
         // Launches first: one that is over by then has all its machines in the other list.
-        let open_launches = launches::list_open_by_backend(&deps.db, open.id).await?;
-        let machines = instances::list_machines_by_backend(&deps.db, open.id).await?;
+        let open_launches = launches::list_open_by_backend(&deps.db, backend).await?;
+        let machines = instances::list_machines_by_backend(&deps.db, backend).await?;
         let key = |(launch_id, index): (LaunchId, Option<u32>)| Some(MachineKey { launch_id, index: index? });
         Ok(Claims {
             open: open_launches.into_iter().collect(),

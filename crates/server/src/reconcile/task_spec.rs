@@ -8,7 +8,7 @@ use api::agent::{
 };
 use api::backends::BackendType;
 use api::configurations::{Memory, Mount};
-use api::ids::FileArchiveId;
+use api::ids::{FileArchiveId, ProjectId};
 use api::instances::{InstanceAvailability, Offer};
 use api::jobs::{JobProvisioningData, JobRuntimeData, JobSpec};
 use api::repos::RepoData;
@@ -16,7 +16,7 @@ use lifecycle::instance::Instance;
 use lifecycle::job::Job;
 use lifecycle::placement::requirements;
 use lifecycle::run::{Run, for_processes, interpolation};
-use store::{projects, runs};
+use store::{Db, projects, runs};
 
 use super::job::GENERATION;
 use crate::agents::{BlobSeen, HostSeen, OrderError};
@@ -142,30 +142,26 @@ pub(super) async fn give(deps: &Deps, job: &Job, instance: &Instance) -> store::
         Ok(spec) => spec,
         Err(message) => return Ok(Err(Refusal::Never(message))),
     };
-    if let Err(refusal) = give_blobs(deps, job, &spec, instance).await? {
+    if let Err(refusal) = give_blobs(deps, job, &spec, instance).await {
         return Ok(Err(refusal));
     }
     Ok(deps.agents.put(instance.id, &spec).await.map(|_| ()).map_err(Refusal::Order))
 }
 
 /// Where the bytes of an uploaded file are.
-enum Upload<'a> {
+enum Upload {
     Archive(FileArchiveId),
-    Code(&'a str),
+    /// In a repo of the project.
+    Code(ProjectId, String),
 }
 
 /// Sends the uploaded files and code that the agent does not have yet.
-async fn give_blobs(
-    deps: &Deps,
-    job: &Job,
-    spec: &TaskSpec,
-    instance: &Instance,
-) -> store::Result<Result<(), Refusal>> {
+async fn give_blobs(deps: &Deps, job: &Job, spec: &TaskSpec, instance: &Instance) -> Result<(), Refusal> {
     let files = job.spec.file_archives.iter().zip(&spec.files);
-    let mut uploads: Vec<(&str, Upload<'_>)> =
+    let mut uploads: Vec<(&str, Upload)> =
         files.map(|(file, delivery)| (delivery.blob_sha256.as_str(), Upload::Archive(file.id))).collect();
     if let Some(sha256) = spec.code.as_ref().and_then(|code| code.blob_sha256.as_deref()) {
-        uploads.push((sha256, Upload::Code(spec.repo_id.as_deref().unwrap_or_default())));
+        uploads.push((sha256, Upload::Code(job.project_id, spec.repo_id.clone().unwrap_or_default())));
     }
     let mut all_here = true;
     for (sha256, upload) in uploads {
@@ -173,25 +169,26 @@ async fn give_blobs(
             Ok(BlobSeen::Here) => continue,
             Ok(BlobSeen::OnItsWay) => {}
             Ok(BlobSeen::Missing) => {
-                let Some(bytes) = bytes_of(deps, job, sha256, &upload).await? else {
-                    return Ok(Err(Refusal::Never(format!("the upload {sha256} no longer exists"))));
-                };
-                deps.agents.send_blob(instance.id, job.id, sha256, bytes);
+                let bytes = bytes_of(deps.db.clone(), sha256.to_owned(), upload);
+                deps.agents.send_blob(instance.id, job.id, sha256, Box::pin(bytes));
             }
-            Err(error) => return Ok(Err(Refusal::Order(error))),
+            Ok(BlobSeen::Lost) => {
+                return Err(Refusal::Never(format!("the upload {sha256} no longer exists")));
+            }
+            Err(error) => return Err(Refusal::Order(error)),
         }
         all_here = false;
     }
-    Ok(if all_here { Ok(()) } else { Err(Refusal::Later) })
+    if all_here { Ok(()) } else { Err(Refusal::Later) }
 }
 
-async fn bytes_of(deps: &Deps, job: &Job, sha256: &str, upload: &Upload<'_>) -> store::Result<Option<Vec<u8>>> {
-    let repo_id = match upload {
-        Upload::Archive(id) => return store::blobs::archive_bytes(&deps.db, *id).await,
-        Upload::Code(repo_id) => repo_id,
+async fn bytes_of(db: Db, sha256: String, upload: Upload) -> store::Result<Option<Vec<u8>>> {
+    let (project, repo_id) = match upload {
+        Upload::Archive(id) => return store::blobs::archive_bytes(&db, id).await,
+        Upload::Code(project, repo_id) => (project, repo_id),
     };
-    match store::repos::find(&deps.db, job.project_id, repo_id).await? {
-        Some(repo) => store::blobs::code(&deps.db, repo.id, sha256).await,
+    match store::repos::find(&db, project, &repo_id).await? {
+        Some(repo) => store::blobs::code(&db, repo.id, &sha256).await,
         None => Ok(None),
     }
 }

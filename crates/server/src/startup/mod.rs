@@ -67,15 +67,15 @@ pub async fn run(args: &ServerArgs) -> anyhow::Result<()> {
     let server = Server::start(args, Surroundings::of_process()).await?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        () = server.ended() => anyhow::bail!("the server stopped serving"),
-    }
+    let ended = tokio::select! {
+        _ = interrupt.recv() => Ok(()),
+        _ = terminate.recv() => Ok(()),
+        () = server.ended() => Err(anyhow::anyhow!("the server has ended by itself; its log says why")),
+    };
     tokio::select! {
         () = server.stop() => {}
         // Whoever asks twice does not want to wait.
         _ = interrupt.recv() => {}
     }
-    Ok(())
+    ended
 }

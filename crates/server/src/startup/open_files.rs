@@ -5,13 +5,18 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// With fewer, a thousand machines and their clients are too many.
 const ENOUGH: u64 = 8192;
 
-/// Raises the limit as far as this process may, and says so if that is little.
+/// More would help nobody. Programs that the server starts have the same limit, and some of them go through every
+/// number below it.
+const MOST: u64 = 65_536;
+
+/// Raises the limit as far as this process may and the server needs, and says so if that is little.
 pub(super) fn raise_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
-        if soft < hard {
-            setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        let raised = hard.min(MOST).max(soft);
+        if soft < raised {
+            setrlimit(Resource::RLIMIT_NOFILE, raised, hard)?;
         }
-        Ok(hard)
+        Ok(raised)
     });
     match raised {
         Ok(limit) if limit < ENOUGH => tracing::warn!(
@@ -27,10 +32,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_soft_limit_is_raised_to_the_hard_one() {
+    fn the_soft_limit_is_raised_to_the_hard_one_but_not_beyond_what_helps() {
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         setrlimit(Resource::RLIMIT_NOFILE, 256, hard).unwrap();
         raise_limit();
-        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard, hard));
+        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard.min(MOST), hard));
+        if MOST < hard {
+            setrlimit(Resource::RLIMIT_NOFILE, MOST + 1, hard).unwrap();
+            raise_limit();
+            assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (MOST + 1, hard), "nothing is taken away");
+        }
     }
 }

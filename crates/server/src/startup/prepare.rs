@@ -26,7 +26,7 @@ use crate::config::{self, ServerConfig};
 use crate::deps::Deps;
 use crate::logs::{LogLimits, LogStore};
 use crate::private_files;
-use crate::sealing::{Sealer, token_hash};
+use crate::sealing::{Sealer, key_of, token_hash};
 use crate::settings::Settings;
 use crate::wake::Wake;
 
@@ -38,6 +38,9 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What the database keeps to know whether the keys fit: the names of all that ever sealed something in it.
 const SEALING_KEYS: &str = "sealing_keys";
+
+/// What earlier releases kept in its place: a text that the first key had sealed.
+const SEALING_CHECK: &str = "sealing_check";
 
 /// How often the lock of the database is looked after.
 const LOCK_LOOK: Duration = Duration::from_secs(5);
@@ -72,23 +75,17 @@ impl Places {
 pub(super) async fn open_database(args: &ServerArgs, data: &Path) -> anyhow::Result<(Db, Locks)> {
     // The folder has the logs and the key, whatever the database is.
     let mut files = vec![DataLock::take(data, &data.join("server.lock"))?];
-    let db = match args.database_url.as_deref().filter(|url| !url.is_empty()) {
-        Some(url) if url.starts_with("postgres") => {
-            // The URL may hold a password, so that it is not told.
-            Db::open_postgres(url).await.context("open the database at DSTACK_DATABASE_URL")?
-        }
-        Some(url) => {
-            let path = url.split_once("://").filter(|(scheme, _)| scheme.starts_with("sqlite"));
-            let (_, path) = path.context("DSTACK_DATABASE_URL begins with neither `postgres` nor `sqlite`")?;
-            // Three slashes are a relative path and four an absolute one, as in the original.
-            let path = Path::new(path.strip_prefix('/').unwrap_or(path));
-            // A server with another folder may be told the same file.
-            let mut lock = path.as_os_str().to_owned();
-            lock.push(".lock");
-            files.push(DataLock::take(path, Path::new(&lock))?);
-            open_sqlite(path).await?
-        }
-        None => open_sqlite(&data.join("sqlite.db")).await?,
+    let url = args.database_url.as_deref().filter(|url| !url.is_empty());
+    let db = if let Some(url) = url.filter(|url| url.starts_with("postgres")) {
+        // The URL may hold a password, so that it is not told.
+        Db::open_postgres(url).await.context("open the database at DSTACK_DATABASE_URL")?
+    } else {
+        let path = url.map_or_else(|| Ok(data.join("sqlite.db")), sqlite_path)?;
+        // A server with another folder may be told the same file.
+        let mut lock = path.clone().into_os_string();
+        lock.push(".lock");
+        files.push(DataLock::take(&path, Path::new(&lock))?);
+        open_sqlite(&path).await?
     };
     let database = Arc::new(lock_database(&db).await?);
     if let Err(error) = store::migrate(&db).await {
@@ -96,6 +93,13 @@ pub(super) async fn open_database(args: &ServerArgs, data: &Path) -> anyhow::Res
         return Err(error).with_context(|| format!("bring the database up to this release{hint}"));
     }
     Ok((db, Locks { files, database }))
+}
+
+/// The file that a URL names: three slashes are a relative path and four an absolute one, as in the original.
+fn sqlite_path(url: &str) -> anyhow::Result<PathBuf> {
+    let path = url.split_once("://").filter(|(scheme, _)| scheme.starts_with("sqlite"));
+    let (_, path) = path.context("DSTACK_DATABASE_URL begins with neither `postgres` nor `sqlite`")?;
+    Ok(PathBuf::from(path.strip_prefix('/').unwrap_or(path)))
 }
 
 /// What may help against an engine's error, by its words: the engines have no common codes for these.
@@ -184,7 +188,11 @@ pub(super) async fn open_sealer(
 /// Checks that every key that ever sealed something is there, and remembers the one that seals from now on: which of
 /// them sealed what is seen only when it is read, and then it is too late to say what is missing.
 async fn check_keys(db: &Db, sealer: &Sealer, key_file: &Path) -> anyhow::Result<()> {
-    let kept = server_state::get(db, SEALING_KEYS).await?.unwrap_or_default();
+    let mut kept = server_state::get(db, SEALING_KEYS).await?.unwrap_or_default();
+    if kept.is_empty() {
+        let check = server_state::get(db, SEALING_CHECK).await?.unwrap_or_default();
+        key_of(&check).unwrap_or_default().clone_into(&mut kept);
+    }
     let mut used: Vec<&str> = kept.split_whitespace().collect();
     if let Some(missing) = used.iter().find(|id| !sealer.has_key(id)) {
         bail!(
@@ -303,52 +311,45 @@ pub(super) async fn admin_user(deps: &Deps, token: Option<&str>) -> anyhow::Resu
         active: true,
         token: token.filter(|token| !token.is_empty()).map(str::to_owned),
     };
-    match accounts::create_user(deps, None, new).await {
-        Ok(admin) => Ok(admin),
-        // Another replica was faster.
-        Err(store::Error::Taken(_)) => {
-            users::find_by_name(&deps.db, ADMIN_USER).await?.context("the user `admin` is nowhere")
-        }
-        Err(error) => Err(error.into()),
-    }
+    Ok(accounts::create_user(deps, None, new).await?)
 }
 
-/// Makes the first project, and says whether it was there before.
-pub(super) async fn main_project(deps: &Deps, admin: &UserRow) -> anyhow::Result<bool> {
+/// Writes the default `config.yml` of a server that has no `main` yet, and gives what it says.
+///
+/// It stands before the project does: a start that ends between leaves it to the next one to apply.
+pub(super) async fn first_config(
+    deps: &Deps,
+    path: &Path,
+    home: Option<&Path>,
+) -> anyhow::Result<Option<ServerConfig>> {
+    let shown = output::with_tilde(path, home);
     if projects::find_by_name(&deps.db, MAIN_PROJECT).await?.is_some() {
-        return Ok(true);
+        // The default would take every backend but one from a project that may be at work.
+        tracing::warn!("there is no {shown}: projects and their backends stay as the database has them");
+        return Ok(None);
     }
-    match accounts::create_project(deps, admin.id, NewProject::named(MAIN_PROJECT)).await {
-        Ok(_) => Ok(false),
-        // Another replica was faster.
-        Err(store::Error::Taken(_)) => Ok(true),
-        Err(error) => Err(error.into()),
-    }
+    private_files::write(path, config::first_config().as_bytes()).with_context(|| format!("write `{shown}`"))?;
+    output::say(&format!("Initialized the default configuration at {shown}"));
+    config::read(path)
 }
 
-/// Applies `config.yml`, which the start that makes `main` writes where there is none.
+/// The first project, made where it is missing.
+pub(super) async fn main_project(deps: &Deps, admin: &UserRow) -> anyhow::Result<()> {
+    if projects::find_by_name(&deps.db, MAIN_PROJECT).await?.is_none() {
+        accounts::create_project(deps, admin.id, NewProject::named(MAIN_PROJECT)).await?;
+    }
+    Ok(())
+}
+
+/// Applies `config.yml`.
 pub(super) async fn apply_config(
     deps: &Deps,
-    read: Option<ServerConfig>,
+    config: &ServerConfig,
     path: &Path,
     home: Option<&Path>,
     admin: &UserRow,
-    had_main: bool,
 ) -> anyhow::Result<()> {
     let shown = output::with_tilde(path, home);
-    if let Some(config) = read {
-        output::say(&format!("Applying {shown}..."));
-        return config::apply(deps, &config, admin.id).await.with_context(|| format!("apply `{shown}`"));
-    }
-    if had_main {
-        // The default would take every backend but one from a project that may be at work.
-        tracing::warn!("there is no {shown}: projects and their backends stay as the database has them");
-        return Ok(());
-    }
-    output::say("Initializing the default configuration...");
-    private_files::write(path, config::first_config().as_bytes()).with_context(|| format!("write `{shown}`"))?;
-    let config = config::read(path)?.unwrap_or_default();
-    config::apply(deps, &config, admin.id).await?;
-    output::say(&format!("Initialized the default configuration at {shown}"));
-    Ok(())
+    output::say(&format!("Applying {shown}..."));
+    config::apply(deps, config, admin.id).await.with_context(|| format!("apply `{shown}`"))
 }

@@ -33,7 +33,6 @@ pub struct Server {
     /// The token of the user `admin`.
     admin_token: String,
     shutdown: CancellationToken,
-    http_ended: CancellationToken,
     http: JoinHandle<()>,
     reconcilers: Vec<JoinHandle<()>>,
     locks: Locks,
@@ -68,20 +67,23 @@ impl Server {
         let shutdown = CancellationToken::new();
         let deps = prepare::build_deps(ingredients, &shutdown).await?;
         let admin = prepare::admin_user(&deps, args.token.as_deref()).await?;
-        let had_main = prepare::main_project(&deps, &admin).await?;
-        if !args.config_disabled {
-            prepare::apply_config(&deps, read, &places.config, home, &admin, had_main).await?;
+        let wanted = match read {
+            None if !args.config_disabled => prepare::first_config(&deps, &places.config, home).await?,
+            read => read,
+        };
+        prepare::main_project(&deps, &admin).await?;
+        if let Some(wanted) = wanted {
+            prepare::apply_config(&deps, &wanted, &places.config, home, &admin).await?;
         }
         let admin_token = deps.sealer.unseal(&admin.sealed_token)?;
         update_cli_config(args, home, &server_url, &admin_token).await;
         reconcile::touch_all(&deps).await?;
         let reconcilers = reconcile::start(&deps, &shutdown);
         locks.watch(&shutdown);
-        let http_ended = CancellationToken::new();
-        let http = tokio::spawn(serve(listener, deps.clone(), shutdown.clone(), http_ended.clone()));
+        let http = tokio::spawn(serve(listener, deps.clone(), shutdown.clone()));
         output::say(&format!("The admin token is {admin_token}"));
         output::say(&format!("The dstack server {SERVER_VERSION} is running at {server_url}"));
-        Ok(Server { deps, address, admin_token, shutdown, http_ended, http, reconcilers, locks })
+        Ok(Server { deps, address, admin_token, shutdown, http, reconcilers, locks })
     }
 
     /// The token of the user `admin`, as it is when the server starts.
@@ -89,9 +91,10 @@ impl Server {
         &self.admin_token
     }
 
-    /// Waits until the server serves no more.
+    /// Waits until the server takes no more requests. Some may still be answered: [`Server::stop`] gives them their
+    /// last moment.
     pub async fn ended(&self) {
-        self.http_ended.cancelled().await;
+        self.shutdown.cancelled().await;
     }
 
     /// Ends the server. What it started elsewhere goes on.
@@ -125,18 +128,20 @@ async fn listen(args: &ServerArgs) -> anyhow::Result<TcpListener> {
     }
 }
 
-async fn serve(listener: TcpListener, deps: Deps, shutdown: CancellationToken, ended: CancellationToken) {
+async fn serve(listener: TcpListener, deps: Deps, shutdown: CancellationToken) {
     let listener = listener.tap_io(|stream| {
         // Answers are small; waiting for more of them would only delay them.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!("cannot set TCP_NODELAY: {error}");
         }
     });
-    let served = axum::serve(listener, router(deps)).with_graceful_shutdown(shutdown.cancelled_owned()).await;
+    let told_to_end = shutdown.clone().cancelled_owned();
+    let served = axum::serve(listener, router(deps)).with_graceful_shutdown(told_to_end).await;
     if let Err(error) = served {
         tracing::error!("the server stopped serving: {error}");
     }
-    ended.cancel();
+    // A server that answers nobody does not go on behind closed doors.
+    shutdown.cancel();
 }
 
 async fn update_cli_config(args: &ServerArgs, home: Option<&Path>, url: &str, token: &str) {

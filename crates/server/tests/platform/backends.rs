@@ -92,6 +92,23 @@ async fn backends_for_tests_exist_in_tests_only() {
     again.expect_bad_request("Resource exists", "resource_exists");
 }
 
+#[tokio::test]
+async fn a_project_that_was_deleted_meanwhile_gets_no_backend() {
+    let server = TestServer::new().await;
+    let deps = &server.server.deps;
+    server.post("/api/projects/create", json!({"project_name": "team"})).await.ok();
+    let project = store::projects::find_by_name(&deps.db, "team").await.unwrap().unwrap();
+    server.post("/api/projects/delete", json!({"projects_names": ["team"]})).await.ok();
+    let config = ::backends::parse_config(&json!({"type": "local"})).unwrap();
+    for kept in [
+        server::accounts::add_backend(deps, project.id, &config).await,
+        server::accounts::set_backend(deps, project.id, &config).await,
+    ] {
+        assert!(matches!(kept, Err(store::Error::Stale)), "{kept:?}");
+    }
+    assert!(store::backends::list(&deps.db, project.id).await.unwrap().is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_who_create_one_backend_one_is_told_that_it_exists() {
     let server = TestServer::new().await;

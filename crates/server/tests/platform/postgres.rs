@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use store::{Db, Executor as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
-use crate::harness::Home;
+use crate::harness::{ADMIN, Home};
 
 /// A schema of the test's own; it stays in the test's database.
 async fn fresh_url() -> Option<String> {
@@ -46,6 +48,16 @@ async fn a_server_that_lost_its_lock_serves_no_more() {
     let server = Home::new().start(&["--database-url", &url]).await;
     let ended = tokio::time::timeout(Duration::from_millis(100), server.server.ended()).await;
     assert!(ended.is_err(), "it serves as long as it has the lock");
+    // A client that does not finish its request does not keep it.
+    let mut client = TcpStream::connect(server.server.address).await.unwrap();
+    let head = format!(
+        "POST /api/users/get_user HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {ADMIN}\r\n\
+         content-type: application/json\r\ncontent-length: 100\r\nexpect: 100-continue\r\n\r\n"
+    );
+    client.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    client.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 100");
     let mut db = &server.server.deps.db;
     // As a restart of the database would, or an administrator.
     let killed = db
@@ -59,6 +71,7 @@ async fn a_server_that_lost_its_lock_serves_no_more() {
         .unwrap();
     assert_eq!(killed.len(), 1);
     tokio::time::timeout(Duration::from_secs(30), server.server.ended()).await.expect("it ends by itself");
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

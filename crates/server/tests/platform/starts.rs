@@ -135,6 +135,26 @@ async fn keys_of_the_config_file_are_used_and_missed() {
 }
 
 #[tokio::test]
+async fn a_key_is_missed_in_databases_of_earlier_releases_too() {
+    let home = Home::new();
+    home.configure(&keys(&[1]));
+    let server = home.start(&[]).await;
+    let deps = &server.server.deps;
+    // They kept something that was sealed in place of the names of keys.
+    store::server_state::set(&deps.db, "sealing_check", &deps.sealer.seal("fits")).await.unwrap();
+    store::server_state::set(&deps.db, "sealing_keys", "").await.unwrap();
+    let home = server.stop().await;
+    home.configure(&keys(&[2]));
+    let error = format!("{:#}", home.try_start(&[]).await.unwrap_err());
+    assert!(error.starts_with("the encryption keys do not open this database"), "{error}");
+    home.configure(&keys(&[2, 1]));
+    let home = home.start(&[]).await.stop().await;
+    home.configure(&keys(&[2]));
+    let error = format!("{:#}", home.try_start(&[]).await.unwrap_err());
+    assert!(error.starts_with("the encryption keys do not open this database"), "{error}");
+}
+
+#[tokio::test]
 async fn a_key_that_is_none_stops_the_start_with_its_line_and_is_not_told() {
     let home = Home::new();
     home.configure("encryption:\n  keys:\n  - type: aes\n    name: k1\n    secret: bXkgc2VjcmV0\n");
@@ -159,6 +179,20 @@ async fn a_config_file_that_was_lost_takes_nothing_away() {
 }
 
 #[tokio::test]
+async fn a_first_start_that_cannot_write_the_config_file_is_a_first_start_again() {
+    let home = Home::new();
+    // The draft of the file would get this name.
+    let obstacle = home.server_dir().join(format!(".config.yml.{}", std::process::id()));
+    fs::create_dir_all(&obstacle).unwrap();
+    let error = format!("{:#}", home.try_start(&[]).await.unwrap_err());
+    assert!(error.starts_with("write `") && error.contains("config.yml"), "{error}");
+    fs::remove_dir(&obstacle).unwrap();
+    let server = home.start(&[]).await;
+    assert!(server.home.server_dir().join("config.yml").exists());
+    server.post("/api/project/main/backends/local/config_info", Value::Null).await.ok();
+}
+
+#[tokio::test]
 async fn one_database_file_is_one_servers_whatever_its_folder() {
     let shared = tempfile::tempdir().unwrap();
     let url = format!("sqlite:///{}", shared.path().join("shared.db").display());
@@ -167,6 +201,11 @@ async fn one_database_file_is_one_servers_whatever_its_folder() {
     assert!(error.starts_with("another dstack server uses") && error.contains("shared.db"), "{error}");
     let home = server.stop().await;
     home.start(&["--database-url", &url]).await;
+    // Nor is a file shared that its own server was told nothing of.
+    let server = TestServer::new().await;
+    let url = format!("sqlite:///{}", server.home.server_dir().join("data/sqlite.db").display());
+    let error = format!("{:#}", Home::new().try_start(&["--database-url", &url]).await.unwrap_err());
+    assert!(error.starts_with("another dstack server uses") && error.contains("sqlite.db"), "{error}");
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use backends::{Backend, Machine, MachineKey};
 use jiff::Timestamp;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use server::agents::{Agents, BlobSeen, HostSeen, OrderError, TaskSeen};
+use server::agents::{Agents, BlobBytes, BlobSeen, HostSeen, OrderError, TaskSeen};
 use server::clock::Clock;
 use server::logs::LogStore;
 
@@ -293,7 +293,7 @@ impl Agents for SimAgents {
         Ok(BlobSeen::Here)
     }
 
-    fn send_blob(&self, _instance: InstanceId, _job: JobId, _sha256: &str, _bytes: Vec<u8>) {}
+    fn send_blob(&self, _instance: InstanceId, _job: JobId, _sha256: &str, _bytes: BlobBytes) {}
 
     async fn shutdown(&self, _instance: InstanceId) -> Result<(), OrderError> {
         Ok(())

@@ -63,8 +63,6 @@ async fn a_slot_is_one_instances_until_it_is_terminated(db: Db) {
     instances::save(&db, &row).await.unwrap();
     insert(&db, &[&second]).await;
     assert_eq!(ids(&instances::list_by_fleet(&db, fleet).await.unwrap())[0], second.id);
-    let all = ids(&instances::list_all_by_fleet(&db, fleet).await.unwrap());
-    assert_eq!(all[..2], [first.id, second.id]);
 }
 
 async fn a_machine_is_one_instances(db: Db) {
@@ -219,6 +217,5 @@ async fn what_is_not_bought_yet_knows_its_run(db: Db) {
     let index = bought.launch_index;
     let machines = instances::list_machines_by_backend(&db, purchase.backend_id).await.unwrap();
     assert_eq!(machines, [(purchase.id, index)]);
-    assert_eq!(instances::count_by_backend(&db, purchase.backend_id).await.unwrap(), 1);
-    assert_eq!(instances::count_by_backend(&db, id()).await.unwrap(), 0);
+    assert_eq!(instances::list_machines_by_backend(&db, id()).await.unwrap(), []);
 }

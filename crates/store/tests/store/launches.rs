@@ -1,4 +1,4 @@
-//! Launches: what is open, what a backend's machines may belong to, and who may change what.
+//! Launches: what is open, and who may change what.
 
 use api::ids::FleetId;
 use lifecycle::launch::{Launch, LaunchStatus};
@@ -11,7 +11,6 @@ use crate::rows::launch;
 on_every_engine! {
     a_launch_is_kept_as_it_was_made
     open_launches_come_by_age
-    a_launch_claims_its_machines_until_it_has_failed
     an_overtaken_save_is_refused
     a_cancelled_launch_is_due_once
 }
@@ -35,21 +34,6 @@ async fn open_launches_come_by_age(db: Db) {
     let open: Vec<Launch> =
         launches::list_open(&db, fleet).await.unwrap().into_iter().map(|row| row.value).collect();
     assert_eq!(open, [old, new]);
-}
-
-async fn a_launch_claims_its_machines_until_it_has_failed(db: Db) {
-    let backend = id();
-    let mut claims = vec![];
-    for status in [LaunchStatus::Wanted, LaunchStatus::Requested, LaunchStatus::Done, LaunchStatus::Failed] {
-        let one = Launch { status, backend_id: backend, ..launch(id(), 0) };
-        launches::insert(&db, &one, at(0)).await.unwrap();
-        if status != LaunchStatus::Failed {
-            claims.push(one.id);
-        }
-    }
-    launches::insert(&db, &launch(id(), 0), at(0)).await.unwrap();
-    claims.sort_unstable();
-    assert_eq!(launches::list_claims(&db, backend).await.unwrap(), claims);
 }
 
 async fn an_overtaken_save_is_refused(db: Db) {

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use api::configurations::{Blocks, CreationPolicy, ProfileParams};
-use api::ids::ProjectId;
+use api::ids::{FleetId, ProjectId};
 use api::instances::{InstanceAvailability, Offer};
 use api::jobs::{JobSpec, Requirements};
-use lifecycle::placement::{Gang, Pool, PoolFleet, PoolInstance};
+use lifecycle::placement::{Gang, Pool, PoolInstance};
 
 use crate::backend_pool::ANSWER_TIMEOUT;
 use crate::deps::Deps;
 use crate::http::error::Result;
-use crate::market::{WaitingJob, fleet_requirements};
+use crate::market::{WaitingJob, offers_of_fleet};
 use crate::offers::{OffersQuery, collect};
 
 /// How offers are looked for.
@@ -63,7 +63,7 @@ async fn offers_of_job(
     if !reuses && wanted.beyond_fleets && gang.profile.fleets.is_none() {
         offers.extend(backend_offers(deps, project, gang, job, &gang.profile).await?);
     } else if !reuses {
-        for offer in growth_offers(deps, project, gang, job, pool).await? {
+        for offer in growth_offers(deps, gang, job, pool).await? {
             if !offers.contains(&offer) {
                 offers.push(offer);
             }
@@ -129,7 +129,6 @@ async fn backend_offers(
     profile: &ProfileParams,
 ) -> Result<Vec<Offer>> {
     let query = OffersQuery {
-        project_id: project,
         nodes: job.jobs_per_replica,
         requirements: &job.requirements,
         profile,
@@ -139,20 +138,15 @@ async fn backend_offers(
         blocks: Blocks::default(),
         patience: ANSWER_TIMEOUT,
     };
-    Ok(collect(deps, &query).await?.offers())
+    let opened = deps.backends.of_project(&deps.db, project).await?;
+    Ok(collect(deps, &opened, &query).await.offers())
 }
 
 /// What the fleets that the run may use would buy for it.
-async fn growth_offers(
-    deps: &Deps,
-    project: ProjectId,
-    gang: &Gang,
-    job: &JobSpec,
-    pool: &Pool,
-) -> Result<Vec<Offer>> {
+async fn growth_offers(deps: &Deps, gang: &Gang, job: &JobSpec, pool: &Pool) -> Result<Vec<Offer>> {
     let mut offers: Vec<Offer> = vec![];
     for fleet in pool.fleets.iter().filter(|fleet| fleet.can_grow && fleet.room > 0 && gang.admits(fleet)) {
-        for offer in fleet_offers(deps, project, gang, job, fleet).await? {
+        for offer in fleet_offers(deps, gang, job, fleet.id).await? {
             if !offers.contains(&offer) {
                 offers.push(offer);
             }
@@ -161,49 +155,34 @@ async fn growth_offers(
     Ok(offers)
 }
 
-/// What one fleet would buy: what suits the job and the fleet.
-async fn fleet_offers(
-    deps: &Deps,
-    project: ProjectId,
-    gang: &Gang,
-    job: &JobSpec,
-    fleet: &PoolFleet,
-) -> Result<Vec<Offer>> {
-    let Some(row) = store::fleets::get(&deps.db, fleet.id).await? else { return Ok(vec![]) };
-    let of_fleet = fleet_requirements(&row.value.spec.configuration, &fleet.limits);
+/// What one fleet would buy, asked for as it does itself: what suits the job and the fleet.
+async fn fleet_offers(deps: &Deps, gang: &Gang, job: &JobSpec, fleet: FleetId) -> Result<Vec<Offer>> {
+    let Some(row) = store::fleets::get(&deps.db, fleet).await? else { return Ok(vec![]) };
+    let instances = store::instances::list_by_fleet(&deps.db, fleet).await?;
+    let instances = instances.iter().map(|row| &row.value);
+    let opened = deps.backends.of_project(&deps.db, row.value.project_id).await?;
+    let of_fleet = offers_of_fleet(deps, &opened, &row.value, instances, ANSWER_TIMEOUT).await;
     let split = row.value.spec.configuration.blocks;
-    let query = OffersQuery {
-        project_id: project,
-        nodes: job.jobs_per_replica,
-        requirements: &of_fleet,
-        profile: &fleet.limits,
-        cluster: fleet.cluster,
-        // The fleet buys, so its maker's rights count.
-        user_is_admin: row.value.state.user_is_admin && gang.user_is_admin,
-        home: row.value.state.home.as_ref(),
-        blocks: split,
-        patience: ANSWER_TIMEOUT,
-    };
     let waiting = WaitingJob {
         requirements: &job.requirements,
         profile: &gang.profile,
         has_peers: job.jobs_per_replica > 1,
         user_is_admin: gang.user_is_admin,
     };
-    let offers = collect(deps, &query).await?.offers().into_iter();
-    let suiting = offers.filter_map(|offer| {
+    let offers = of_fleet.kept_for(&waiting, split).offers().into_iter();
+    let counted = offers.filter_map(|offer| {
         let (blocks, total_blocks) = waiting.blocks_of(&offer, split).ok()?;
         Some(Offer { blocks, total_blocks, ..offer })
     });
-    Ok(suiting.collect())
+    Ok(counted.collect())
 }
 
 #[cfg(test)]
 mod tests {
     use api::backends::BackendType;
-    use api::ids::{FleetId, InstanceId, RunId};
+    use api::ids::{InstanceId, RunId};
     use api::instances::InstanceStatus;
-    use lifecycle::placement::Node;
+    use lifecycle::placement::{Node, PoolFleet};
     use serde_json::json;
     use uuid::Uuid;
 
