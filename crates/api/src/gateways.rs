@@ -131,3 +131,22 @@ pub struct DeleteGatewaysRequest {
     /// Which.
     pub names: Vec<String>,
 }
+
+/// The body of `gateways/set_default`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct SetDefaultGatewayRequest {
+    /// Which.
+    pub name: String,
+    /// Whose it is, if it is another project's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway_project: Option<String>,
+}
+
+/// The body of `gateways/set_wildcard_domain`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct SetWildcardDomainRequest {
+    /// Which.
+    pub name: String,
+    /// The domain of its services.
+    pub wildcard_domain: String,
+}

@@ -10,6 +10,7 @@ pub mod client;
 pub mod configurations;
 pub mod error;
 pub mod events;
+pub mod exports;
 pub mod files;
 pub mod fleets;
 pub mod gateways;

@@ -89,6 +89,20 @@ error: `resources.memory`: expected an amount in GB such as `8`, `512MB`, `8GB` 
 }
 
 #[test]
+fn a_name_that_may_not_be_is_underlined() {
+    check_rendering(
+        "type: task\nname: A_b\ncommands: [a]\n",
+        "
+error: `name` must be 2 to 41 lower-case letters, digits and `-`, starting with a letter, found `A_b`
+ --> a.dstack.yml:2:7
+  |
+2 | name: A_b
+  |       ^^^
+",
+    );
+}
+
+#[test]
 fn a_broken_rule_points_to_the_key_that_it_names() {
     check_rendering(
         "type: task\nimage: x\ncommands:\n  - a\n\n\n\n\n\npython: 3.10\n",
@@ -319,6 +333,11 @@ const OTHER_CASES: &[(&str, u64, &str)] = &[
         4,
         "`name` is not for this `type`",
     ),
+    (
+        "type: task\ncommands:\n- |\n  working_dir: x\n\"working_dir\": sub/dir\n",
+        5,
+        "working_dir must be absolute",
+    ),
 ];
 
 #[test]
@@ -327,6 +346,14 @@ fn configurations_say_what_is_wrong_with_them() {
         let error = yaml::parse_configuration(text, "x").expect_err(text);
         assert!(error.message.contains(message), "{text:?}: {error}");
         assert_eq!(error.line, *line, "{text:?}: {error}");
+    }
+}
+
+#[test]
+fn a_folder_starts_at_the_root_or_at_the_home() {
+    for folder in ["/sub", "~/x"] {
+        let text = format!("type: task\ncommands: [x]\nworking_dir: {folder}\n");
+        assert!(yaml::parse_configuration(&text, "x").is_ok(), "{folder}");
     }
 }
 

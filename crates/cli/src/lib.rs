@@ -107,15 +107,14 @@ fn start(session: &mut Session, cli: args::Cli) -> anyhow::Result<Outcome> {
     if let Some(command) = cli.command {
         return commands::run(session, command);
     }
-    let help = args::Cli::command().render_help();
-    session.printer.raw(help.to_string().as_bytes())?;
+    let help = session.printer.rendered(&args::Cli::command().render_help());
+    session.printer.raw(help.as_bytes())?;
     Ok(Outcome::Done)
 }
 
 /// Prints what clap has to say: help, or what was typed wrong.
 fn refuse(session: &mut Session, error: &clap::Error) -> u8 {
-    let text = error.render();
-    let text = if session.printer.terminal.colour { text.ansi().to_string() } else { text.to_string() };
+    let text = session.printer.rendered(&error.render());
     let printed = match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => session.printer.raw(text.as_bytes()),
         _ => session.printer.note(text.trim_end()),

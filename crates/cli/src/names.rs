@@ -62,7 +62,8 @@ fn typed_project() -> Option<String> {
     let mut words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
     while let Some(word) = words.next() {
         match word.strip_prefix("--project") {
-            Some("") => return words.next(),
+            // Bash makes three words of `--project=main`.
+            Some("") => return words.next().filter(|word| word != "=").or_else(|| words.next()),
             Some(rest) => return rest.strip_prefix('=').map(str::to_owned),
             None => {}
         }

@@ -10,6 +10,7 @@ use std::os::fd::AsFd;
 
 use anstyle::{AnsiColor, Style};
 use anyhow::Context;
+use clap::builder::StyledStr;
 use serde::Serialize;
 
 use crate::output::Table;
@@ -104,6 +105,11 @@ impl Printer {
     /// `text` in `style`, if colours are seen.
     pub(crate) fn styled(&self, text: &str, style: Style) -> String {
         if self.terminal.colour { format!("{style}{text}{style:#}") } else { text.to_owned() }
+    }
+
+    /// Help or an error of the parser, in its colours if they are seen.
+    pub(crate) fn rendered(&self, text: &StyledStr) -> String {
+        if self.terminal.colour { text.ansi().to_string() } else { text.to_string() }
     }
 
     /// Prints a line.

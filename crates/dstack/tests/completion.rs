@@ -6,7 +6,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 
-/// A server that answers every request with this, and its address.
+/// A server that answers every request with this, where `{project}` stands for the project in question, and its
+/// address.
 fn server(body: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -16,6 +17,9 @@ fn server(body: &'static str) -> String {
 
 fn answer(mut stream: TcpStream, body: &str) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut request = String::new();
+    reader.read_line(&mut request).unwrap();
+    let body = body.replace("{project}", request.split('/').nth(3).unwrap_or_default());
     let mut length = 0;
     loop {
         let mut line = String::new();
@@ -74,6 +78,18 @@ fn names_are_asked_of_the_server() {
     let names = offered(&url, &["secret", "get", "hf"]);
     assert_eq!(names, ["hf_token"]);
     assert_eq!(offered(&url, &["secret", "delete", "other"]), Vec::<String>::new());
+}
+
+#[test]
+fn names_are_those_of_the_project_that_is_typed() {
+    let url = server(r#"[{"id": "80b0f384-8ca7-4baa-bf48-2e3cf3f42b7b", "name": "of_{project}"}]"#);
+    // Bash makes three words of `--project=other`.
+    let spellings: [&[&str]; 3] = [&["--project=other"], &["--project", "other"], &["--project", "=", "other"]];
+    for spelling in spellings {
+        let words: [&[&str]; 3] = [&["event"], spelling, &["--target-secret", "of"]];
+        assert_eq!(offered(&url, &words.concat()), ["of_other"], "{spelling:?}");
+    }
+    assert_eq!(offered(&url, &["event", "--target-secret", "of"]), ["of_main"]);
 }
 
 #[test]

@@ -3,11 +3,15 @@
 use std::marker::PhantomData;
 
 use crate::events::{Event, ListEventsRequest};
+use crate::exports::{CreateExportRequest, DeleteExportRequest, DeleteImportRequest, UpdateExportRequest};
 use crate::fleets::{
     ApplyFleetPlanRequest, DeleteFleetInstancesRequest, DeleteFleetsRequest, Fleet, FleetPlan,
     GetFleetPlanRequest, GetFleetRequest, ListProjectFleetsRequest,
 };
-use crate::gateways::{DeleteGatewaysRequest, Gateway, GetGatewayRequest, ListGatewaysRequest};
+use crate::gateways::{
+    DeleteGatewaysRequest, Gateway, GetGatewayRequest, ListGatewaysRequest, SetDefaultGatewayRequest,
+    SetWildcardDomainRequest,
+};
 use crate::gpus::{GpuList, ListGpusRequest};
 use crate::logs::{JobSubmissionLogs, PollLogsRequest};
 use crate::projects::Project;
@@ -126,7 +130,26 @@ pub const GET_GATEWAY: Endpoint<GetGatewayRequest, Gateway> = Endpoint::new("/ap
 pub const DELETE_GATEWAYS: Endpoint<DeleteGatewaysRequest, Void> =
     Endpoint::new("/api/project/{project}/gateways/delete");
 
-/// The exports of a project; servers without them refuse with a sentence.
+/// Makes a gateway the one of services that name none.
+pub const SET_DEFAULT_GATEWAY: Endpoint<SetDefaultGatewayRequest, Void> =
+    Endpoint::new("/api/project/{project}/gateways/set_default");
+/// Sets the domain of a gateway's services.
+pub const SET_WILDCARD_DOMAIN: Endpoint<SetWildcardDomainRequest, Void> =
+    Endpoint::new("/api/project/{project}/gateways/set_wildcard_domain");
+
+/// The exports of a project; servers without them refuse all these calls with a sentence.
 pub const LIST_EXPORTS: Endpoint<(), serde_json::Value> = Endpoint::bare("/api/project/{project}/exports/list");
-/// The imports of a project; servers without them refuse with a sentence.
+/// Makes an export.
+pub const CREATE_EXPORT: Endpoint<CreateExportRequest, serde_json::Value> =
+    Endpoint::new("/api/project/{project}/exports/create");
+/// Changes an export.
+pub const UPDATE_EXPORT: Endpoint<UpdateExportRequest, serde_json::Value> =
+    Endpoint::new("/api/project/{project}/exports/update");
+/// Deletes an export.
+pub const DELETE_EXPORT: Endpoint<DeleteExportRequest, Void> =
+    Endpoint::new("/api/project/{project}/exports/delete");
+/// The imports of a project.
 pub const LIST_IMPORTS: Endpoint<(), serde_json::Value> = Endpoint::bare("/api/project/{project}/imports/list");
+/// Deletes an import.
+pub const DELETE_IMPORT: Endpoint<DeleteImportRequest, Void> =
+    Endpoint::new("/api/project/{project}/imports/delete");

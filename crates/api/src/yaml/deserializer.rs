@@ -58,10 +58,13 @@ impl NodeError {
         NodeError::custom_at(Span::NOWHERE, message)
     }
 
-    /// An error in the official words, which name keys without any marks.
+    /// An error in the official words, which name keys without any marks. One that repeats a value is about that.
     pub(crate) fn official(node: &Node, message: String) -> Self {
         let mut words = message.split(|c: char| !c.is_alphanumeric() && c != '_');
-        let named = words.find_map(|word| node.get(word)).map(|(key, _)| key.at);
+        let named = words.find_map(|word| node.get(word)).map(|(key, value)| match &value.content {
+            Content::Scalar(scalar) if message.contains(&format!("`{}`", scalar.text)) => value.at,
+            Content::Scalar(_) | Content::List(_) | Content::Map(_) => key.at,
+        });
         NodeError::custom_at(named.unwrap_or(node.at), message)
     }
 

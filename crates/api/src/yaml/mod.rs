@@ -18,12 +18,22 @@ pub(crate) use node::{Node, Span};
 /// Files above this are no configurations, in bytes.
 const MAX_LENGTH: usize = 1024 * 1024;
 
-/// Reads a configuration file of any type and checks it as the server will when it is submitted.
+/// Reads a configuration file of any type. Checks it as the server will when it is submitted, and as the official
+/// client does by itself.
 pub fn parse_configuration(text: &str, file_name: &str) -> Result<Configuration, YamlError> {
     parse_checked(text, file_name, check_submission)
 }
 
 fn check_submission(configuration: &Configuration) -> Result<(), String> {
+    let working_dir = match configuration {
+        Configuration::Task(task) => task.working_dir.as_deref(),
+        Configuration::DevEnvironment(environment) => environment.working_dir.as_deref(),
+        Configuration::Service(service) => service.working_dir.as_deref(),
+        Configuration::Fleet(_) | Configuration::Volume(_) | Configuration::Gateway(_) => None,
+    };
+    if working_dir.is_some_and(|dir| !dir.starts_with(['/', '~'])) {
+        return Err("working_dir must be absolute".to_owned());
+    }
     match configuration.name() {
         // The official words for this are a regular expression.
         Some(name) if check_resource_name(name).is_err() => Err(format!(

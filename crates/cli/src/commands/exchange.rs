@@ -1,21 +1,14 @@
 //! `dstack export` and `dstack import`: what projects give to each other. Servers that know neither refuse with a
 //! sentence of their own.
 
-use api::client::{Endpoint, endpoints};
-use serde_json::{Value, json};
+use api::client::endpoints;
+use api::exports::{CreateExportRequest, DeleteExportRequest, DeleteImportRequest, UpdateExportRequest};
+use serde_json::Value;
 
 use crate::args::{ExportArgs, ExportCommand, ImportArgs, ImportCommand};
 use crate::output::Table;
-use crate::session::{Project, Session};
+use crate::session::Session;
 use crate::{Outcome, UsageError};
-
-/// A call whose answer is only shown.
-type Call = Endpoint<Value, Value>;
-
-const CREATE_EXPORT: Call = Endpoint::new("/api/project/{project}/exports/create");
-const UPDATE_EXPORT: Call = Endpoint::new("/api/project/{project}/exports/update");
-const DELETE_EXPORT: Call = Endpoint::new("/api/project/{project}/exports/delete");
-const DELETE_IMPORT: Call = Endpoint::new("/api/project/{project}/imports/delete");
 
 pub(super) async fn exports(session: &mut Session, args: ExportArgs) -> anyhow::Result<Outcome> {
     let project = session.project(args.project.project.as_deref())?;
@@ -25,26 +18,35 @@ pub(super) async fn exports(session: &mut Session, args: ExportArgs) -> anyhow::
             print_exports(session, &listed(&answer, "exports"))?;
         }
         ExportCommand::Create { name, importers, fleets, gateways, is_global } => {
-            let body = json!({
-                "name": name, "is_global": is_global, "importer_projects": importers,
-                "exported_fleets": fleets, "exported_gateways": gateways,
-            });
-            let export = call(&project, &CREATE_EXPORT, body).await?;
+            let request = CreateExportRequest {
+                name,
+                is_global,
+                importer_projects: importers,
+                exported_fleets: fleets,
+                exported_gateways: gateways,
+            };
+            let export = project.client.call(&endpoints::CREATE_EXPORT, &project.name, &request).await?;
             print_exports(session, &[&export])?;
         }
         ExportCommand::Update { name, changes } => {
-            let body = json!({
-                "name": name, "set_global": changes.set_global, "unset_global": changes.unset_global,
-                "add_importer_projects": changes.add_importers, "remove_importer_projects": changes.remove_importers,
-                "add_exported_fleets": changes.add_fleets, "remove_exported_fleets": changes.remove_fleets,
-                "add_exported_gateways": changes.add_gateways, "remove_exported_gateways": changes.remove_gateways,
-            });
-            let export = call(&project, &UPDATE_EXPORT, body).await?;
+            let request = UpdateExportRequest {
+                name,
+                set_global: changes.set_global,
+                unset_global: changes.unset_global,
+                add_importer_projects: changes.add_importers,
+                remove_importer_projects: changes.remove_importers,
+                add_exported_fleets: changes.add_fleets,
+                remove_exported_fleets: changes.remove_fleets,
+                add_exported_gateways: changes.add_gateways,
+                remove_exported_gateways: changes.remove_gateways,
+            };
+            let export = project.client.call(&endpoints::UPDATE_EXPORT, &project.name, &request).await?;
             print_exports(session, &[&export])?;
         }
         ExportCommand::Delete { name, confirm } => {
             if super::agreed(session, confirm.yes, &format!("Delete the export {name}?")).await? {
-                call(&project, &DELETE_EXPORT, json!({ "name": name })).await?;
+                let request = DeleteExportRequest { name: name.clone() };
+                project.client.call(&endpoints::DELETE_EXPORT, &project.name, &request).await?;
                 session.printer.line(format!("Export {name} deleted"))?;
             }
         }
@@ -66,17 +68,14 @@ pub(super) async fn imports(session: &mut Session, args: ImportArgs) -> anyhow::
                 return Err(UsageError(format!("Invalid format: '{name}'. {wanted}")).into());
             };
             if super::agreed(session, confirm.yes, &format!("Delete the import {name}?")).await? {
-                let body = json!({ "export_name": export, "export_project_name": from });
-                call(&project, &DELETE_IMPORT, body).await?;
+                let request =
+                    DeleteImportRequest { export_name: export.to_owned(), export_project_name: from.to_owned() };
+                project.client.call(&endpoints::DELETE_IMPORT, &project.name, &request).await?;
                 session.printer.line(format!("Import {name} deleted"))?;
             }
         }
     }
     Ok(Outcome::Done)
-}
-
-async fn call(project: &Project, endpoint: &Call, body: Value) -> anyhow::Result<Value> {
-    Ok(project.client.call(endpoint, &project.name, &body).await?)
 }
 
 fn listed<'a>(answer: &'a Value, key: &str) -> Vec<&'a Value> {

@@ -3,20 +3,19 @@
 use std::cmp::Reverse;
 
 use anyhow::{Error, bail};
-use api::client::endpoints::{self, Endpoint, Void};
+use api::client::endpoints;
 use api::configurations::EntityReference;
-use api::gateways::{DeleteGatewaysRequest, Gateway, GetGatewayRequest, ListGatewaysRequest};
+use api::gateways::{
+    DeleteGatewaysRequest, Gateway, GetGatewayRequest, ListGatewaysRequest, SetDefaultGatewayRequest,
+    SetWildcardDomainRequest,
+};
 use serde::Serialize;
-use serde_json::{Value, json};
 
 use crate::Outcome;
 use crate::args::{DeleteByNameArgs, Format, GatewayArgs, GatewayCommand};
 use crate::output::gateways;
 use crate::output::runs::Times;
 use crate::session::{Project, Session};
-
-const SET_DEFAULT: Endpoint<Value, Void> = Endpoint::new("/api/project/{project}/gateways/set_default");
-const SET_DOMAIN: Endpoint<Value, Void> = Endpoint::new("/api/project/{project}/gateways/set_wildcard_domain");
 
 /// Gateways of other projects can be used, and no more.
 const ONLY_OWN: &str = "The <project>/<gateway> format is not supported for gateway names";
@@ -95,15 +94,12 @@ async fn update(
         if name.project.is_some() {
             bail!("{ONLY_OWN} when `--domain` is passed. Can only update gateways owned by the current project");
         }
-        let body = json!({ "name": name.name, "wildcard_domain": domain });
-        project.client.call(&SET_DOMAIN, &project.name, &body).await?;
+        let request = SetWildcardDomainRequest { name: name.name.clone(), wildcard_domain: domain };
+        project.client.call(&endpoints::SET_WILDCARD_DOMAIN, &project.name, &request).await?;
     }
     if set_default {
-        let mut body = json!({ "name": name.name });
-        if let Some(owner) = &name.project {
-            body["gateway_project"] = json!(owner);
-        }
-        project.client.call(&SET_DEFAULT, &project.name, &body).await?;
+        let request = SetDefaultGatewayRequest { name: name.name.clone(), gateway_project: name.project.clone() };
+        project.client.call(&endpoints::SET_DEFAULT_GATEWAY, &project.name, &request).await?;
     }
     let gateway = find(project, name).await?;
     print(session, gateway)

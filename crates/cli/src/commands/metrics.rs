@@ -51,10 +51,11 @@ async fn table(project: &Project, run: &Run, args: &MetricsArgs) -> anyhow::Resu
             && args.job.is_none_or(|num| num == spec.job_num)
     };
     let jobs: Vec<&Job> = run.jobs.iter().filter(wanted).collect();
-    if jobs.is_empty() {
-        let named = |name: &str, number: Option<u32>| number.map(|number| format!("{name}={number}"));
-        let wanted = [named("replica", args.replica), named("job", args.job)];
-        let wanted: Vec<String> = wanted.into_iter().flatten().collect();
+    let named = |name: &str, number: Option<u32>| number.map(|number| format!("{name}={number}"));
+    let wanted = [named("replica", args.replica), named("job", args.job)];
+    let wanted: Vec<String> = wanted.into_iter().flatten().collect();
+    // A run that waits for its start has no jobs yet.
+    if jobs.is_empty() && !wanted.is_empty() {
         bail!("Run {} has no job matching {}", args.run_name, wanted.join(" "));
     }
     let several = jobs.iter().any(|job| job.job_spec.replica_num != jobs[0].job_spec.replica_num);

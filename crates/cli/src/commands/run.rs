@@ -23,8 +23,7 @@ fn help(session: &mut Session) -> anyhow::Result<Outcome> {
     let mut command = Cli::command();
     command.build();
     if let Some(run) = command.find_subcommand_mut("run") {
-        let text = run.render_help();
-        let text = if session.printer.terminal.colour { text.ansi().to_string() } else { text.to_string() };
+        let text = session.printer.rendered(&run.render_help());
         session.printer.raw(text.as_bytes())?;
     }
     Ok(Outcome::Done)

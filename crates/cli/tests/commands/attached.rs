@@ -333,6 +333,28 @@ fn log_bytes_wait_for_the_news_that_the_nodes_are_up() {
 }
 
 #[test]
+fn a_node_that_starts_later_disturbs_no_log() {
+    let server = server(2);
+    let up = run(2, "running", "running");
+    let mut partly = up.clone();
+    partly["jobs"][1]["job_submissions"][0]["status"] = json!("pulling");
+    server.stream(says_goodbye(vec![
+        is(&up),
+        begins(0, FIRST),
+        log(0, 0, "one, "),
+        is(&partly),
+        log(0, 5, "two\n"),
+        is(&up),
+        is(&run(2, "done", "done")),
+        end(),
+    ]));
+    let ran = user(&server).runs("apply -f t.yml -y");
+    assert!(ran.out.ends_with("long provisioning completed (running)\n[0] one, two\nDone\n"), "{}", ran.out);
+    assert_eq!(ran.out.matches("provisioning completed").count(), 1, "{}", ran.out);
+    assert_eq!(ran.err, "[0] submitted\n[1] submitted\n");
+}
+
+#[test]
 fn a_retry_says_why_and_until_when() {
     let server = server(2);
     let mut waiting = run(2, "pending", "terminated");
@@ -398,6 +420,18 @@ fn attaching_waits_for_the_run_and_refuses_one_that_failed() {
     let ran = user(&waiting).runs("attach long --logs");
     let expected = "\nProvisioning long completed (running)\nAttached to run long (replica=0 job=0)\n";
     assert!(ran.out.contains(expected) && ran.out.ends_with("hello\nDone\n"), "{}", ran.out);
+    // A run that is tried again is waited for again, and the line that was begun ends.
+    waiting.stream(says_goodbye(vec![
+        is(&run(1, "running", "running")),
+        begins(0, FIRST),
+        log(0, 0, "50%"),
+        is(&run(1, "pending", "terminated")),
+        is(&run(1, "done", "done")),
+        end(),
+    ]));
+    let ran = user(&waiting).runs("attach long --logs");
+    assert!(ran.out.contains("Press Ctrl+C to detach...\n50%\n"), "{}", ran.out);
+    assert!(ran.err.lines().count() == 2 && ran.out.ends_with("Done\n"), "{}{}", ran.err, ran.out);
     let failed = Server::start();
     failed.answer("/api/project/main/runs/get", 200, &run(1, "failed", "failed"));
     let ran = user(&failed).runs("attach long --logs");

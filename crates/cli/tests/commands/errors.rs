@@ -105,7 +105,7 @@ fn files_that_cannot_be_applied_say_why() {
         ("init", "No default project"),
         ("attach x", "`dstack attach` by SSH and forwarded ports are not supported yet"),
         ("attach x --logs -p 8000", "`dstack attach` by SSH and forwarded ports are not supported yet"),
-        ("apply -f dir.yml -y", "error: working_dir must be absolute\n --> dir.yml:3:14\n"),
+        ("apply -f dir.yml -y", "error: working_dir must be absolute\n --> dir.yml:3:1\n"),
         ("validate dir.yml", "error: working_dir must be absolute\n"),
         ("apply -f task.yml -y -p 80:8000", "`-p 80:8000` asks for another local port"),
         ("apply -f task.yml -y --host 0.0.0.0", "`--host` is of no use yet"),
@@ -174,6 +174,12 @@ fn jobs_that_are_not_there_have_no_metrics() {
         assert_eq!(ran.out, format!("Run x has no job matching {wanted}\n"));
         assert_eq!(ran.code, 1);
     }
+    let mut waiting = golden["calls"][0]["body"].clone();
+    waiting["jobs"] = json!([]);
+    let early = Server::start();
+    early.answer("/api/project/main/runs/get", 200, &waiting);
+    let ran = User::of(&early).runs("metrics x");
+    assert_eq!((ran.out.lines().count(), ran.code), (1, 0), "only the titles: {}", ran.out);
     server.answer("/api/runs/list", 200, &json!([]));
     let ran = user.runs("ps --json -w");
     assert_eq!((ran.out.as_str(), ran.code), ("JSON output is not supported together with --watch\n", 1));

@@ -51,6 +51,33 @@ fn a_second_press_aborts() {
 }
 
 #[test]
+fn presses_are_heard_while_the_server_does_not_answer_the_stop() {
+    let server = server(1);
+    server.stalls(STOP).stream(Socket {
+        messages: vec![is(&run(1, "running", "running")), begins(0, FIRST), log(0, 0, "hello\n")],
+        hangs: true,
+        after_stop: Vec::new(),
+    });
+    let user = user(&server).at(SUBMIT.0, SUBMIT.1).at(PRESS.0, PRESS.1).at("[y/n]: ", Act::Type("y\n"));
+    let user = user.at("Stopping...", Act::Interrupt).at("Aborting...", Act::Interrupt);
+    let ran = user.runs("apply -f t.yml");
+    assert!(ran.out.ends_with("[y/n]: Detached\n"), "{}", ran.out);
+    assert!(ran.err.ends_with("Stopping...\nAborting...\n"), "{}", ran.err);
+    assert_eq!(ran.code, 0);
+}
+
+#[test]
+fn a_press_while_the_stream_opens_asks_about_the_run() {
+    let server = server(1);
+    server.stalls("/api/project/main/runs/long/stream");
+    let user = user(&server).at(SUBMIT.0, SUBMIT.1).at("submitted", Act::Interrupt);
+    let ran = user.at("Stop the run long before detaching? [y/n]: ", Act::Type("n\n")).runs("apply -f t.yml");
+    assert!(ran.out.ends_with("[y/n]: Detached\n"), "{}", ran.out);
+    assert_eq!(ran.code, 0);
+    assert!(server.bodies(STOP).is_empty());
+}
+
+#[test]
 fn no_and_nobody_let_the_run_go_on() {
     for (answer, line) in [(Act::Type("n\n"), "[y/n]: Detached\n"), (Act::End, "[y/n]: \nDetached\n")] {
         let (server, ran) = stopped("stopped_by_user", &[SUBMIT, PRESS, ("[y/n]: ", answer)]);
@@ -158,8 +185,8 @@ fn a_listing_that_is_watched_fits_the_terminal() {
     assert_eq!(first, second);
 }
 
-/// A fleet of which the only instance is still on its way.
-fn slow_fleet() -> User {
+/// A user who makes a fleet of which the only instance is still on its way.
+fn slow_fleet() -> (Server, User) {
     let path = format!("{}/tests/golden/apply-fleet-fixed.json", env!("CARGO_MANIFEST_DIR"));
     let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let server = Server::start();
@@ -170,18 +197,28 @@ fn slow_fleet() -> User {
         }
         server.answer(call["path"].as_str().unwrap(), 200, &body);
     }
-    User::of(&server).file("f.yml", "type: fleet\nname: fix\nnodes: 1\n")
+    let user = User::of(&server).file("f.yml", "type: fleet\nname: fix\nnodes: 1\n");
+    let user = user.at("Create the fleet?", Act::Type("y\n")).at("provisioning", Act::Interrupt);
+    (server, user)
 }
 
 #[test]
 fn the_question_about_a_fleet_can_be_cancelled_too() {
-    let user = slow_fleet().at("Create the fleet?", Act::Type("y\n")).at("provisioning", Act::Interrupt);
-    let ran = user.at("Delete the fleet before exiting? [y/n]: ", Act::Interrupt).runs("apply -f f.yml");
+    const DELETE: &str = "Delete the fleet before exiting? [y/n]: ";
+    let (_, user) = slow_fleet();
+    let ran = user.at(DELETE, Act::Interrupt).runs("apply -f f.yml");
     assert!(ran.out.ends_with("[y/n]: \nCancelled by user\n"), "{}", ran.out);
     assert_eq!(ran.code, 1);
-    let user = slow_fleet().at("Create the fleet?", Act::Type("y\n")).at("provisioning", Act::Interrupt);
-    let ran = user.at("Delete the fleet before exiting? [y/n]: ", Act::Type("n\n")).runs("apply -f f.yml");
+    let (_, user) = slow_fleet();
+    let ran = user.at(DELETE, Act::Type("n\n")).runs("apply -f f.yml");
     let expected = "Exiting... Fleet provisioning will continue in the background.\n";
     assert!(ran.out.ends_with(expected), "{}", ran.out);
     assert_eq!(ran.code, 0);
+    // The server takes its time.
+    let (server, user) = slow_fleet();
+    server.stalls("/api/project/main/fleets/delete");
+    let user = user.at(DELETE, Act::Type("y\n")).at("Deleting fleet...", Act::Interrupt);
+    let ran = user.runs("apply -f f.yml");
+    assert!(ran.out.ends_with("[y/n]: \nCancelled by user\n"), "{}", ran.out);
+    assert_eq!(ran.code, 1);
 }

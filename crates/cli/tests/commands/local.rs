@@ -373,7 +373,7 @@ fn gateways_are_listed_deleted_and_updated_as_the_official_client_does() {
     let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let gateway = &golden["calls"][0]["body"];
     let server = Server::start();
-    for verb in ["get", "list", "delete", "set_default"] {
+    for verb in ["get", "list", "delete", "set_default", "set_wildcard_domain"] {
         let body = if verb == "list" { json!([gateway]) } else { gateway.clone() };
         server.answer(&format!("/api/project/main/gateways/{verb}"), 200, &body);
     }
@@ -391,6 +391,50 @@ fn gateways_are_listed_deleted_and_updated_as_the_official_client_does() {
     let ran = user.runs("gateway update gw1 --set-default");
     assert!(ran.out.starts_with(" NAME") && ran.code == 0, "{}", ran.out);
     assert_eq!(server.bodies("/api/project/main/gateways/set_default"), [json!({"name": "gw1"})]);
+    assert_eq!(user.runs("gateway update gw1 --domain x.org").code, 0);
+    let expected = json!({"name": "gw1", "wildcard_domain": "x.org"});
+    assert_eq!(server.bodies("/api/project/main/gateways/set_wildcard_domain"), [expected]);
+}
+
+#[test]
+fn help_has_its_colours_wherever_it_is_asked_for() {
+    let mut user = User::new();
+    user.terminal.colour = true;
+    let lines: [&[&str]; 4] = [&[], &["-h"], &["apply", "-h"], &["run"]];
+    for words in lines {
+        let ran = user.runs_words(words);
+        assert!(ran.out.contains("\x1b["), "{words:?}: {}", ran.out);
+    }
+}
+
+#[test]
+fn exports_are_asked_for_in_the_official_words() {
+    let server = Server::start();
+    for path in ["exports/create", "exports/update", "exports/delete", "imports/delete"] {
+        server.answer(&format!("/api/project/main/{path}"), 200, &json!({"name": "e1"}));
+    }
+    let cases = [
+        (
+            "export create e1 --importer p1 --fleet f1 --gateway g1",
+            "exports/create",
+            json!({"name": "e1", "is_global": false, "importer_projects": ["p1"], "exported_fleets": ["f1"],
+                   "exported_gateways": ["g1"]}),
+        ),
+        (
+            "export update e1 --add-fleet f1 --remove-gateway g1 --set-global",
+            "exports/update",
+            json!({"name": "e1", "set_global": true, "unset_global": false, "add_importer_projects": [],
+                   "remove_importer_projects": [], "add_exported_fleets": ["f1"], "remove_exported_fleets": [],
+                   "add_exported_gateways": [], "remove_exported_gateways": ["g1"]}),
+        ),
+        ("export delete e1 -y", "exports/delete", json!({"name": "e1"})),
+        ("import delete p1/e1 -y", "imports/delete", json!({"export_name": "e1", "export_project_name": "p1"})),
+    ];
+    for (line, path, expected) in cases {
+        let ran = User::of(&server).runs(line);
+        assert_eq!(ran.code, 0, "`{line}`: {}", ran.out);
+        assert_eq!(server.bodies(&format!("/api/project/main/{path}")), [expected], "`{line}`");
+    }
 }
 
 #[test]

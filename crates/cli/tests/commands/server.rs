@@ -1,6 +1,6 @@
 //! A server that answers from a script, requests recorded.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -46,6 +46,7 @@ impl Request {
 struct Script {
     answers: BTreeMap<String, VecDeque<Answer>>,
     sockets: VecDeque<Socket>,
+    stalled: BTreeSet<String>,
     requests: Vec<Request>,
 }
 
@@ -77,6 +78,12 @@ impl Server {
         self
     }
 
+    /// Never answers requests to a path.
+    pub(crate) fn stalls(&self, path: &str) -> &Server {
+        self.script.lock().unwrap().stalled.insert(path.to_owned());
+        self
+    }
+
     pub(crate) fn stream(&self, socket: Socket) -> &Server {
         self.script.lock().unwrap().sockets.push_back(socket);
         self
@@ -103,6 +110,11 @@ fn serve(stream: TcpStream, script: &Mutex<Script>) {
     while let Some(request) = read(&mut reader) {
         let key = request.headers.get("sec-websocket-key").cloned();
         script.lock().unwrap().requests.push(request.clone());
+        if script.lock().unwrap().stalled.contains(&request.path) {
+            // Until the client goes.
+            let _gone = read(&mut reader);
+            return;
+        }
         if let Some(key) = key {
             let Some(socket) = script.lock().unwrap().sockets.pop_front() else {
                 respond(&stream, &Answer { status: 404, body: r#"{"detail":"Not Found"}"#.to_owned() });

@@ -182,28 +182,33 @@ fn is_retried(fleet: &Fleet) -> bool {
 async fn leave(session: &mut Session, project: &Project, args: &ApplyArgs, name: &str) -> anyhow::Result<Outcome> {
     if !args.yes {
         let interrupts = session.interrupts.clone();
-        let answer = tokio::select! {
+        let is_deleted = tokio::select! {
             biased;
             () = interrupts.next() => None,
-            answer = session.printer.ask("Delete the fleet before exiting?") => Some(answer?),
+            is_deleted = delete_if_wanted(session, project, name) => Some(is_deleted?),
         };
-        match answer {
+        match is_deleted {
             None => {
                 session.printer.line("\nCancelled by user")?;
                 return Ok(Outcome::Failed);
             }
-            Some(Some(true)) => {
-                let _progress = Progress::of(&mut session.printer, "Deleting fleet...")?;
-                let request = DeleteFleetsRequest { names: vec![name.to_owned()] };
-                project.client.call(&endpoints::DELETE_FLEETS, &project.name, &request).await?;
-                return Ok(Outcome::Done);
-            }
-            // Whoever cannot be asked keeps what there is.
-            Some(Some(false) | None) => {}
+            Some(true) => return Ok(Outcome::Done),
+            Some(false) => {}
         }
     }
     session.printer.line("Exiting... Fleet provisioning will continue in the background.")?;
     Ok(Outcome::Done)
+}
+
+/// Asks whether the fleet is to be deleted, and does so. Whoever cannot be asked keeps what there is.
+async fn delete_if_wanted(session: &mut Session, project: &Project, name: &str) -> anyhow::Result<bool> {
+    let is_wanted = session.printer.ask("Delete the fleet before exiting?").await?.unwrap_or(false);
+    if is_wanted {
+        let _progress = Progress::of(&mut session.printer, "Deleting fleet...")?;
+        let request = DeleteFleetsRequest { names: vec![name.to_owned()] };
+        project.client.call(&endpoints::DELETE_FLEETS, &project.name, &request).await?;
+    }
+    Ok(is_wanted)
 }
 
 fn is_on_its_way(status: InstanceStatus) -> bool {

@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use api::client::{RunStream, RunStreamEvent, RunStreamOptions, endpoints};
-use api::jobs::{ImagePullProgress, JobStatus, JobSubmission};
+use api::jobs::{ImagePullProgress, Job, JobStatus, JobSubmission};
 use api::runs::{Run, RunStatus, StopRunsRequest};
 use bytes::Bytes;
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::ending;
 use super::progress::{Progress, Step};
 use crate::Outcome;
-use crate::interrupts::Interrupts;
 use crate::logs::LogWriter;
 use crate::output::format;
 use crate::output::runs::{self, Times};
@@ -49,7 +49,7 @@ pub(in crate::commands) async fn logs(
 }
 
 /// Says what happens to the stream itself.
-pub(in crate::commands) fn tell(session: &mut Session, event: &RunStreamEvent) -> anyhow::Result<()> {
+fn tell(session: &mut Session, event: &RunStreamEvent) -> anyhow::Result<()> {
     match event {
         RunStreamEvent::Gap { job_num, bytes } => {
             session
@@ -65,51 +65,103 @@ pub(in crate::commands) fn tell(session: &mut Session, event: &RunStreamEvent) -
     Ok(())
 }
 
+/// Why a run is followed: what is said of it, and what Ctrl-C means.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::commands) enum Purpose {
+    /// It was just submitted.
+    Submitted {
+        /// Ctrl-C asks nothing and lets the run go on.
+        yes: bool,
+    },
+    /// The user wants to see one job of a run that goes on without them.
+    Attached {
+        /// The replica of the job.
+        replica: u32,
+        /// The job's number.
+        job: u32,
+        /// Only what was written at or after this time.
+        since: Option<Timestamp>,
+    },
+}
+
+impl Purpose {
+    fn options(self) -> RunStreamOptions {
+        let (replica, job, since) = match self {
+            Purpose::Submitted { .. } => (0, None, None),
+            Purpose::Attached { replica, job, since } => (replica, Some(job), since),
+        };
+        RunStreamOptions { logs: true, replica, job, since, follow: true }
+    }
+
+    fn concerns(self, job: &Job) -> bool {
+        match self {
+            Purpose::Submitted { .. } => true,
+            Purpose::Attached { replica, job: number, .. } => {
+                job.job_spec.replica_num == replica && job.job_spec.job_num == number
+            }
+        }
+    }
+}
+
+/// What the user has asked the server to do with the run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Nothing,
+    Stop,
+    Abort,
+}
+
 /// Shows a run until it is finished or left alone.
 pub(in crate::commands) struct Follower {
     project: Project,
     name: String,
     run: Run,
-    stream: RunStream,
+    purpose: Purpose,
     writer: LogWriter,
     progress: Progress,
+    /// The user has seen the run on its way.
+    waited: bool,
     /// The user was told that provisioning is over.
     announced: bool,
     /// Log bytes that came before the news that the nodes are up.
     held: Vec<(u32, Bytes)>,
     /// Until when they are held.
     held_until: Option<Instant>,
-    /// The user wants the run to stop.
-    stopping: bool,
+    asked: Asked,
 }
 
 impl Follower {
-    /// Follows a run that was just submitted.
-    pub(super) async fn new(project: Project, run: Run) -> anyhow::Result<Follower> {
-        let name = runs::run_name(&run).to_owned();
-        let options = RunStreamOptions { logs: true, replica: 0, job: None, since: None, follow: true };
-        let stream = RunStream::open(&project.client, &project.name, &name, options).await?;
-        let writer = LogWriter::new(1 < run.jobs.len());
-        Ok(Follower {
+    /// Follows a run. Nothing is sent or shown yet.
+    pub(in crate::commands) fn new(project: Project, run: Run, purpose: Purpose) -> Follower {
+        let writer = LogWriter::new(purpose.options().job.is_none() && 1 < run.jobs.len());
+        Follower {
             project,
-            name,
+            name: runs::run_name(&run).to_owned(),
             run,
-            stream,
+            purpose,
             writer,
             progress: Progress::default(),
+            waited: false,
             announced: false,
             held: Vec::new(),
             held_until: None,
-            stopping: false,
-        })
+            asked: Asked::Nothing,
+        }
     }
 
-    /// Shows the run until it is finished; Ctrl-C asks what is to become of it.
-    pub(super) async fn run(&mut self, session: &mut Session, yes: bool) -> anyhow::Result<Outcome> {
+    /// Shows the run until it is finished or Ctrl-C ends that.
+    pub(in crate::commands) async fn run(mut self, session: &mut Session) -> anyhow::Result<Outcome> {
         let interrupts = session.interrupts.clone();
-        self.show_progress(session)?;
+        // Nothing is waited for where the end has come already.
+        if self.run.status.is_finished() || self.run.status == RunStatus::Terminating {
+            self.announce(session)?;
+        } else {
+            self.update(session)?;
+        }
+        session.printer.flush()?;
+        let Some(mut stream) = self.open(session).await? else { return Ok(Outcome::Done) };
         loop {
-            if !self.stream.has_next() {
+            if !stream.has_next() {
                 session.printer.flush()?;
             }
             let held_until = self.held_until;
@@ -117,8 +169,7 @@ impl Follower {
             let event = tokio::select! {
                 biased;
                 () = interrupts.next() => {
-                    if self.interrupted(session, &interrupts, yes).await? {
-                        session.printer.line("Detached")?;
+                    if self.interrupted(session).await? {
                         return Ok(Outcome::Done);
                     }
                     continue;
@@ -127,11 +178,29 @@ impl Follower {
                     self.announce(session)?;
                     continue;
                 }
-                event = self.stream.next() => event,
+                event = stream.next() => event,
             };
             match event {
                 Some(event) => self.handle(session, event?)?,
                 None => return self.finish(session),
+            }
+        }
+    }
+
+    /// Connects, and hears Ctrl-C meanwhile: the run goes on by itself. None: it is left alone.
+    async fn open(&mut self, session: &mut Session) -> anyhow::Result<Option<RunStream>> {
+        let interrupts = session.interrupts.clone();
+        let (Project { client, name: project }, name) = (self.project.clone(), self.name.clone());
+        let mut opening = Box::pin(RunStream::open(&client, &project, &name, self.purpose.options()));
+        loop {
+            tokio::select! {
+                biased;
+                () = interrupts.next() => {
+                    if self.interrupted(session).await? {
+                        return Ok(None);
+                    }
+                }
+                stream = &mut opening => return Ok(Some(stream?)),
             }
         }
     }
@@ -150,13 +219,7 @@ impl Follower {
             }
             RunStreamEvent::Run(run) => {
                 self.run = *run;
-                if is_up(&self.run) {
-                    self.announce(session)?;
-                } else if !self.run.status.is_finished() && self.run.status != RunStatus::Terminating {
-                    // After a failure that is tried again, there is something to wait for again.
-                    self.announced = false;
-                    self.show_progress(session)?;
-                }
+                self.update(session)?;
             }
             RunStreamEvent::Submission { .. } => {}
             event => {
@@ -168,10 +231,34 @@ impl Follower {
         Ok(())
     }
 
-    fn show_progress(&mut self, session: &mut Session) -> anyhow::Result<()> {
-        self.writer.end_line(&mut session.printer)?;
-        self.progress.show(&mut session.printer, &steps(&self.run))?;
+    /// Shows how far the run is, or that it is there.
+    fn update(&mut self, session: &mut Session) -> anyhow::Result<()> {
+        if self.is_up() {
+            return self.announce(session);
+        }
+        match self.run.status {
+            // After a failure that is tried again, there is something to wait for again.
+            RunStatus::Pending | RunStatus::Submitted => self.announced = false,
+            // Once the user was told, later starts, such as those of new replicas, only disturb the log.
+            RunStatus::Provisioning | RunStatus::Running => {}
+            // What there is to say comes with the end.
+            RunStatus::Terminating | RunStatus::Terminated | RunStatus::Failed | RunStatus::Done => return Ok(()),
+        }
+        if !self.announced {
+            self.waited = true;
+            self.writer.end_line(&mut session.printer)?;
+            self.progress.show(&mut session.printer, &steps(&self.run))?;
+        }
         Ok(())
+    }
+
+    /// Whether all nodes that matter have got as far as running their commands.
+    fn is_up(&self) -> bool {
+        let is_started = |submission: &JobSubmission| {
+            !matches!(submission.status, JobStatus::Submitted | JobStatus::Provisioning | JobStatus::Pulling)
+        };
+        let mut jobs = self.run.jobs.iter().filter(|job| self.purpose.concerns(job));
+        self.run.status == RunStatus::Running && jobs.all(|job| job.job_submissions.last().is_some_and(is_started))
     }
 
     /// Shows once where the run ended up, and then what it has written meanwhile.
@@ -180,14 +267,9 @@ impl Follower {
         if !self.announced {
             self.announced = true;
             self.progress.clear();
-            let verbose = self.run.status == RunStatus::Failed;
-            let times = Times::At(session.zone.clone());
-            session.printer.table(&runs::table(std::slice::from_ref(&self.run), verbose, &times))?;
-            session.printer.blank()?;
-            let status = self.run.status.as_str();
-            session.printer.line(format!("{} provisioning completed ({status})", self.name))?;
-            if let Some(url) = self.run.service.as_ref().and_then(|service| service.get("url")?.as_str()) {
-                session.printer.line(format!("Service is published at:\n  {url}"))?;
+            match self.purpose {
+                Purpose::Submitted { .. } => self.introduce_submitted(session)?,
+                Purpose::Attached { replica, job, .. } => self.introduce_attached(session, replica, job)?,
             }
         }
         for (job_num, bytes) in std::mem::take(&mut self.held) {
@@ -196,16 +278,48 @@ impl Follower {
         Ok(())
     }
 
+    fn introduce_submitted(&self, session: &mut Session) -> anyhow::Result<()> {
+        self.print_table(session)?;
+        let status = self.run.status.as_str();
+        session.printer.line(format!("{} provisioning completed ({status})", self.name))?;
+        if let Some(url) = self.run.service.as_ref().and_then(|service| service.get("url")?.as_str()) {
+            session.printer.line(format!("Service is published at:\n  {url}"))?;
+        }
+        Ok(())
+    }
+
+    fn introduce_attached(&self, session: &mut Session, replica: u32, job: u32) -> anyhow::Result<()> {
+        let (name, status) = (&self.name, self.run.status);
+        if self.waited {
+            self.print_table(session)?;
+            session.printer.line(format!("Provisioning {name} completed ({})", status.as_str()))?;
+        }
+        // Of a run that has ended before it was there, its end is all there is to say.
+        if !status.is_finished() || !self.waited {
+            session.printer.line(format!("Attached to run {name} (replica={replica} job={job})"))?;
+            session.printer.line("Press Ctrl+C to detach...")?;
+        }
+        Ok(())
+    }
+
+    fn print_table(&self, session: &mut Session) -> anyhow::Result<()> {
+        let verbose = self.run.status == RunStatus::Failed;
+        let times = Times::At(session.zone.clone());
+        session.printer.table(&runs::table(std::slice::from_ref(&self.run), verbose, &times))?;
+        session.printer.blank()?;
+        Ok(())
+    }
+
     fn finish(&mut self, session: &mut Session) -> anyhow::Result<Outcome> {
         self.announce(session)?;
         self.writer.end_line(&mut session.printer)?;
         // It ended as the user wanted, so there is nothing to explain.
         match self.run.termination_reason.as_deref() {
-            Some("stopped_by_user") if self.stopping => {
+            Some("stopped_by_user") if self.asked != Asked::Nothing => {
                 session.printer.line("Stopped")?;
                 Ok(Outcome::Done)
             }
-            Some("aborted_by_user") if self.stopping => {
+            Some("aborted_by_user") if self.asked != Asked::Nothing => {
                 session.printer.error("Aborted")?;
                 Ok(Outcome::Done)
             }
@@ -213,43 +327,69 @@ impl Follower {
         }
     }
 
-    /// Acts on Ctrl-C. True: the run is left alone.
-    async fn interrupted(
-        &mut self,
-        session: &mut Session,
-        interrupts: &Interrupts,
-        yes: bool,
-    ) -> anyhow::Result<bool> {
+    /// Acts on Ctrl-C: each press wants more than the one before. True: the run is left alone.
+    async fn interrupted(&mut self, session: &mut Session) -> anyhow::Result<bool> {
         self.progress.clear();
-        self.writer.end_line(&mut session.printer)?;
-        if yes && !self.stopping {
+        let Purpose::Submitted { yes } = self.purpose else {
+            session.printer.line("\nDetached")?;
             return Ok(true);
+        };
+        self.writer.end_line(&mut session.printer)?;
+        let is_left = match self.asked {
+            Asked::Nothing if yes => true,
+            Asked::Nothing => self.ask(session).await?,
+            Asked::Stop => self.stop(session, Asked::Abort).await?,
+            Asked::Abort => true,
+        };
+        if is_left {
+            session.printer.line("Detached")?;
         }
-        if !self.stopping {
-            let question = format!("Stop the run {} before detaching?", self.name);
+        Ok(is_left)
+    }
+
+    /// Asks whether the run is to stop. True: it is left alone.
+    async fn ask(&mut self, session: &mut Session) -> anyhow::Result<bool> {
+        let interrupts = session.interrupts.clone();
+        let question = format!("Stop the run {} before detaching?", self.name);
+        let answer = tokio::select! {
+            biased;
+            () = interrupts.next() => None,
+            answer = session.printer.ask(&question) => Some(answer?),
+        };
+        match answer {
+            Some(Some(true)) => self.stop(session, Asked::Stop).await,
+            // Whoever cannot be asked lets it run.
+            Some(Some(false) | None) => Ok(true),
+            None => {
+                session.printer.blank()?;
+                self.stop(session, Asked::Abort).await
+            }
+        }
+    }
+
+    /// Has the run stopped or aborted. A press while the server takes its time turns a stop into an abort, and ends
+    /// the wait for that. True: the run is left alone.
+    async fn stop(&mut self, session: &mut Session, mut wanted: Asked) -> anyhow::Result<bool> {
+        let interrupts = session.interrupts.clone();
+        loop {
+            let abort = wanted == Asked::Abort;
+            session.printer.note(if abort { "Aborting..." } else { "Stopping..." })?;
+            let request = StopRunsRequest { runs_names: vec![self.name.clone()], abort };
+            let call = self.project.client.call(&endpoints::STOP_RUNS, &self.project.name, &request);
             let answer = tokio::select! {
                 biased;
                 () = interrupts.next() => None,
-                answer = session.printer.ask(&question) => Some(answer?),
+                answer = call => Some(answer?),
             };
             match answer {
-                Some(Some(true)) => return self.stop(session, false).await.map(|()| false),
-                // Whoever cannot be asked lets it run.
-                Some(Some(false) | None) => return Ok(true),
-                None => session.printer.blank()?,
+                Some(_) => {
+                    self.asked = wanted;
+                    return Ok(false);
+                }
+                None if abort => return Ok(true),
+                None => wanted = Asked::Abort,
             }
         }
-        // The second Ctrl-C.
-        self.stop(session, true).await?;
-        Ok(false)
-    }
-
-    async fn stop(&mut self, session: &mut Session, abort: bool) -> anyhow::Result<()> {
-        session.printer.note(if abort { "Aborting..." } else { "Stopping..." })?;
-        let request = StopRunsRequest { runs_names: vec![self.name.clone()], abort };
-        self.project.client.call(&endpoints::STOP_RUNS, &self.project.name, &request).await?;
-        self.stopping = true;
-        Ok(())
     }
 }
 
@@ -261,7 +401,7 @@ async fn until(time: Option<Instant>) {
 }
 
 /// Says how a run ended.
-pub(in crate::commands) fn print_ending(session: &mut Session, run: &Run) -> anyhow::Result<Outcome> {
+fn print_ending(session: &mut Session, run: &Run) -> anyhow::Result<Outcome> {
     let ending = ending::of(run);
     session.printer.styled_line(&ending.title, if ending.success { SUCCESS } else { ERROR })?;
     for line in &ending.details {
@@ -270,17 +410,8 @@ pub(in crate::commands) fn print_ending(session: &mut Session, run: &Run) -> any
     Ok(if ending.success { Outcome::Done } else { Outcome::Failed })
 }
 
-/// Whether all nodes have got as far as running their commands.
-fn is_up(run: &Run) -> bool {
-    let is_started = |submission: &JobSubmission| {
-        !matches!(submission.status, JobStatus::Submitted | JobStatus::Provisioning | JobStatus::Pulling)
-    };
-    let is_running = matches!(run.status, RunStatus::Running);
-    is_running && run.jobs.iter().all(|job| job.job_submissions.last().is_some_and(is_started))
-}
-
 /// What each node is doing.
-pub(in crate::commands) fn steps(run: &Run) -> Vec<Step> {
+fn steps(run: &Run) -> Vec<Step> {
     if let Some(step) = retrying(run) {
         return vec![step];
     }

@@ -20,8 +20,7 @@ pub(super) fn print(session: &mut Session, kind: Option<ConfigurationType>) -> a
     let mut cli = Cli::command();
     cli.build();
     let Some(apply) = cli.find_subcommand("apply").cloned() else { return Ok(Outcome::Done) };
-    let text = only_for(apply, kind).render_long_help();
-    let text = if session.printer.terminal.colour { text.ansi().to_string() } else { text.to_string() };
+    let text = session.printer.rendered(&only_for(apply, kind).render_long_help());
     session.printer.raw(text.as_bytes())?;
     if kind.is_none() {
         session.printer.line(HINT)?;

@@ -16,11 +16,13 @@ pub(super) mod source;
 use anyhow::bail;
 use api::configurations::Configuration;
 use api::fleets::Fleet;
+use api::runs::Run;
 
 use super::{Interrupted, unless_interrupted};
 use crate::Outcome;
 use crate::args::{ApplyArgs, RunArgs};
 use crate::session::{Project, Session};
+use follow::{Follower, Purpose};
 use source::ConfigurationFile;
 
 /// What is said before a plan is left unapplied.
@@ -28,7 +30,7 @@ const USE_FORCE: &str = "Use --force to apply anyway.";
 
 /// What was submitted, to be followed.
 enum Submitted {
-    Run(Box<follow::Follower>),
+    Run(Project, Box<Run>),
     Fleet(Project, Box<Fleet>),
 }
 
@@ -38,7 +40,10 @@ pub(super) async fn run(session: &mut Session, args: ApplyArgs) -> anyhow::Resul
     }
     let submit = async |session: &mut Session| submit(session, &args).await;
     match unless_interrupted(session, submit).await? {
-        Ok(Some(Submitted::Run(mut follower))) => follower.run(session, args.yes).await,
+        Ok(Some(Submitted::Run(project, run))) => {
+            let purpose = Purpose::Submitted { yes: args.yes };
+            Box::pin(Follower::new(project, *run, purpose).run(session)).await
+        }
         Ok(Some(Submitted::Fleet(project, fleet))) => fleet::follow(session, &project, &args, *fleet).await,
         Ok(None) => Ok(Outcome::Done),
         Err(Interrupted::AtQuestion) => Ok(Outcome::Failed),
@@ -58,8 +63,8 @@ async fn submit(session: &mut Session, args: &ApplyArgs) -> anyhow::Result<Optio
     let ConfigurationFile { configuration, path, folder } = file;
     match configuration.into_run() {
         Ok(configuration) => {
-            let follower = run::apply(session, args, configuration, path, &folder).await?;
-            Ok(follower.map(|follower| Submitted::Run(Box::new(follower))))
+            let applied = run::apply(session, args, configuration, path, &folder).await?;
+            Ok(applied.map(|(project, run)| Submitted::Run(project, Box::new(run))))
         }
         Err(other) if args.run != RunArgs::default() => {
             bail!("Unrecognized arguments: a {} takes only `-n` and `-e` beside the general ones", other.kind())

@@ -14,7 +14,7 @@ use api::runs::{
 };
 
 use super::progress::Progress;
-use super::{USE_FORCE, archives, configure, follow, options};
+use super::{USE_FORCE, archives, configure, options};
 use crate::args::ApplyArgs;
 use crate::commands::agreed;
 use crate::output::runs::run_name;
@@ -37,13 +37,14 @@ const NO_FLEETS: &str = "The project has no fleets. Create one before submitting
 const NO_REPOS: &str = "Git repositories are not supported yet: leave out `repos` and `--repo` (or use `--no-repo`), \
                         and copy local files with `files`";
 
+/// Submits a run. None: it is not to be followed.
 pub(super) async fn apply(
     session: &mut Session,
     args: &ApplyArgs,
     mut configuration: RunConfiguration,
     path: String,
     folder: &Path,
-) -> anyhow::Result<Option<follow::Follower>> {
+) -> anyhow::Result<Option<(Project, Run)>> {
     configure::complete(session, args, &mut configuration, folder)?;
     set_repo(args, &mut configuration)?;
     let project = session.project(args.project.project.as_deref())?;
@@ -76,7 +77,7 @@ pub(super) async fn apply(
         session.printer.line(format!("Run {} {done}, detaching...", run_name(&run)))?;
         return Ok(None);
     }
-    follow::Follower::new(project, run).await.map(Some)
+    Ok(Some((project, run)))
 }
 
 fn set_repo(args: &ApplyArgs, configuration: &mut RunConfiguration) -> anyhow::Result<()> {
