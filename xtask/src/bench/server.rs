@@ -11,9 +11,13 @@ use super::requests::{self, RUNS};
 use super::samples::{Samples, show};
 use crate::dstack::Place;
 
-/// How long the server is left alone before and while it is looked at.
+/// How long the server is left alone before its memory is looked at.
 const REST: Duration = Duration::from_secs(5);
-const LOOK: Duration = Duration::from_secs(20);
+
+/// How long its use of the CPU is looked at: the time in which every run is tried for the first times, and then a time
+/// in which they do nothing but wait.
+const BUSY: Duration = Duration::from_secs(30);
+const WAITING: Duration = Duration::from_mins(1);
 
 /// Ticks of the kernel's accounting in a second, the same on every Linux that we run on.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -25,9 +29,9 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<()> {
         thread::sleep(REST);
         show(format!("{name}: memory, idle"), memory(server.pid())?);
         requests::fill(&place, 8)?;
-        thread::sleep(REST);
+        show(format!("{name}: CPU in the {} s after {RUNS} submissions", BUSY.as_secs()), cpu(server.pid(), BUSY)?);
+        show(format!("{name}: CPU while {RUNS} runs wait"), cpu(server.pid(), WAITING)?);
         show(format!("{name}: memory, {RUNS} runs wait"), memory(server.pid())?);
-        show(format!("{name}: CPU while {RUNS} runs wait"), cpu(server.pid())?);
         // The official server may take minutes to end with so much to do.
         server.kill()?;
     }
@@ -68,11 +72,11 @@ fn memory(pid: u32) -> Result<Samples> {
     Ok(Samples::of_one(kib / 1024.0, "MiB"))
 }
 
-/// The share of one core that a process takes.
-fn cpu(pid: u32) -> Result<Samples> {
+/// The share of one core that a process takes in a time.
+fn cpu(pid: u32, look: Duration) -> Result<Samples> {
     let before = ticks(pid)?;
     let started = Instant::now();
-    thread::sleep(LOOK);
+    thread::sleep(look);
     let seconds = (ticks(pid)? - before) / TICKS_PER_SECOND;
     Ok(Samples::of_one(100.0 * seconds / started.elapsed().as_secs_f64(), "% of a core"))
 }
