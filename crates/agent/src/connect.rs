@@ -15,7 +15,11 @@ const BUFFER: usize = 64 * 1024;
 /// Pumps bytes between standard input and output and the socket until either side ends.
 pub(crate) fn run(socket: &Path) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(pump(socket));
+    let result = runtime.block_on(pump(socket)).or_else(|error| {
+        // Whoever reads our output may go first.
+        let reader_is_gone = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        if reader_is_gone == Some(std::io::ErrorKind::BrokenPipe) { Ok(()) } else { Err(error) }
+    });
     // Standard input is read on a thread that cannot be interrupted.
     runtime.shutdown_background();
     result
