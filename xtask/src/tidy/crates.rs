@@ -11,9 +11,10 @@ const OURS: &[(&str, &[&str])] = &[
     ("lifecycle", &["api"]),
     ("store", &["api", "lifecycle"]),
     ("backends", &["api"]),
+    ("tunnel", &[]),
     ("agent", &["api"]),
-    ("server", &["api", "lifecycle", "store", "backends"]),
-    ("cli", &["api"]),
+    ("server", &["api", "lifecycle", "store", "backends", "tunnel"]),
+    ("cli", &["api", "tunnel"]),
     ("dstack", &["cli", "server"]),
     ("xtask", &[]),
 ];
@@ -93,6 +94,8 @@ mod tests {
         check_one("server", "sqlx", Some("`sqlx` lives in `store` only"));
         check_one("server", "aws-sdk-ec2", Some("`aws-sdk-ec2` lives in `backends` only"));
         check_one("api", "reqwest", Some("`api` may use `reqwest` only behind its client feature"));
-        check_one("tunnel", "russh", Some("give `tunnel` a row in the table of crates"));
+        check_one("tunnel", "russh", None);
+        check_one("tunnel", "api", Some("`tunnel` must not use `api`"));
+        check_one("gateway", "api", Some("give `gateway` a row in the table of crates"));
     }
 }
