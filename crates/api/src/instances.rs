@@ -276,6 +276,52 @@ pub struct Instance {
     /// Its accelerators' driver.
     #[serde(default)]
     pub gpu_driver: Option<GpuDriver>,
+    /// How far it is joined, while it is not. Only our server says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<JoinProgress>,
+}
+
+/// How far a machine is joined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct JoinProgress {
+    /// What is being done.
+    pub step: JoinStep,
+    /// Why it is done again, for people; unset if it is done for the first time.
+    #[serde(default)]
+    pub message: Option<String>,
+}
+
+/// What is done one after the other until a machine is joined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum JoinStep {
+    /// Logging in.
+    Connecting,
+    /// Looking at what the machine has and permits.
+    Checking,
+    /// Bringing the agent.
+    Delivering,
+    /// Starting the agent.
+    Starting,
+    /// Talking to the agent for the first time.
+    Greeting,
+    /// What a newer server does, under a name of which nothing is known.
+    #[serde(other)]
+    Joining,
+}
+
+impl JoinStep {
+    /// The name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            JoinStep::Connecting => "connecting",
+            JoinStep::Checking => "checking",
+            JoinStep::Delivering => "delivering",
+            JoinStep::Starting => "starting",
+            JoinStep::Greeting => "greeting",
+            JoinStep::Joining => "joining",
+        }
+    }
 }
 
 fn healthy() -> String {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use api::ids::ServerId;
 use store::Db;
 
 use crate::agents::Agents;
@@ -35,6 +36,8 @@ pub struct Deps {
     pub logs: Arc<LogStore>,
     /// What the server was told when it started.
     pub settings: Arc<Settings>,
+    /// Who this server is to agents.
+    pub server_id: ServerId,
     /// Where the server keeps its files.
     pub data_dir: PathBuf,
 }

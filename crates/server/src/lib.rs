@@ -13,6 +13,7 @@ pub mod logs;
 pub mod market;
 mod names;
 pub mod offers;
+pub mod own_hosts;
 pub mod pool;
 mod private_files;
 pub mod reconcile;

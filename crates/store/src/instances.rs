@@ -3,7 +3,7 @@
 use api::ids::{BackendId, FleetId, InstanceId, JobId, LaunchId, ProjectId, RunId};
 use api::jobs::JobSpec;
 use jiff::Timestamp;
-use lifecycle::instance::{EndOrder, Instance};
+use lifecycle::instance::{EndOrder, Host, Instance};
 
 use crate::db::{Executor, Row, Value, after, placeholders};
 use crate::error::{Error, Result};
@@ -163,12 +163,12 @@ pub async fn list(mut db: impl Executor, filter: &InstanceFilter) -> Result<Vec<
     self::instances(&db.rows_of(sql, values).await?)
 }
 
-/// Adds an instance, due now.
+/// Adds an instance, due now. `Taken` if it is a machine of the user's own that another one is.
 pub async fn insert(mut db: impl Executor, instance: &Instance, now: Timestamp) -> Result<()> {
     db.execute(
         "INSERT INTO instances (id, version, due_at, leased_until, leased_by, project_id, fleet_id, instance_num, \
-         created_at, status, end_order, launch_id, launch_index, state) \
-         VALUES ($1, 1, $2, 0, '', $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+         created_at, status, end_order, launch_id, launch_index, state, host) \
+         VALUES ($1, 1, $2, 0, '', $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
         values![
             instance.id,
             now,
@@ -180,10 +180,46 @@ pub async fn insert(mut db: impl Executor, instance: &Instance, now: Timestamp) 
             instance.end.as_ref().map(serde_json::to_string).transpose()?,
             instance.launch_id,
             instance.launch_index.map(i64::from),
-            serde_json::to_string(&instance.state)?
+            serde_json::to_string(&instance.state)?,
+            instance.state.host.as_ref().map(Host::key)
         ],
     )
     .await?;
+    Ok(())
+}
+
+/// The instance that is a machine of the user's own, by its address, unless it is terminated.
+pub async fn find_by_host(mut db: impl Executor, host: &str) -> Result<Option<Versioned<Instance>>> {
+    let row = db
+        .row(
+            "SELECT version, id, project_id, fleet_id, instance_num, created_at, status, end_order, launch_id, \
+             launch_index, state FROM instances WHERE host = $1 AND status <> 'terminated'",
+            values![host],
+        )
+        .await?;
+    row.as_ref().map(instance).transpose()
+}
+
+/// The instances that are machines of the users' own and that nobody has ended.
+pub async fn list_hosts(mut db: impl Executor) -> Result<Vec<InstanceId>> {
+    let rows = db
+        .rows(
+            "SELECT id FROM instances WHERE host IS NOT NULL AND status <> 'terminated' AND end_order IS NULL",
+            vec![],
+        )
+        .await?;
+    rows.iter().map(|row| row.id(0)).collect()
+}
+
+/// The sealed keys to a machine of the user's own.
+pub async fn host_access(mut db: impl Executor, id: InstanceId) -> Result<Option<String>> {
+    let row = db.row("SELECT host_access FROM instances WHERE id = $1", values![id]).await?;
+    row.map_or(Ok(None), |row| row.text_or_null(0))
+}
+
+/// Sets the sealed keys to a machine of the user's own.
+pub async fn set_host_access(mut db: impl Executor, id: InstanceId, sealed: &str) -> Result<()> {
+    db.execute("UPDATE instances SET host_access = $1 WHERE id = $2", values![sealed, id]).await?;
     Ok(())
 }
 

@@ -15,6 +15,7 @@ const STEPS: &[(i64, &str, &str)] = &[
     (3, "events", include_str!("../migrations/0003_events.sql")),
     (4, "fleet indexes", include_str!("../migrations/0004_fleet_indexes.sql")),
     (5, "active indexes", include_str!("../migrations/0005_active_indexes.sql")),
+    (6, "hosts", include_str!("../migrations/0006_hosts.sql")),
 ];
 
 /// The last step.

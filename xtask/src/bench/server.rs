@@ -29,7 +29,10 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<()> {
         thread::sleep(REST);
         show(format!("{name}: memory, idle"), memory(server.pid())?);
         requests::fill(&place, 8)?;
-        show(format!("{name}: CPU in the {} s after {RUNS} submissions", BUSY.as_secs()), cpu(server.pid(), BUSY)?);
+        show(
+            format!("{name}: CPU in the {} s after {RUNS} submissions", BUSY.as_secs()),
+            cpu(server.pid(), BUSY)?,
+        );
         show(format!("{name}: CPU while {RUNS} runs wait"), cpu(server.pid(), WAITING)?);
         show(format!("{name}: memory, {RUNS} runs wait"), memory(server.pid())?);
         // The official server may take minutes to end with so much to do.

@@ -2,12 +2,13 @@
 
 use std::env;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::images::{self, Recipe};
 use super::packages;
 use crate::sandbox::Sandbox;
 use crate::{shell, workspace};
@@ -15,8 +16,8 @@ use crate::{shell, workspace};
 const START: Duration = Duration::from_mins(1);
 
 /// The image that tests run: a small Debian with what they use.
-const IMAGE: &str = "dstack-test:latest";
-const IMAGE_PACKAGES: &str = "python3,python3-venv,openmpi-bin,procps";
+const IMAGE: Recipe =
+    Recipe { name: "dstack-test", packages: "python3,python3-venv,openmpi-bin,procps", finish: "" };
 
 /// Makes sure that an engine answers and has the image.
 pub(super) fn prepare(sandbox: &Sandbox) -> Result<Vec<(&'static str, String)>> {
@@ -27,14 +28,12 @@ pub(super) fn prepare(sandbox: &Sandbox) -> Result<Vec<(&'static str, String)>> 
     if !engine_answers() {
         start_engine(sandbox)?;
     }
-    if !shell::succeeds(Command::new("docker").args(["image", "inspect", IMAGE])) {
-        let archive = image_archive(sandbox)?;
-        shell::capture(Command::new("docker").arg("import").arg(archive).arg(IMAGE))?;
-    }
+    images::ensure(sandbox, &IMAGE)?;
     Ok(vec![("DSTACK_TEST_DOCKER", "1".to_owned())])
 }
 
-fn engine_answers() -> bool {
+/// Whether an engine is there.
+pub(super) fn engine_answers() -> bool {
     shell::succeeds(Command::new("docker").arg("info"))
 }
 
@@ -82,49 +81,4 @@ fn last_lines(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(10)..].join("\n")
-}
-
-/// The image's files, made once from the same mirror that this machine's own packages come from.
-fn image_archive(sandbox: &Sandbox) -> Result<PathBuf> {
-    let archive = workspace::cache_dir().join("dstack-test-image.tar");
-    if archive.exists() {
-        return Ok(archive);
-    }
-    packages::ensure(&["debootstrap"], || shell::find("debootstrap").is_some())?;
-    println!("making the image for tests; this takes a minute, once");
-    let root = sandbox.subdir("image")?;
-    let (release, mirror) = mirror()?;
-    shell::insist(|| {
-        // What a failed try has left would confuse the next one.
-        fs::remove_dir_all(&root).context("empty the image's folder")?;
-        let mut debootstrap = Command::new("debootstrap");
-        debootstrap.args(["--variant=minbase", &format!("--include={IMAGE_PACKAGES}"), &release]);
-        debootstrap.arg(&root).arg(&mirror);
-        Ok(debootstrap)
-    })?;
-    // Packages as downloaded, and lists of them, are only weight.
-    for leftover in ["var/cache/apt/archives", "var/lib/apt/lists"] {
-        fs::remove_dir_all(root.join(leftover)).or_else(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Ok(()),
-            _ => Err(error),
-        })?;
-    }
-    fs::create_dir_all(workspace::cache_dir()).context("make the cache")?;
-    let unfinished = archive.with_extension("part");
-    shell::run(Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&unfinished).arg("."))?;
-    fs::rename(&unfinished, &archive).context("keep the image")?;
-    fs::remove_dir_all(&root).context("remove the image's files")?;
-    Ok(archive)
-}
-
-/// The release of this machine's packages and where they come from.
-fn mirror() -> Result<(String, String)> {
-    let format = "$(CODENAME) $(COMPONENT) $(REPO_URI)";
-    let text = shell::capture(Command::new("apt-get").args(["indextargets", "--format", format]))?;
-    let os = fs::read_to_string("/etc/os-release").context("read `/etc/os-release`")?;
-    let release = os.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    let release = release.context("`/etc/os-release` names no release")?.trim_matches('"').to_owned();
-    let prefix = format!("{release} main ");
-    let mirror = text.lines().find_map(|line| line.strip_prefix(&prefix)).context("apt knows no mirror")?;
-    Ok((release.clone(), mirror.to_owned()))
 }

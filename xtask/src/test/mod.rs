@@ -1,12 +1,15 @@
 //! Every check of the project in one command, and whatever its tests need beside cargo.
 //!
-//! Tests that need a database, an engine for containers or the official client find them in `DSTACK_TEST_*`
-//! variables and leave themselves out where one is unset. This chore sets all of them, says loudly what it could
-//! not prepare, and takes that for a failure where `CI` is set.
+//! Tests that need a database, an engine for containers, an SSH server or the official client find them in
+//! `DSTACK_TEST_*` variables and leave themselves out where one is unset. This chore sets all of them, says loudly
+//! what it could not prepare, and takes that for a failure where `CI` is set.
 
 mod count;
 mod docker;
+mod hosts;
+mod images;
 mod official_client;
+mod openssh;
 mod packages;
 mod postgres;
 
@@ -171,7 +174,9 @@ fn prepare(sandbox: &Sandbox, prepared: &mut Prepared) {
     let path = |path: PathBuf| path.display().to_string();
     prepared.add("PostgreSQL", postgres::prepare(sandbox));
     prepared.add("Docker", docker::prepare(sandbox));
+    prepared.add("the hosts", hosts::prepare(sandbox));
     prepared.add("the official client", official_client::prepare());
+    prepared.add("OpenSSH", openssh::prepare());
     let programs = workspace::build_workspace();
     prepared.add(
         "the programs",

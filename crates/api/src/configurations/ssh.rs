@@ -1,11 +1,12 @@
 //! Machines that a fleet reaches over SSH.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::net::IpAddr;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::MapAccess;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::checked::{Check, checked};
 use super::fleet::Blocks;
@@ -103,19 +104,23 @@ checked! {
     }
 }
 
-checked! {
-    /// A key pair in the text forms of OpenSSH.
-    #[derive(Eq)]
-    pub struct SshKey {
-        /// The public half.
-        pub public: String,
-        /// The private half; a secret.
-        #[serde(default)]
-        pub private: Option<String>,
-    }
+/// A key pair in the text forms of OpenSSH. Shows itself without its secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a mapping")]
+pub struct SshKey {
+    /// The public half.
+    pub public: String,
+    /// The private half; a secret.
+    #[serde(default)]
+    pub private: Option<String>,
 }
 
-impl Check for SshKey {}
+// The private half must not be printed.
+impl fmt::Debug for SshKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SshKey").field("public", &self.public).finish_non_exhaustive()
+    }
+}
 
 impl Check for SshProxyParams {
     fn check(&mut self) -> Result<(), String> {
@@ -251,5 +256,19 @@ impl JsonSchema for SshHost {
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let params = generator.subschema_for::<SshHostParams>();
         json_schema!({"description": Self::EXPECTING, "anyOf": [params, {"type": "string"}]})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_shows_itself_without_its_secret() {
+        let key = SshKey { public: "ssh-ed25519 AAAA".to_owned(), private: Some("secret".to_owned()) };
+        assert_eq!(format!("{key:?}"), "SshKey { public: \"ssh-ed25519 AAAA\", .. }");
+        let written = serde_json::to_string(&key).unwrap();
+        assert_eq!(serde_json::from_str::<SshKey>(&written).unwrap(), key);
+        assert!(serde_json::from_str::<SshKey>(r#"{"public": "a", "secret": "b"}"#).is_err());
     }
 }

@@ -48,13 +48,25 @@ pub fn parse<T: DeserializeOwned>(text: &str, file_name: &str) -> Result<T, Yaml
     parse_checked(text, file_name, |_: &T| Ok(()))
 }
 
+/// An error about what stands at `path`, as in `ssh_config.hosts[1].user`, in a file that was read without any: for what
+/// only the caller can check.
+pub fn error_at(text: &str, file_name: &str, path: &str, message: String) -> YamlError {
+    let text = without_mark(text);
+    let at = reader::read_document(text).ok().and_then(|node| node.find(path));
+    YamlError::new(&NodeError::custom_at(at.unwrap_or(Span::NOWHERE), message), text, file_name)
+}
+
+/// A byte order mark is no part of the text, and would shift the columns of the first line.
+fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
+}
+
 fn parse_checked<T: DeserializeOwned>(
     text: &str,
     file_name: &str,
     check: impl Fn(&T) -> Result<(), String>,
 ) -> Result<T, YamlError> {
-    // A byte order mark is no part of the text, and would shift the columns of the first line.
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let text = without_mark(text);
     let attempt = || -> Result<T, NodeError> {
         if MAX_LENGTH < text.len() {
             let limit = MAX_LENGTH / 1024;

@@ -74,11 +74,14 @@ fn fleet_row(fleet: &Fleet, verbose: bool, times: &Times) -> Row {
     if verbose && configuration.placement == Some(InstanceGroupPlacement::Cluster) {
         nodes.push_str(" (cluster)");
     }
-    let gpu = configuration.resources.as_ref().and_then(|resources| resources.gpu.as_ref());
+    // Machines over SSH are what they are, whatever was wanted of them.
+    let resources = configuration.resources.as_ref().filter(|_| !is_ssh);
+    let gpu = resources.and_then(|resources| resources.gpu.as_ref());
+    let max_price = merged.max_price.filter(|_| !is_ssh);
     Row {
         name: Cell::styled(fleet.name.clone(), STRONG),
         nodes,
-        resources: configuration.resources.as_ref().map(format::requirements).unwrap_or_default(),
+        resources: resources.map(format::requirements).unwrap_or_default(),
         gpu: gpu.map(wanted_gpu).unwrap_or_default(),
         spot: if is_ssh {
             String::new()
@@ -90,7 +93,7 @@ fn fleet_row(fleet: &Fleet, verbose: bool, times: &Times) -> Row {
             Some(backends) => backends.iter().map(|kind| wanted_backend(*kind)).collect::<Vec<_>>().join(", "),
             None => "*".to_owned(),
         },
-        price: merged.max_price.map(|price| format!("$0..{}", format::number(price, 4))).unwrap_or_default(),
+        price: max_price.map(|price| format!("$0..{}", format::number(price, 4))).unwrap_or_default(),
         status: Cell::styled(fleet.status.as_str(), fleet_style(fleet.status)),
         created: times.show(fleet.created_at),
         ..Row::default()
@@ -126,7 +129,9 @@ pub(crate) fn node_count(configuration: &FleetConfiguration) -> String {
 }
 
 fn instance_row(instance: &Instance, verbose: bool, times: &Times) -> Row {
-    let kind = instance.instance_type.as_ref();
+    // Until a machine over SSH is joined, nobody knows what it has.
+    let is_joined = !matches!(instance.status, InstanceStatus::Pending | InstanceStatus::Provisioning);
+    let kind = instance.instance_type.as_ref().filter(|_| is_joined || !is_over_ssh(instance));
     let is_bought = instance.backend.is_some_and(|backend| backend != BackendType::Remote);
     Row {
         name: format!("   instance={}", instance.instance_num).into(),
@@ -153,14 +158,19 @@ fn instance_row(instance: &Instance, verbose: bool, times: &Times) -> Row {
     }
 }
 
+/// Whether the user named the machine, and nobody sold it.
+pub(crate) fn is_over_ssh(instance: &Instance) -> bool {
+    let region = instance.region.as_deref();
+    instance.backend.is_some_and(|kind| kind == BackendType::Remote && format::backend(kind, region) == "ssh")
+}
+
 /// An instance's status for people.
 pub(crate) fn instance_status(instance: &Instance) -> String {
-    let is_split = instance.total_blocks.is_some_and(|total| 1 < total);
-    let mut status = match (instance.status, instance.total_blocks) {
-        (InstanceStatus::Busy, Some(total)) if is_split => format!("{}/{total} busy", instance.busy_blocks),
-        (status, _) => status.as_str().to_owned(),
-    };
     let is_there = matches!(instance.status, InstanceStatus::Idle | InstanceStatus::Busy);
+    let mut status = match instance.total_blocks {
+        Some(total) if is_there && 1 < total => format!("{}/{total} busy", instance.busy_blocks),
+        _ => instance.status.as_str().to_owned(),
+    };
     if is_there && instance.unreachable {
         status.push_str(" (unreachable)");
     } else if is_there && instance.health_status != "healthy" {

@@ -11,4 +11,5 @@ mod golden;
 mod interrupts;
 mod local;
 mod server;
+mod ssh_fleets;
 mod terminal;

@@ -185,7 +185,7 @@ fn keep(now: Timestamp, around: &Surroundings<'_>, decision: &mut FleetDecision)
 }
 
 fn is_bought(instance: &Instance) -> bool {
-    instance.status != InstanceStatus::Pending || instance.launch_id.is_some()
+    instance.status != InstanceStatus::Pending || instance.launch_id.is_some() || instance.state.host.is_some()
 }
 
 /// The fleet's least and greatest number of instances. A fleet of given hosts buys nothing.

@@ -4,7 +4,9 @@ use api::agent::HostInfo;
 use api::instances::{GpuDriver, InstanceStatus, InstanceTerminationReason};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{ContainerNetwork, Instance};
+use std::collections::BTreeMap;
+
+use super::{ContainerNetwork, Instance, host};
 use crate::events::status_changed;
 use crate::launch::{Launch, LaunchStatus};
 use crate::planted::{self, Bug};
@@ -30,6 +32,12 @@ const UNSOLD_SECS: i64 = 10 * 60;
 
 /// How long a machine that was made for a job may be idle unless the run or the fleet says otherwise, in seconds.
 const IDLE_AFTER_JOB_SECS: i64 = 5 * 60;
+
+/// How long a machine of the user's own is tried to be joined, in seconds.
+const JOIN_SECS: i64 = 10 * 60;
+
+/// How long a machine of the user's own that does not answer is tried to be left, in seconds.
+const LEAVE_SECS: i64 = 10 * 60;
 
 /// A machine as its backend lists it.
 #[derive(Debug, Clone, PartialEq)]
@@ -74,9 +82,22 @@ pub enum AgentSeen {
         since: Option<Timestamp>,
         /// Why, for people.
         error: Option<String>,
+        /// It is no use to try again.
+        is_final: bool,
     },
     /// It answers.
     Connected(Box<HostInfo>),
+}
+
+/// How far a machine of the user's own is left: its agent ended, and what was installed removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Leaving {
+    /// Nobody has done so.
+    NotYet,
+    /// It is done.
+    Done,
+    /// The last try failed, and why, for people.
+    Failed(String),
 }
 
 /// What else a decision about an instance depends on.
@@ -100,6 +121,10 @@ pub struct Surroundings<'a> {
     pub runs_processes: bool,
     /// How the machine is split: a number of blocks, or as many as it has GPUs or else CPUs.
     pub blocks: Option<u32>,
+    /// The keys that a machine of the user's own and the hosts on the way to it have shown, by address.
+    pub host_keys: BTreeMap<String, String>,
+    /// How far a machine of the user's own is left.
+    pub leaving: Leaving,
 }
 
 /// What to do, once the decision is recorded. Each is safe to repeat.
@@ -211,6 +236,16 @@ fn pending(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDec
         }
         return;
     }
+    if decision.instance.state.host.is_some() {
+        let state = &mut decision.instance.state;
+        state.backend = Some(host::BACKEND.to_owned());
+        state.region = Some(host::REGION.to_owned());
+        state.price = Some(0.0);
+        state.hostname = state.host.as_ref().map(|host| host.hostname.clone());
+        decision.instance.status = InstanceStatus::Provisioning;
+        decision.effect = Some(Effect::Connect);
+        return;
+    }
     if let Some(launch) = around.launch {
         let state = &mut decision.instance.state;
         let resources = &launch.state.offer.instance;
@@ -262,6 +297,10 @@ fn provisioning(now: Timestamp, around: &Surroundings<'_>, decision: &mut Instan
         ending(now, around, decision);
         return;
     }
+    if decision.instance.state.host.is_some() {
+        joining(now, around, decision);
+        return;
+    }
     let failed = around.launch.filter(|launch| launch.status == LaunchStatus::Failed);
     if let Some(launch) = failed {
         let message = launch.state.error.as_ref().map(|error| error.message.clone());
@@ -304,6 +343,55 @@ fn provisioning(now: Timestamp, around: &Surroundings<'_>, decision: &mut Instan
         };
         let message = format!("Instance did not become reachable in {} s{why}", limit.as_secs());
         begin_end(InstanceTerminationReason::ProvisioningTimeout, Some(message), decision);
+    }
+}
+
+/// A machine of the user's own is being joined.
+fn joining(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDecision) {
+    decision.effect = Some(Effect::Connect);
+    let Some(host) = &mut decision.instance.state.host else { return };
+    let failure = match &around.agent {
+        AgentSeen::Connected(info) => match host::joined(host, info) {
+            Ok(joined) => {
+                host.known_keys.extend(around.host_keys.clone());
+                let state = &mut decision.instance.state;
+                state.instance_type = Some(joined.instance_type);
+                state.internal_ip = joined.internal_ip;
+                state.total_blocks = joined.total_blocks;
+                join(now, info, around, decision);
+                return;
+            }
+            Err(message) => Some((InstanceTerminationReason::Error, message)),
+        },
+        AgentSeen::Unknown { error: Some(error), is_final: true, .. } => {
+            Some((InstanceTerminationReason::Error, error.clone()))
+        }
+        AgentSeen::Unknown { error, .. } => {
+            let until = decision.instance.created_at + SignedDuration::from_secs(JOIN_SECS);
+            let why = error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+            let message = format!("The host could not be joined for {} min{why}", JOIN_SECS / 60);
+            (until <= now).then_some((InstanceTerminationReason::ProvisioningTimeout, message))
+        }
+    };
+    if let Some((reason, message)) = failure {
+        begin_end(reason, Some(message), decision);
+        ending(now, around, decision);
+    }
+}
+
+/// A machine of the user's own is left: its agent is ended and what was installed removed.
+fn leaving(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDecision) {
+    let reason = decision.instance.state.termination_reason.unwrap_or(InstanceTerminationReason::Error);
+    let since = *decision.instance.state.ending_since.get_or_insert(now);
+    let was_joined = decision.instance.state.joined_at.is_some();
+    match &around.leaving {
+        Leaving::Done => finish(reason, None, decision),
+        // What was never joined holds nothing that anybody waits for.
+        Leaving::Failed(error) if !was_joined || since + SignedDuration::from_secs(LEAVE_SECS) <= now => {
+            decision.events.push(format!("The host could not be cleaned up: {error}"));
+            finish(reason, None, decision);
+        }
+        Leaving::NotYet | Leaving::Failed(_) => send_terminate(now, decision),
     }
 }
 
@@ -389,19 +477,26 @@ fn joined(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDeci
         MachineSeen::Unknown => decision.effect = Some(Effect::Connect),
     }
     match &around.agent {
-        AgentSeen::Connected(_) => decision.instance.state.unreachable_since = None,
+        AgentSeen::Connected(_) => {
+            decision.instance.state.unreachable_since = None;
+            if let Some(host) = &mut decision.instance.state.host {
+                host.known_keys.extend(around.host_keys.clone());
+            }
+        }
         AgentSeen::Unknown { since, .. } => {
             // Nobody listened while the server was away, so silence counts from the first try since then.
             let known = decision.instance.state.unreachable_since;
             let since = known.max(*since).unwrap_or(now);
             decision.instance.state.unreachable_since = Some(since);
+            // A machine of the user's own is waited for: nobody pays for it, and it may come back with its jobs.
+            let is_own = decision.instance.state.host.is_some();
             let until = since + SignedDuration::from_secs(UNREACHABLE_SECS);
-            if until <= now {
+            if until <= now && !is_own {
                 let message = format!("Its agent has not answered for {} min", UNREACHABLE_SECS / 60);
                 begin_end(InstanceTerminationReason::Unreachable, Some(message), decision);
                 return;
             }
-            decision.look_again_at = Some(until);
+            decision.look_again_at = (!is_own).then_some(until);
         }
     }
     occupy(now, around, decision);
@@ -428,6 +523,10 @@ fn vanished(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDe
 /// The instance ends: it is over when its backend says that the machine is gone.
 fn ending(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDecision) {
     let reason = decision.instance.state.termination_reason.unwrap_or(InstanceTerminationReason::Error);
+    if decision.instance.state.host.is_some() {
+        leaving(now, around, decision);
+        return;
+    }
     let nothing_bought = decision.instance.launch_id.is_none()
         || around.launch.is_some_and(|launch| launch.status == LaunchStatus::Failed);
     let gone = match &around.machine {
@@ -442,6 +541,10 @@ fn ending(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDeci
         finish(reason, None, decision);
         return;
     }
+    send_terminate(now, decision);
+}
+
+fn send_terminate(now: Timestamp, decision: &mut InstanceDecision) {
     // Repeated until the machine is gone: an order may be lost, and what is not ended is paid for.
     let repeat_at = decision
         .instance

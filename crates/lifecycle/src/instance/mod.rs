@@ -6,14 +6,17 @@
 //!    └── not wanted, or nobody sells it ───────  vanished or unreachable ────────┘
 //! ```
 //!
-//! `terminated` means that the backend says the machine is gone, never that we asked for it.
+//! `terminated` means that the backend says the machine is gone, never that we asked for it. A machine of the user's
+//! own has no backend: it is joined over SSH, waited for however long it is silent, and at the end left as it was.
 
 mod decide;
+mod host;
 
 pub use decide::{
-    AgentSeen, Effect, InstanceDecision, Machine, MachineSeen, Surroundings, blocks_of, decide,
+    AgentSeen, Effect, InstanceDecision, Leaving, Machine, MachineSeen, Surroundings, blocks_of, decide,
     idle_duration_for_job, split,
 };
+pub use host::{BACKEND as HOST_BACKEND, Host, Proxy, REGION as HOST_REGION};
 
 use api::ids::{FleetId, InstanceId, LaunchId, ProjectId};
 use api::instances::{GpuDriver, InstanceStatus, InstanceTerminationReason, InstanceType};
@@ -69,6 +72,8 @@ pub struct InstanceState {
     pub name: String,
     /// When something last happened to it.
     pub last_processed_at: Option<Timestamp>,
+    /// The machine of the user's own that it is. Nobody sold it, and it is joined and left.
+    pub host: Option<Host>,
     /// The kind of backend that sold it.
     pub backend: Option<String>,
     /// Only global admins may use it: its jobs run beside the server's secrets.
@@ -111,6 +116,8 @@ pub struct InstanceState {
     pub unreachable_since: Option<Timestamp>,
     /// Since when its backend does not list it.
     pub absent_since: Option<Timestamp>,
+    /// Since when it is ending.
+    pub ending_since: Option<Timestamp>,
     /// When its backend was last told to end it.
     pub terminate_sent_at: Option<Timestamp>,
     /// Why it ended.

@@ -1,10 +1,12 @@
 //! What happens next to an instance: every status by what its backend and its agent say.
 
-use api::agent::HostInfo;
+use std::collections::BTreeMap;
+
+use api::agent::{DockerInfo, HostInfo};
 use api::instances::{InstanceStatus, InstanceTerminationReason};
 use lifecycle::instance::{
-    AgentSeen, EndOrder, Instance, InstanceDecision, Machine, MachineSeen, Surroundings, decide,
-    idle_duration_for_job,
+    AgentSeen, EndOrder, Host, Instance, InstanceDecision, InstanceState, Leaving, Machine, MachineSeen,
+    Surroundings, decide, idle_duration_for_job,
 };
 use lifecycle::launch::{Launch, LaunchStatus};
 
@@ -20,11 +22,22 @@ struct Case {
     launch: Option<Launch>,
     consistent_list: bool,
     blocks: Option<u32>,
+    leaving: Leaving,
 }
 
 fn case(instance: Instance, machine: MachineSeen, agent: AgentSeen) -> Case {
     let launch = instance.launch_id.map(|_| launch(LaunchStatus::Done));
-    Case { now: 10, instance, machine, agent, busy_blocks: 0, launch, consistent_list: false, blocks: Some(1) }
+    Case {
+        now: 10,
+        instance,
+        machine,
+        agent,
+        busy_blocks: 0,
+        launch,
+        consistent_list: false,
+        blocks: Some(1),
+        leaving: Leaving::NotYet,
+    }
 }
 
 impl Case {
@@ -39,6 +52,8 @@ impl Case {
             admins_only: false,
             runs_processes: false,
             blocks: self.blocks,
+            host_keys: BTreeMap::from([("gpu-1:22".to_owned(), "ssh-ed25519 AAAA".to_owned())]),
+            leaving: self.leaving.clone(),
         };
         decide(at(self.now), &self.instance, &around)
     }
@@ -80,7 +95,7 @@ fn gone() -> MachineSeen {
 }
 
 fn silent(since: Option<i64>) -> AgentSeen {
-    AgentSeen::Unknown { since: since.map(at), error: None }
+    AgentSeen::Unknown { since: since.map(at), error: None, is_final: false }
 }
 
 fn connected() -> AgentSeen {
@@ -376,4 +391,92 @@ fn the_shorter_idle_time_of_run_and_fleet_counts() {
     for (run_secs, fleet_secs, expected) in cases {
         assert_eq!(idle_duration_for_job(run_secs, fleet_secs), expected, "{run_secs:?} {fleet_secs:?}");
     }
+}
+
+/// A machine of the user's own, asked for at 0.
+fn host(status: InstanceStatus) -> Instance {
+    let host = Host { hostname: "gpu-1".to_owned(), port: 22, blocks: Some(2), ..Host::default() };
+    let mut instance = Instance { launch_id: None, launch_index: None, ..instance(0, status) };
+    instance.created_at = at(0);
+    instance.state = InstanceState { host: Some(host), ..instance.state };
+    instance
+}
+
+fn refused(error: &str, is_final: bool) -> AgentSeen {
+    AgentSeen::Unknown { since: Some(at(0)), error: Some(error.to_owned()), is_final }
+}
+
+fn greeted() -> AgentSeen {
+    let docker = DockerInfo {
+        version: "20".to_owned(),
+        cgroup_version: "1".to_owned(),
+        live_restore: false,
+        runtimes: vec![],
+    };
+    let internal_ip = Some("10.0.0.5".to_owned());
+    let host =
+        HostInfo { cpus: 8, memory_bytes: 16 << 30, docker: Some(docker), internal_ip, ..HostInfo::default() };
+    AgentSeen::Connected(Box::new(host))
+}
+
+#[test]
+fn a_host_is_joined_by_nobody_who_sells_it() {
+    let asked_for = case(host(InstanceStatus::Pending), MachineSeen::Unknown, silent(None));
+    check(&asked_for, "provisioning, connect");
+    assert_eq!(asked_for.decide().instance.state.backend.as_deref(), Some("ssh"));
+    let mut joining = case(host(InstanceStatus::Provisioning), MachineSeen::Unknown, refused("no route", false));
+    check(&joining, "provisioning, connect");
+    joining.agent = greeted();
+    check(&joining, "idle, connect");
+    let state = joining.decide().instance.state;
+    assert_eq!((state.total_blocks, state.internal_ip.as_deref()), (2, Some("10.0.0.5")));
+    assert_eq!(state.instance_type.unwrap().resources.cpus, 8);
+    assert_eq!(state.host.unwrap().known_keys["gpu-1:22"], "ssh-ed25519 AAAA");
+}
+
+#[test]
+fn a_host_that_cannot_be_joined_says_why() {
+    let mut joining = case(host(InstanceStatus::Provisioning), MachineSeen::Unknown, refused("sudo asks", true));
+    check(&joining, "terminating, error, terminate");
+    assert_eq!(joining.decide().instance.state.termination_message.as_deref(), Some("sudo asks"));
+    joining.agent = refused("no route", false);
+    joining.now = 600;
+    check(&joining, "terminating, provisioning_timeout, terminate");
+    let message = joining.decide().instance.state.termination_message.unwrap();
+    assert_eq!(message, "The host could not be joined for 10 min: no route");
+    joining.agent = AgentSeen::Connected(Box::new(HostInfo { cpus: 8, ..HostInfo::default() }));
+    check(&joining, "terminating, error, terminate");
+}
+
+#[test]
+fn a_host_that_is_silent_is_waited_for() {
+    let mut joined = case(host(InstanceStatus::Idle), MachineSeen::Unknown, refused("no route", false));
+    joined.now = 30 * 24 * 3600;
+    check(&joined, "idle, connect");
+    assert!(joined.decide().instance.state.unreachable_since.is_some());
+    joined.agent = greeted();
+    assert!(joined.decide().instance.state.unreachable_since.is_none());
+}
+
+#[test]
+fn a_host_is_left_before_it_is_over() {
+    let mut instance = host(InstanceStatus::Idle);
+    instance.state.joined_at = Some(at(1));
+    instance.end = Some(EndOrder { reason: InstanceTerminationReason::TerminatedByUser, message: None });
+    let mut leaving = case(instance, MachineSeen::Unknown, greeted());
+    check(&leaving, "terminating, terminated_by_user, terminate");
+    leaving.instance = leaving.decide().instance;
+    leaving.now = 25;
+    leaving.leaving = Leaving::Failed("no route".to_owned());
+    check(&leaving, "terminating, terminated_by_user, terminate");
+    leaving.now = 10 + 600;
+    check(&leaving, "terminated, terminated_by_user, disconnect");
+    assert!(leaving.decide().events.iter().any(|event| event.contains("could not be cleaned up: no route")));
+    leaving.now = 12;
+    leaving.leaving = Leaving::Done;
+    check(&leaving, "terminated, terminated_by_user, disconnect");
+    // One that was never joined holds nothing that anybody waits for.
+    leaving.instance.state.joined_at = None;
+    leaving.leaving = Leaving::Failed("no route".to_owned());
+    check(&leaving, "terminated, terminated_by_user, disconnect");
 }

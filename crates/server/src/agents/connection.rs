@@ -1,6 +1,6 @@
 //! One kept connection: made, listened to, and made anew whenever it breaks.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,7 +9,6 @@ use api::agent::{
     PROTOCOL_VERSION, TaskPhase, TaskState,
 };
 use api::ids::{InstanceId, JobId};
-use backends::{AgentAccess, Backend, Machine};
 use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use http_body_util::{BodyExt, Full, Limited};
@@ -24,7 +23,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::hosts::JoinStep;
 use super::pool::Surroundings;
+use super::route::{NoWay, Route, known_keys};
 use super::{BlobBytes, BlobSeen, HostSeen, OrderError, TaskSeen, log_pull};
 
 /// How long an agent may take to answer an order.
@@ -66,6 +67,11 @@ struct State {
     host: Option<Box<HostInfo>>,
     since: Timestamp,
     error: Option<String>,
+    is_final: bool,
+    /// How far the host is joined, while it is.
+    joining: Option<JoinStep>,
+    /// The keys that hosts have shown on the way, by address.
+    host_keys: BTreeMap<String, String>,
     tasks: HashMap<JobId, TaskState>,
     /// Files that are being sent, and how the last try ended of those that could not be.
     uploading: HashSet<String>,
@@ -92,6 +98,9 @@ impl Connection {
             host: None,
             since: now,
             error: None,
+            is_final: false,
+            joining: None,
+            host_keys: BTreeMap::new(),
             tasks: HashMap::new(),
             uploading: HashSet::new(),
             unsent: HashMap::new(),
@@ -112,8 +121,20 @@ impl Connection {
         let state = self.state();
         match (&state.sender, &state.host) {
             (Some(_), Some(host)) => HostSeen::Connected(host.clone()),
-            _ => HostSeen::Unknown { since: Some(state.since), error: state.error.clone() },
+            _ => HostSeen::Unknown {
+                since: Some(state.since),
+                error: state.error.clone(),
+                is_final: state.is_final,
+            },
         }
+    }
+
+    pub(super) fn joining(&self) -> Option<JoinStep> {
+        self.state().joining
+    }
+
+    pub(super) fn host_keys(&self) -> BTreeMap<String, String> {
+        self.state().host_keys.clone()
     }
 
     pub(super) fn task(&self, job: JobId) -> TaskSeen {
@@ -259,6 +280,8 @@ impl Connection {
             state.sender = Some(sender);
             state.host = Some(Box::new(hello.host));
             state.error = None;
+            state.is_final = false;
+            state.joining = None;
             state.since = around.clock.now();
             state.tasks = hello.tasks.into_iter().map(|task| (task.id, task)).collect();
         }
@@ -267,16 +290,21 @@ impl Connection {
         }
     }
 
-    fn disconnected(&self, now: Timestamp, error: String) {
+    /// Remembers the end of a connection, or of a try to make one. Answers whether that is news for people.
+    fn disconnected(&self, now: Timestamp, NoWay { error, is_final }: NoWay) -> bool {
         let mut state = self.state();
+        let is_news = state.error.as_ref() != Some(&error) || state.is_final != is_final;
         if state.sender.take().is_some() {
             state.since = now;
         }
         state.error = Some(error);
+        state.is_final = is_final;
+        state.joining = None;
         state.unsent.clear();
         for (_, cancel) in state.pulling.drain() {
             cancel.cancel();
         }
+        is_news
     }
 
     fn apply(self: &Arc<Self>, around: &Surroundings, event: AgentEvent) {
@@ -333,7 +361,7 @@ pub(super) async fn touch_job(around: &Surroundings, job: JobId) {
 }
 
 /// Makes the instance and its jobs due: its agent came or went.
-async fn touch_instance(around: &Surroundings, instance: InstanceId) {
+pub(super) async fn touch_instance(around: &Surroundings, instance: InstanceId) {
     let now = around.clock.now();
     let touched = async {
         touch(&around.db, Table::Instances, instance.0, now).await?;
@@ -347,26 +375,23 @@ async fn touch_instance(around: &Surroundings, instance: InstanceId) {
 }
 
 /// Connects, listens, and connects again, until the connection is closed.
-pub(super) async fn keep(
-    connection: Arc<Connection>,
-    around: Surroundings,
-    backend: Arc<dyn Backend>,
-    machine: Machine,
-) {
+pub(super) async fn keep(connection: Arc<Connection>, around: Surroundings, mut route: Route) {
     let mut delay = FIRST_DELAY;
     loop {
-        let was_connected = tokio::select! {
+        let (was_connected, is_news) = tokio::select! {
             () = connection.cancel.cancelled() => break,
-            result = once(&connection, &around, backend.as_ref(), &machine) => {
+            end = once(&connection, &around, &mut route) => {
                 let was_connected = matches!(connection.host(), HostSeen::Connected(_));
-                let error = result.err().map_or_else(|| "the agent closed the connection".to_owned(), |e| format!("{e:#}"));
+                let error = &end.error;
                 tracing::debug!(instance.id = %connection.instance, "no connection to the agent: {error}");
-                connection.disconnected(around.clock.now(), error);
-                was_connected
+                (was_connected, connection.disconnected(around.clock.now(), end))
             }
         };
         if was_connected {
             delay = FIRST_DELAY;
+        }
+        // People wait for what becomes of a machine of their own.
+        if was_connected || (is_news && matches!(route, Route::Host(_))) {
             touch_instance(&around, connection.instance).await;
         }
         let jitter = Duration::from_millis(u64::from(around.ids.below(50)));
@@ -376,22 +401,33 @@ pub(super) async fn keep(
         }
         delay = (delay * 2).min(LONGEST_DELAY);
     }
-    connection.disconnected(around.clock.now(), "the connection was closed".to_owned());
+    let closed = NoWay { error: "the connection was closed".to_owned(), is_final: false };
+    connection.disconnected(around.clock.now(), closed);
 }
 
-async fn once(
-    connection: &Arc<Connection>,
-    around: &Surroundings,
-    backend: &dyn Backend,
-    machine: &Machine,
-) -> anyhow::Result<()> {
-    use anyhow::Context;
-    let stream = match backend.agent_access(machine).await? {
-        AgentAccess::UnixSocket(path) => tokio::net::UnixStream::connect(&path)
-            .await
-            .with_context(|| format!("connect to the agent's socket `{}`", path.display()))?,
-        AgentAccess::Simulated => anyhow::bail!("the machine exists only in a simulation"),
+/// One connection, from the way to it to its end.
+async fn once(connection: &Arc<Connection>, around: &Surroundings, route: &mut Route) -> NoWay {
+    let told = |step: JoinStep| {
+        connection.state().joining = Some(step);
+        around.wake.tell_watchers();
     };
+    let stream = match route.open(&around.agent_program, &around.clock, &told).await {
+        Ok(stream) => stream,
+        Err(no_way) => return no_way,
+    };
+    if let Route::Host(access) = route {
+        connection.state().host_keys = known_keys(&access.target);
+    }
+    match listen(connection, around, stream).await {
+        Ok(()) => anyhow::anyhow!("the agent closed the connection").into(),
+        Err(error) => error.into(),
+    }
+}
+
+async fn listen<S>(connection: &Arc<Connection>, around: &Surroundings, stream: S) -> anyhow::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let sender = handshake(stream, around.epoch).await?;
     let request = HelloRequest { server_id: around.server_id, epoch: around.epoch, protocol: PROTOCOL_VERSION };
     let hello: Hello = sender.send("POST", "/v1/hello", &request).await?;
@@ -562,6 +598,7 @@ mod tests {
 
     async fn surroundings(folder: &tempfile::TempDir) -> Surroundings {
         Surroundings {
+            agent_program: Arc::new(crate::agents::hosts::AgentProgram::new(std::path::PathBuf::from("/nowhere"))),
             db: store::Db::open_memory().await.unwrap(),
             clock: Clock::System,
             ids: Ids::Random,

@@ -1,32 +1,59 @@
 //! The agents of instances: who answers, what each task does, and the orders that we give.
 
 mod connection;
+pub mod hosts;
 mod log_pull;
 mod pool;
+mod route;
 
 pub use pool::{AgentPool, Surroundings};
+pub use route::Route;
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 
 use api::agent::{AgentError, HostInfo, TaskSpec, TaskState};
 use api::ids::{InstanceId, JobId};
 use async_trait::async_trait;
-use backends::{Backend, Machine};
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
+use lifecycle::instance::Leaving;
+
+use self::hosts::{HostAccess, JoinStep};
 
 /// What can be asked of agents. The real one is [`AgentPool`]; simulations have their own.
 #[async_trait]
 pub trait Agents: fmt::Debug + Send + Sync {
     /// Keeps a connection to an instance's agent, made anew whenever it breaks.
-    fn keep(&self, instance: InstanceId, backend: Arc<dyn Backend>, machine: Machine);
+    fn keep(&self, instance: InstanceId, route: Route);
+
+    /// Whether a connection is kept, so that nobody need find out the way.
+    fn is_kept(&self, instance: InstanceId) -> bool;
 
     /// Lets go of an instance's agent.
     fn drop_connection(&self, instance: InstanceId);
 
     /// Whether an instance's agent answers, and what its host has.
     fn host(&self, instance: InstanceId) -> HostSeen;
+
+    /// How far a machine of the user's own is joined, while it is.
+    fn joining(&self, _instance: InstanceId) -> Option<JoinStep> {
+        None
+    }
+
+    /// The keys that a machine of the user's own and the hosts on the way to it have shown, by address.
+    fn host_keys(&self, _instance: InstanceId) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+
+    /// Begins to leave a machine of the user's own, unless somebody does: ends its agent and removes what was
+    /// installed. The instance falls due when that has ended.
+    fn leave(&self, _instance: InstanceId, _access: HostAccess) {}
+
+    /// How far a machine of the user's own is left.
+    fn leaving(&self, _instance: InstanceId) -> Leaving {
+        Leaving::NotYet
+    }
 
     /// A task as its agent last told it.
     fn task(&self, instance: InstanceId, job: JobId) -> TaskSeen;
@@ -71,6 +98,8 @@ pub enum HostSeen {
         since: Option<Timestamp>,
         /// Why, for people.
         error: Option<String>,
+        /// It is no use to try again.
+        is_final: bool,
     },
     /// It does.
     Connected(Box<HostInfo>),

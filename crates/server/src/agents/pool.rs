@@ -1,16 +1,18 @@
 //! One kept connection per instance.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
 use api::agent::{AgentError, AgentErrorCode, StopOrder, TaskOrder, TaskSpec, TaskState};
 use api::ids::{InstanceId, JobId, ServerId};
 use async_trait::async_trait;
-use backends::{Backend, Machine};
+use lifecycle::instance::Leaving;
 use store::Db;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{self, Connection};
+use super::hosts::{self, AgentProgram, HostAccess, JoinStep, Left};
+use super::route::Route;
 use super::{Agents, BlobBytes, BlobSeen, HostSeen, OrderError, TaskSeen};
 use crate::clock::Clock;
 use crate::ids::Ids;
@@ -34,6 +36,8 @@ pub struct Surroundings {
     pub server_id: ServerId,
     /// Grows with each start of a server on this database.
     pub epoch: u64,
+    /// What machines of the user's own are given.
+    pub agent_program: Arc<AgentProgram>,
 }
 
 /// The real agents.
@@ -41,13 +45,19 @@ pub struct Surroundings {
 pub struct AgentPool {
     around: Surroundings,
     connections: Mutex<HashMap<InstanceId, Arc<Connection>>>,
+    /// Machines of the user's own that are being left or have been; none while somebody is at it.
+    left: Arc<Mutex<HashMap<InstanceId, Option<Leaving>>>>,
     shutdown: CancellationToken,
 }
 
 impl AgentPool {
     /// A pool without connections, which all end when `shutdown` is cancelled.
     pub fn new(around: Surroundings, shutdown: CancellationToken) -> AgentPool {
-        AgentPool { around, connections: Mutex::default(), shutdown }
+        AgentPool { around, connections: Mutex::default(), left: Arc::default(), shutdown }
+    }
+
+    fn left(&self) -> std::sync::MutexGuard<'_, HashMap<InstanceId, Option<Leaving>>> {
+        self.left.lock().expect("nobody panics while leaving")
     }
 
     fn find(&self, instance: InstanceId) -> Option<Arc<Connection>> {
@@ -61,14 +71,18 @@ impl AgentPool {
 
 #[async_trait]
 impl Agents for AgentPool {
-    fn keep(&self, instance: InstanceId, backend: Arc<dyn Backend>, machine: Machine) {
+    fn is_kept(&self, instance: InstanceId) -> bool {
+        self.find(instance).is_some()
+    }
+
+    fn keep(&self, instance: InstanceId, route: Route) {
         let mut connections = self.connections.lock().expect("nobody panics while connecting");
         if connections.contains_key(&instance) {
             return;
         }
         let connection = Arc::new(Connection::new(instance, self.around.clock.now(), self.shutdown.child_token()));
         connections.insert(instance, connection.clone());
-        tokio::spawn(connection::keep(connection, self.around.clone(), backend, machine));
+        tokio::spawn(connection::keep(connection, self.around.clone(), route));
     }
 
     fn drop_connection(&self, instance: InstanceId) {
@@ -76,10 +90,46 @@ impl Agents for AgentPool {
         if let Some(connection) = connection {
             connection.close();
         }
+        // Nobody asks any more once the instance is over, and that is when this is called for the last time.
+        self.left().retain(|id, left| *id != instance || left.is_none());
     }
 
     fn host(&self, instance: InstanceId) -> HostSeen {
-        self.find(instance).map_or(HostSeen::Unknown { since: None, error: None }, |connection| connection.host())
+        let unknown = HostSeen::Unknown { since: None, error: None, is_final: false };
+        self.find(instance).map_or(unknown, |connection| connection.host())
+    }
+
+    fn joining(&self, instance: InstanceId) -> Option<JoinStep> {
+        self.find(instance)?.joining()
+    }
+
+    fn host_keys(&self, instance: InstanceId) -> BTreeMap<String, String> {
+        self.find(instance).map(|connection| connection.host_keys()).unwrap_or_default()
+    }
+
+    fn leave(&self, instance: InstanceId, access: HostAccess) {
+        {
+            let mut left = self.left();
+            if matches!(left.get(&instance), Some(None | Some(Leaving::Done))) {
+                return;
+            }
+            left.insert(instance, None);
+        }
+        self.drop_connection(instance);
+        let (around, all) = (self.around.clone(), self.left.clone());
+        tokio::spawn(async move {
+            let left = match hosts::leave(&access, &around.clock).await {
+                Ok(Left::Removed | Left::Nothing) => Leaving::Done,
+                Ok(Left::HostGone(error)) => Leaving::Failed(error),
+                Err(error) => Leaving::Failed(error.message),
+            };
+            all.lock().expect("nobody panics while leaving").insert(instance, Some(left));
+            connection::touch_instance(&around, instance).await;
+        });
+    }
+
+    fn leaving(&self, instance: InstanceId) -> Leaving {
+        self.left().get(&instance).cloned().flatten().unwrap_or(Leaving::NotYet)
     }
 
     fn task(&self, instance: InstanceId, job: JobId) -> TaskSeen {

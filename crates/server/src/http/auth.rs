@@ -85,6 +85,11 @@ impl Access {
         self.is_project_admin() || self.role == Some(ProjectRole::Manager)
     }
 
+    /// Whether they may have fleets of machines of their own.
+    pub fn may_manage_ssh_fleets(&self, deps: &Deps) -> bool {
+        self.is_project_admin() || deps.settings.default_permissions.allow_non_admins_manage_ssh_fleets
+    }
+
     /// Whether the project is theirs to use.
     pub fn is_member(&self) -> bool {
         self.is_global_admin() || self.role.is_some()

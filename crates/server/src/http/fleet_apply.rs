@@ -4,6 +4,7 @@ use api::configurations::Blocks;
 use api::fleets::{
     ApplyFleetPlanRequest, Fleet as WireFleet, FleetPlan, FleetSpec, FleetStatus, GetFleetPlanRequest,
 };
+use api::ids::{FleetId, InstanceId};
 use api::runs::ApplyAction;
 use axum::extract::State;
 use lifecycle::events::{NewEvent, Target};
@@ -14,6 +15,7 @@ use store::{Hold, Tx, Versioned, fleets, instances};
 use super::auth::{Access, ProjectMember};
 use super::error::{Error, Result};
 use super::extract::Json;
+use super::fleet_hosts;
 use super::fleet_views::without_keys;
 use super::fleets::{ring, view_of};
 use super::scope::{cannot_update, changed_keys, hold_project};
@@ -21,6 +23,7 @@ use crate::backend_pool::ANSWER_TIMEOUT;
 use crate::deps::Deps;
 use crate::market::fleet_requirements;
 use crate::offers::{self, OffersQuery};
+use crate::own_hosts::{self, WantedHost};
 use crate::reconcile::fleet::{free_numbers, new_instance};
 use crate::{accounts, names};
 
@@ -57,6 +60,7 @@ pub async fn get_plan(
 ) -> Result<Json<FleetPlan>> {
     let spec = request.spec;
     check(&spec)?;
+    fleet_hosts::check_rights(&deps, &member, &spec)?;
     let current = find(&deps, &member, &spec).await?;
     let action = match &current {
         Some(row) if refusal(&row.value.spec, &spec)?.is_none() => ApplyAction::Update,
@@ -91,6 +95,9 @@ async fn offers_for(
     current: Option<&Versioned<Fleet>>,
 ) -> Result<Vec<api::instances::Offer>> {
     let configuration = &spec.configuration;
+    if configuration.ssh_config.is_some() {
+        return Ok(vec![]);
+    }
     let profile = configuration.merged_profile(Some(&spec.profile));
     let nodes = configuration.nodes.map_or(0, |nodes| nodes.max.unwrap_or(nodes.target).max(1));
     let home = current.and_then(|row| row.value.state.home.as_ref());
@@ -113,32 +120,37 @@ pub async fn apply(
     member: ProjectMember,
     Json(request): Json<ApplyFleetPlanRequest>,
 ) -> Result<Json<WireFleet>> {
-    let mut spec = request.plan.spec;
-    check(&spec)?;
-    spec.autocreated = false;
+    let hosts = check(&request.plan.spec)?;
+    fleet_hosts::check_rights(&deps, &member, &request.plan.spec)?;
+    // The instances have the keys, sealed.
+    let spec = FleetSpec { autocreated: false, ..without_keys(request.plan.spec) };
     let mut tx = deps.db.begin().await?;
     hold_project(&mut tx, &member, Hold::Together).await?;
     let current = match &spec.configuration.name {
         Some(name) => fleets::get_by_name(&mut tx, member.project.id, name).await?,
         None => None,
     };
-    let id = match current {
+    let (id, rekeyed) = match current {
         Some(row) => {
             if !request.force {
                 check_unchanged(&row.value, request.plan.current_resource.as_ref())?;
             }
-            update(&deps, &mut tx, &member, row, spec).await?
+            update(&deps, &mut tx, &member, row, spec, &hosts).await?
         }
-        None => create(&deps, &mut tx, &member, spec).await?,
+        None => create(&deps, &mut tx, &member, spec, &hosts).await?,
     };
     tx.commit().await?;
+    for instance in rekeyed {
+        // What is tried with the old keys is tried anew.
+        deps.agents.drop_connection(instance);
+    }
     ring(&deps);
     let row = fleets::get(&deps.db, id).await?.ok_or_else(Error::resource_not_found)?;
     view_of(&deps, &row, &member.project.name).await.map(Json)
 }
 
-/// Refuses what is wrong with a spec, and what this server does not have.
-fn check(spec: &FleetSpec) -> Result<()> {
+/// Refuses what is wrong with a spec, and what this server does not have. Gives the machines that it names.
+fn check(spec: &FleetSpec) -> Result<Vec<WantedHost>> {
     spec.configuration.check_submission().map_err(Error::bad_request)?;
     // The target is not less than the least.
     if spec.configuration.nodes.is_some_and(|nodes| MOST_NODES < nodes.target) {
@@ -147,15 +159,12 @@ fn check(spec: &FleetSpec) -> Result<()> {
     if matches!(spec.configuration.blocks, Blocks::Count(count) if MOST_BLOCKS < count) {
         return Err(Error::bad_request(format!("`blocks` cannot be more than {MOST_BLOCKS}")));
     }
-    if spec.configuration.ssh_config.is_some() {
-        return Err(Error::bad_request("SSH fleets are not supported yet by this server"));
-    }
     if spec.configuration.backend_options.as_ref().is_some_and(|options| !options.is_empty()) {
         return Err(Error::bad_request(
             "`backend_options` is not supported by this server: it has no such backend",
         ));
     }
-    Ok(())
+    own_hosts::wanted(&spec.configuration).map_err(Error::bad_request)
 }
 
 async fn find(deps: &Deps, access: &Access, spec: &FleetSpec) -> Result<Option<Versioned<Fleet>>> {
@@ -177,10 +186,12 @@ fn check_unchanged(fleet: &Fleet, seen: Option<&WireFleet>) -> Result<()> {
 
 /// Why a fleet cannot be changed in place, if it cannot.
 fn refusal(current: &FleetSpec, wanted: &FleetSpec) -> Result<Option<String>> {
-    let wanted = FleetSpec { autocreated: current.autocreated, ..wanted.clone() };
+    let wanted = FleetSpec { autocreated: current.autocreated, ..without_keys(wanted.clone()) };
+    let of_hosts = [&current.configuration, &wanted.configuration].iter().all(|it| it.ssh_config.is_some());
+    let updatable = if of_hosts { fleet_hosts::UPDATABLE } else { UPDATABLE_CONFIGURATION };
     for (changed, updatable) in [
         (changed_keys(current, &wanted)?, UPDATABLE_SPEC),
-        (changed_keys(&current.configuration, &wanted.configuration)?, UPDATABLE_CONFIGURATION),
+        (changed_keys(&current.configuration, &wanted.configuration)?, updatable),
     ] {
         if changed.iter().any(|key| !updatable.contains(&key.as_str())) {
             return Ok(Some(cannot_update(&changed, updatable)));
@@ -195,7 +206,8 @@ async fn update(
     access: &Access,
     mut row: Versioned<Fleet>,
     spec: FleetSpec,
-) -> Result<api::ids::FleetId> {
+    hosts: &[WantedHost],
+) -> Result<(FleetId, Vec<InstanceId>)> {
     let fleet = &mut row.value;
     if !fleet.wanted {
         return Err(Error::bad_request(format!(
@@ -209,7 +221,7 @@ async fn update(
     let changed = changed_keys(&fleet.spec.configuration, &spec.configuration)?;
     let path_changed = fleet.spec.configuration_path != spec.configuration_path;
     if changed.is_empty() && !path_changed {
-        return Ok(fleet.id);
+        return Ok((fleet.id, fleet_hosts::update(deps, tx, access, fleet, hosts).await?));
     }
     fleet.spec = FleetSpec { autocreated: fleet.spec.autocreated, ..spec };
     // What it buys from now on is bought by whoever made it and by whoever changed it.
@@ -227,10 +239,16 @@ async fn update(
         let target = Target::fleet(fleet.project_id, fleet.id, &fleet.name);
         accounts::record(deps, tx, &NewEvent::by_user(access.user.id, message, vec![target])).await?;
     }
-    Ok(fleet.id)
+    Ok((fleet.id, fleet_hosts::update(deps, tx, access, fleet, hosts).await?))
 }
 
-async fn create(deps: &Deps, tx: &mut Tx, access: &Access, mut spec: FleetSpec) -> Result<api::ids::FleetId> {
+async fn create(
+    deps: &Deps,
+    tx: &mut Tx,
+    access: &Access,
+    mut spec: FleetSpec,
+    hosts: &[WantedHost],
+) -> Result<(FleetId, Vec<InstanceId>)> {
     let name = match &spec.configuration.name {
         Some(name) => name.clone(),
         None => free_name(deps, tx, access).await?,
@@ -264,7 +282,7 @@ async fn create(deps: &Deps, tx: &mut Tx, access: &Access, mut spec: FleetSpec) 
         let event = NewEvent::by_server("Instance created on fleet submission. Status: PENDING", vec![target]);
         accounts::record(deps, tx, &event).await?;
     }
-    Ok(fleet.id)
+    Ok((fleet.id, fleet_hosts::update(deps, tx, access, &fleet, hosts).await?))
 }
 
 /// A name that no fleet of the project has.
@@ -311,7 +329,11 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_refused_by_name() {
-        check_spec(&json!({ "nodes": null, "ssh_config": { "hosts": ["a"], "user": "u" } }), "SSH fleets are not");
+        let hosts = |ssh: serde_json::Value| json!({ "nodes": null, "ssh_config": ssh });
+        check_spec(&hosts(json!({ "hosts": ["a"], "user": "u" })), "no private key for a: `identity_file`");
+        check_spec(&hosts(json!({ "hosts": ["a"] })), "`user` is needed for the host a");
+        let key = json!({ "public": "", "private": "ssh-ed25519 AAAA" });
+        check_spec(&hosts(json!({ "hosts": ["a"], "user": "u", "ssh_key": key })), "the key for a");
         check_spec(&json!({ "nodes": null }), "No ssh_config or nodes specified");
         check_spec(&json!({ "name": "A b" }), "Resource name should match regex");
         check_spec(&json!({ "env": ["A=1"] }), "['env']");

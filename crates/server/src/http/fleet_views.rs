@@ -115,6 +115,7 @@ pub fn instance(
         total_blocks: (state.total_blocks > 0).then_some(state.total_blocks),
         busy_blocks,
         gpu_driver: state.gpu_driver.clone(),
+        progress: None,
     }
 }
 

@@ -7,11 +7,13 @@ use api::fleets::{
     ListFleetsRequest, ListProjectFleetsRequest,
 };
 use api::ids::{FleetId, InstanceId, ProjectId};
-use api::instances::InstanceTerminationReason;
+use api::instances::{
+    Instance as WireInstance, InstanceStatus, InstanceTerminationReason, JoinProgress, JoinStep,
+};
 use axum::extract::State;
 use lifecycle::events::{NewEvent, Target};
 use lifecycle::fleet::Fleet;
-use lifecycle::instance::{EndOrder, Instance};
+use lifecycle::instance::{EndOrder, HOST_REGION, Instance};
 use store::fleets::{self, FleetFilter};
 use store::leases::Table;
 use store::{Tx, Versioned, instances, runs};
@@ -19,9 +21,11 @@ use store::{Tx, Versioned, instances, runs};
 use super::auth::{AuthUser, ProjectMember};
 use super::error::{Error, Result, check_bounds, check_length};
 use super::extract::{Json, OptionalJson};
+use super::fleet_hosts::check_rights;
 use super::fleet_views::{self as views, Moment};
 use super::scope::{behind, projects_of};
 use crate::accounts;
+use crate::agents::{HostSeen, hosts};
 use crate::deps::Deps;
 use crate::pool;
 
@@ -86,6 +90,7 @@ pub async fn delete(
         if !fleet.wanted {
             continue;
         }
+        check_rights(&deps, &member, &fleet.spec)?;
         if is_in_use(&mut tx, fleet).await? {
             return Err(Error::bad_request(format!("Failed to delete fleet {name}. Fleet is in use.")));
         }
@@ -117,6 +122,7 @@ pub async fn delete_instances(
     let mut tx = deps.db.begin().await?;
     let row = fleets::get_by_name(&mut tx, member.project.id, &request.name).await?;
     let row = row.ok_or_else(Error::resource_not_found)?;
+    check_rights(&deps, &member, &row.value.spec)?;
     // Whoever gives one of them to a job has done so before, and it is seen to be in use, or sees that the fleet has
     // moved.
     fleets::overtake(&mut tx, row.value.id).await?;
@@ -168,6 +174,26 @@ pub(super) async fn view_of(deps: &Deps, row: &Versioned<Fleet>, project_name: &
     view.ok_or_else(|| Error::internal(anyhow::anyhow!("a fleet has no view")))
 }
 
+/// How far a machine of the user's own is joined, while its agent does not answer.
+pub(super) fn progress(deps: &Deps, instance: &WireInstance) -> Option<JoinProgress> {
+    let may_join = match instance.status {
+        InstanceStatus::Provisioning | InstanceStatus::Idle | InstanceStatus::Busy => true,
+        InstanceStatus::Pending | InstanceStatus::Terminating | InstanceStatus::Terminated => false,
+    };
+    if !may_join || instance.region.as_deref() != Some(HOST_REGION) {
+        return None;
+    }
+    let HostSeen::Unknown { error, .. } = deps.agents.host(instance.id) else { return None };
+    let step = match deps.agents.joining(instance.id) {
+        Some(hosts::JoinStep::Connect) | None => JoinStep::Connecting,
+        Some(hosts::JoinStep::Check) => JoinStep::Checking,
+        Some(hosts::JoinStep::Deliver) => JoinStep::Delivering,
+        Some(hosts::JoinStep::Start) => JoinStep::Starting,
+        Some(hosts::JoinStep::Greet) => JoinStep::Greeting,
+    };
+    Some(JoinProgress { step, message: error })
+}
+
 /// Fleets as clients see them, in the order given.
 async fn views_of(
     deps: &Deps,
@@ -194,6 +220,9 @@ async fn views_of(
             // A fleet that nobody wants ends from the moment that somebody said so.
             if !row.value.wanted && row.value.status == FleetStatus::Active {
                 view.status = FleetStatus::Terminating;
+            }
+            for instance in &mut view.instances {
+                instance.progress = progress(deps, instance);
             }
             view
         })

@@ -16,7 +16,7 @@ use super::auth::{AuthUser, ProjectMember};
 use super::error::{Error, Result, check_bounds};
 use super::extract::{Json, OptionalJson};
 use super::fleet_views as views;
-use super::fleets::moment;
+use super::fleets::{moment, progress};
 use super::scope::{behind, projects_of};
 use crate::deps::Deps;
 
@@ -102,7 +102,9 @@ async fn views_of(
             let busy = busy.get(&instance.id).copied().unwrap_or_default();
             let project_name = name_of(project_names.get(&instance.project_id));
             let fleet_name = name_of(fleet_names.get(&instance.fleet_id));
-            views::instance(moment, instance, busy, &project_name, &fleet_name)
+            let mut view = views::instance(moment, instance, busy, &project_name, &fleet_name);
+            view.progress = progress(deps, &view);
+            view
         })
         .collect())
 }

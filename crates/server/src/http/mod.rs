@@ -12,6 +12,7 @@ pub mod events;
 pub mod extract;
 pub mod files;
 pub mod fleet_apply;
+mod fleet_hosts;
 pub mod fleet_views;
 pub mod fleets;
 pub mod gpus;

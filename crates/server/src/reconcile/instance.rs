@@ -14,9 +14,10 @@ use store::leases::Table;
 use store::{Versioned, fleets, instances, jobs, launches};
 
 use super::{Next, placement, record, sweep};
-use crate::agents::HostSeen;
+use crate::agents::{HostSeen, Route};
 use crate::backend_pool::{OpenBackend, answer};
 use crate::deps::Deps;
+use crate::own_hosts;
 
 /// Moves one instance on.
 pub async fn reconcile(deps: &Deps, id: InstanceId) -> store::Result<Next> {
@@ -88,7 +89,7 @@ async fn surroundings<'a>(
             Some(Some(machine)) => MachineSeen::Present(Box::new(facts(machine))),
         },
         agent: match deps.agents.host(instance.id) {
-            HostSeen::Unknown { since, error } => AgentSeen::Unknown { since, error },
+            HostSeen::Unknown { since, error, is_final } => AgentSeen::Unknown { since, error, is_final },
             HostSeen::Connected(host) => AgentSeen::Connected(host),
         },
         busy_blocks: u32::try_from(busy_blocks).unwrap_or(u32::MAX),
@@ -99,6 +100,8 @@ async fn surroundings<'a>(
         admins_only: capabilities.is_some_and(|capabilities| capabilities.admins_only),
         runs_processes: capabilities.is_some_and(|capabilities| capabilities.processes_without_image),
         blocks,
+        host_keys: deps.agents.host_keys(instance.id),
+        leaving: deps.agents.leaving(instance.id),
     })
 }
 
@@ -185,6 +188,17 @@ fn recorded(instance: &Instance) -> Option<Machine> {
     })
 }
 
+/// Joins or leaves a machine of the user's own.
+async fn reach_host(deps: &Deps, instance: &Instance, effect: Effect) {
+    match own_hosts::access(deps, instance).await {
+        Ok(access) if effect == Effect::Terminate => deps.agents.leave(instance.id, access),
+        Ok(access) => deps.agents.keep(instance.id, Route::Host(Box::new(access))),
+        Err(error) => {
+            tracing::warn!(instance.id = %instance.id, "cannot reach the host of `{}`: {error:#}", instance.state.name);
+        }
+    }
+}
+
 async fn act(
     deps: &Deps,
     instance: &Instance,
@@ -193,9 +207,13 @@ async fn act(
     effect: Effect,
 ) {
     match effect {
+        Effect::Connect if deps.agents.is_kept(instance.id) => {}
+        Effect::Connect | Effect::Terminate if instance.state.host.is_some() => {
+            reach_host(deps, instance, effect).await;
+        }
         Effect::Connect => {
             if let (Some(open), Some(machine)) = (backend, machine.cloned().or_else(|| recorded(instance))) {
-                deps.agents.keep(instance.id, open.backend.clone(), machine);
+                deps.agents.keep(instance.id, Route::Machine(open.backend.clone(), Box::new(machine)));
             }
         }
         Effect::Disconnect => deps.agents.drop_connection(instance.id),

@@ -85,6 +85,7 @@ pub(super) fn describe(job: &mut Job, run: &Run, instance: &Instance) {
     let region = instance.state.region.clone().unwrap_or_default();
     let price = instance.state.price.unwrap_or_default();
     let part = blocks < total;
+    let host = instance.state.host.as_ref();
     job.state.runtime = Some(JobRuntimeData {
         network_mode: if part || (in_container && instance.state.container_network.is_some()) {
             "bridge".to_owned()
@@ -124,10 +125,12 @@ pub(super) fn describe(job: &mut Job, run: &Run, instance: &Instance) {
         availability_zone: instance.state.zone.clone(),
         reservation: None,
         price,
-        username: "root".to_owned(),
-        ssh_port: Some(22),
+        username: host.map_or_else(|| "root".to_owned(), |host| host.user.clone()),
+        ssh_port: Some(host.map_or(22, |host| host.port)),
         dockerized: in_container,
-        ssh_proxy: None,
+        ssh_proxy: host.and_then(|host| host.proxy.as_ref()).map(
+            |proxy| serde_json::json!({ "hostname": proxy.hostname, "username": proxy.user, "port": proxy.port }),
+        ),
         backend_data: None,
         gpu_driver: instance.state.gpu_driver.clone(),
     });

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::lock::DataLock;
 use super::{ServerArgs, Surroundings, agent_binary, output};
 use crate::accounts::{self, ADMIN_USER, MAIN_PROJECT, NewProject, NewUser};
+use crate::agents::hosts::AgentProgram;
 use crate::agents::{self, AgentPool};
 use crate::backend_pool::BackendPool;
 use crate::config::{self, ServerConfig};
@@ -259,9 +260,11 @@ pub(super) async fn build_deps(
         logs: logs.clone(),
         server_id,
         epoch,
+        agent_program: Arc::new(AgentProgram::new(settings.agent_binary.clone())),
     };
     let agents = Arc::new(AgentPool::new(around, shutdown.clone()));
     Ok(Deps {
+        server_id,
         backends: Arc::new(BackendPool::new(context, sealer.clone(), clock.clone())),
         db,
         clock,

@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex};
 use api::agent::{AgentError, DockerInfo, HostInfo, TaskPhase, TaskSpec, TaskState};
 use api::ids::{InstanceId, JobId};
 use async_trait::async_trait;
+use backends::MachineKey;
 use backends::fake::FakeCloud;
-use backends::{Backend, Machine, MachineKey};
 use jiff::Timestamp;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use server::agents::{Agents, BlobBytes, BlobSeen, HostSeen, OrderError, TaskSeen};
+use server::agents::{Agents, BlobBytes, BlobSeen, HostSeen, OrderError, Route, TaskSeen};
 use server::clock::Clock;
 use server::logs::LogStore;
 
@@ -216,7 +216,12 @@ impl SimAgents {
 
 #[async_trait]
 impl Agents for SimAgents {
-    fn keep(&self, instance: InstanceId, _backend: Arc<dyn Backend>, machine: Machine) {
+    fn is_kept(&self, instance: InstanceId) -> bool {
+        self.state.lock().unwrap().connections.contains_key(&instance)
+    }
+
+    fn keep(&self, instance: InstanceId, route: Route) {
+        let Route::Machine(_, machine) = route else { panic!("there are no such hosts here") };
         let since = self.clock.now();
         let mut state = self.state.lock().unwrap();
         let connection = || Connection { machine: machine.key, connected: false, since, view: BTreeMap::new() };
@@ -229,9 +234,9 @@ impl Agents for SimAgents {
 
     fn host(&self, instance: InstanceId) -> HostSeen {
         match self.state.lock().unwrap().connections.get(&instance) {
-            None => HostSeen::Unknown { since: None, error: None },
+            None => HostSeen::Unknown { since: None, error: None, is_final: false },
             Some(Connection { connected: false, since, .. }) => {
-                HostSeen::Unknown { since: Some(*since), error: Some("no answer".to_owned()) }
+                HostSeen::Unknown { since: Some(*since), error: Some("no answer".to_owned()), is_final: false }
             }
             Some(_) => HostSeen::Connected(Box::new(HostInfo {
                 docker: Some(DockerInfo {

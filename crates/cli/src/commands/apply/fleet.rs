@@ -2,19 +2,20 @@
 
 use std::time::Duration;
 
-use anyhow::bail;
 use api::client::endpoints;
 use api::configurations::FleetConfiguration;
 use api::fleets::{
     ApplyFleetPlanInput, ApplyFleetPlanRequest, DeleteFleetsRequest, Fleet, FleetPlan, FleetSpec,
     GetFleetPlanRequest, GetFleetRequest,
 };
-use api::instances::InstanceStatus;
+use api::instances::{Instance, InstanceStatus, JoinProgress};
 use api::runs::ApplyAction;
 
 use super::USE_FORCE;
 use super::configure::complete_env;
-use super::progress::{Progress, Step};
+use super::identities;
+use super::progress::{Progress, Step, plain_line};
+use super::source::Source;
 use crate::args::ApplyArgs;
 use crate::commands::{agreed, delete};
 use crate::output::runs::Times;
@@ -33,13 +34,14 @@ pub(super) async fn apply(
     args: &ApplyArgs,
     mut configuration: FleetConfiguration,
     path: String,
+    source: &Source,
 ) -> anyhow::Result<Option<(Project, Fleet)>> {
     if let Some(name) = &args.name {
         configuration.name = Some(name.clone());
     }
     complete_env(session, &args.env, &mut configuration.env)?;
-    if configuration.ssh_config.is_some() {
-        bail!("Fleets of machines that are reached over SSH are not supported yet");
+    if let Some(ssh) = &mut configuration.ssh_config {
+        identities::read_keys(session, source, ssh)?;
     }
     let project = session.project(args.project.project.as_deref())?;
     let profile = profiles::load(session, None, false)?;
@@ -69,6 +71,11 @@ fn print_plan(session: &mut Session, plan: &FleetPlan) -> anyhow::Result<()> {
     let printer = &mut session.printer;
     printer.table(&plans::fleet_properties(plan))?;
     printer.blank()?;
+    let is_ssh = plan.spec.configuration.ssh_config.is_some();
+    if plan.offers.is_empty() && is_ssh {
+        // Machines that are there already are offered by nobody.
+        return Ok(());
+    }
     if plan.offers.is_empty() {
         printer.warning(offers::NO_OFFERS)?;
     } else {
@@ -104,6 +111,15 @@ fn decide(session: &mut Session, args: &ApplyArgs, plan: &FleetPlan) -> anyhow::
     };
     // Who made the fleet is not part of what is wanted.
     let changes = plans::changes(&FleetSpec { autocreated: spec.autocreated, ..current.spec.clone() }, spec);
+    let lost = lost_hosts(current);
+    if changes.is_empty() && lost != 0 && plan.action == ApplyAction::Update && !args.force {
+        let hosts = if lost == 1 { "1 host is".to_owned() } else { format!("{lost} hosts are") };
+        printer.line(format!(
+            "Found fleet {}. No configuration changes detected, but {hosts} missing.",
+            current.name
+        ))?;
+        return Ok(Some(Decision { question: "Try again to join what is missing?", delete_first: false }));
+    }
     if changes.is_empty() {
         if args.yes && !args.force {
             printer.line(format!("No configuration changes detected. {USE_FORCE}"))?;
@@ -123,6 +139,13 @@ fn decide(session: &mut Session, args: &ApplyArgs, plan: &FleetPlan) -> anyhow::
     Ok(Some(Decision { question, delete_first: !is_update }))
 }
 
+/// How many of the hosts that a fleet names could not be joined, and are in nobody's hands.
+fn lost_hosts(fleet: &Fleet) -> usize {
+    let Some(ssh) = &fleet.spec.configuration.ssh_config else { return 0 };
+    let kept = fleet.instances.iter().filter(|instance| is_active(instance.status));
+    ssh.hosts.len().saturating_sub(kept.count())
+}
+
 /// Waits until no instance is on its way, and shows what became of them.
 pub(super) async fn follow(
     session: &mut Session,
@@ -132,6 +155,7 @@ pub(super) async fn follow(
 ) -> anyhow::Result<Outcome> {
     let interrupts = session.interrupts.clone();
     let mut progress = Progress::default();
+    let is_followed = fleet.instances.iter().any(|instance| is_on_its_way(instance.status));
     while fleet.instances.iter().any(|instance| is_on_its_way(instance.status)) {
         progress.show(&mut session.printer, &steps(&fleet))?;
         let seen = tokio::select! {
@@ -145,12 +169,24 @@ pub(super) async fn follow(
         };
         fleet = seen;
     }
+    if is_followed {
+        progress.show(&mut session.printer, &steps(&fleet))?;
+    }
     progress.clear();
-    let has_failed = fleet.instances.iter().any(|instance| instance.status == InstanceStatus::Terminated);
+    let has_ended = |instance: &Instance| instance.status == InstanceStatus::Terminated;
+    let has_failed = fleet.instances.iter().any(has_ended);
     let times = Times::At(session.zone.clone());
     session.printer.table(&fleets::table(std::slice::from_ref(&fleet), has_failed || args.verbose, &times))?;
     if has_failed {
         session.printer.blank()?;
+        if fleet.spec.configuration.ssh_config.is_some() {
+            // The table does not say which machine is which.
+            for (step, _) in steps(&fleet).iter().zip(&fleet.instances).filter(|(_, instance)| has_ended(instance))
+            {
+                session.printer.line(plain_line(step))?;
+            }
+            session.printer.blank()?;
+        }
         session.printer.error(if is_retried(&fleet) {
             "Some instances failed. Provisioning will be retried in the background."
         } else {
@@ -169,14 +205,17 @@ async fn look_again(project: &Project, name: &str) -> anyhow::Result<Fleet> {
 
 /// Whether the fleet still owes instances, which its server goes on to provide.
 fn is_retried(fleet: &Fleet) -> bool {
-    let is_active = |status| match status {
+    let active = fleet.instances.iter().filter(|instance| is_active(instance.status)).count();
+    fleet.spec.configuration.nodes.as_ref().is_some_and(|nodes| active < nodes.min as usize)
+}
+
+fn is_active(status: InstanceStatus) -> bool {
+    match status {
         InstanceStatus::Pending | InstanceStatus::Provisioning | InstanceStatus::Idle | InstanceStatus::Busy => {
             true
         }
         InstanceStatus::Terminating | InstanceStatus::Terminated => false,
-    };
-    let active = fleet.instances.iter().filter(|instance| is_active(instance.status)).count();
-    fleet.spec.configuration.nodes.as_ref().is_some_and(|nodes| active < nodes.min as usize)
+    }
 }
 
 async fn leave(session: &mut Session, project: &Project, args: &ApplyArgs, name: &str) -> anyhow::Result<Outcome> {
@@ -218,15 +257,37 @@ fn is_on_its_way(status: InstanceStatus) -> bool {
     }
 }
 
+/// What each instance is doing.
 fn steps(fleet: &Fleet) -> Vec<Step> {
-    let step = |instance: &api::instances::Instance| {
-        let mut doing = fleets::instance_status(instance);
-        if let (Some(kind), Some(backend)) = (&instance.instance_type, instance.backend) {
-            let region = instance.region.as_deref().unwrap_or_default();
-            let place = format::place(backend, region, instance.availability_zone.as_deref());
-            doing.push_str(&format::on(&kind.name, &place));
-        }
-        Step { node: instance.instance_num.to_string(), doing, detail: String::new() }
+    let is_ssh = fleet.spec.configuration.ssh_config.is_some();
+    let host = |instance: &Instance| instance.hostname.clone().filter(|_| is_ssh).unwrap_or_default();
+    let width = fleet.instances.iter().map(|instance| host(instance).chars().count()).max().unwrap_or_default();
+    let step = |instance: &Instance| Step {
+        node: instance.instance_num.to_string(),
+        host: format!("{:width$}", host(instance)),
+        doing: doing(instance),
+        detail: String::new(),
     };
     fleet.instances.iter().map(step).collect()
+}
+
+fn doing(instance: &Instance) -> String {
+    match (&instance.progress, instance.status) {
+        (Some(JoinProgress { step, message }), InstanceStatus::Pending | InstanceStatus::Provisioning) => {
+            let why = message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
+            return format!("{}{why}", step.as_str());
+        }
+        (_, InstanceStatus::Terminated) => {
+            return format!("{}: {}", instance.status.as_str(), fleets::instance_error(instance));
+        }
+        _ => {}
+    }
+    let mut doing = fleets::instance_status(instance);
+    let bought = instance.backend.filter(|_| !fleets::is_over_ssh(instance));
+    if let (Some(kind), Some(backend)) = (&instance.instance_type, bought) {
+        let region = instance.region.as_deref().unwrap_or_default();
+        let place = format::place(backend, region, instance.availability_zone.as_deref());
+        doing.push_str(&format::on(&kind.name, &place));
+    }
+    doing
 }

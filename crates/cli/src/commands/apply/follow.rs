@@ -425,10 +425,10 @@ fn steps(run: &Run) -> Vec<Step> {
             (true, 0) => spec.job_num.to_string(),
             (true, replica) => format!("{replica}/{}", spec.job_num),
         };
-        steps.push(Step { node, doing: doing(run, submission), detail: detail(submission) });
+        steps.push(Step { node, doing: doing(run, submission), detail: detail(submission), ..Step::default() });
     }
     if steps.is_empty() {
-        steps.push(Step { node: String::new(), doing: runs::run_status(run), detail: String::new() });
+        steps.push(Step { doing: runs::run_status(run), ..Step::default() });
     }
     steps
 }
@@ -439,7 +439,7 @@ fn retrying(run: &Run) -> Option<Step> {
     let why = format!("{}{}", runs::job_status(submission), runs::of_node(run, job, submission));
     let waiting = submission.waiting_for.as_ref().map(|reason| format!(", waiting for {reason}"));
     let doing = format!("retrying: {why}{}", waiting.unwrap_or_default());
-    Some(Step { node: String::new(), doing, detail: String::new() })
+    Some(Step { doing, ..Step::default() })
 }
 
 fn doing(run: &Run, submission: &JobSubmission) -> String {

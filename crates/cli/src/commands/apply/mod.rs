@@ -6,6 +6,7 @@ mod ending;
 mod fleet;
 pub(super) mod follow;
 mod help;
+mod identities;
 mod ignore;
 mod interpolate;
 pub(super) mod options;
@@ -60,7 +61,7 @@ async fn submit(session: &mut Session, args: &ApplyArgs) -> anyhow::Result<Optio
         bail!("Cannot read configuration from stdin if -y/--yes is not specified");
     }
     let file = ConfigurationFile::read(session, args.file.as_deref()).await?;
-    let ConfigurationFile { configuration, path, folder } = file;
+    let ConfigurationFile { configuration, path, folder, source } = file;
     match configuration.into_run() {
         Ok(configuration) => {
             let applied = run::apply(session, args, configuration, path, &folder).await?;
@@ -70,7 +71,7 @@ async fn submit(session: &mut Session, args: &ApplyArgs) -> anyhow::Result<Optio
             bail!("Unrecognized arguments: a {} takes only `-n` and `-e` beside the general ones", other.kind())
         }
         Err(Configuration::Fleet(configuration)) => {
-            let applied = fleet::apply(session, args, *configuration, path).await?;
+            let applied = fleet::apply(session, args, *configuration, path, &source).await?;
             Ok(applied.map(|(project, fleet)| Submitted::Fleet(project, Box::new(fleet))))
         }
         Err(other) => bail!("{}s are not supported yet by this version of dstack", other.kind()),

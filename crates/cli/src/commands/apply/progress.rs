@@ -22,10 +22,12 @@ const DRAWN_PER_SECOND: u8 = 20;
 const INTERRUPT_WIDTH: u16 = 3;
 
 /// What one node is doing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(in crate::commands) struct Step {
     /// Which node; empty where there is one only.
     pub node: String,
+    /// The machine that it is, where the user has named it.
+    pub host: String,
     /// What it does, in words that change only when it does something else.
     pub doing: String,
     /// How far it is with that.
@@ -43,7 +45,7 @@ impl Progress {
     /// Shows that one thing is waited for, until this is dropped.
     pub(in crate::commands) fn of(printer: &mut Printer, doing: &str) -> io::Result<Progress> {
         let mut progress = Progress::default();
-        let step = Step { node: String::new(), doing: doing.to_owned(), detail: String::new() };
+        let step = Step { doing: doing.to_owned(), ..Step::default() };
         progress.show(printer, &[step])?;
         Ok(progress)
     }
@@ -57,8 +59,7 @@ impl Progress {
         }
         for step in steps {
             if self.told.get(&step.node) != Some(&step.doing) {
-                let node = if step.node.is_empty() { String::new() } else { format!("[{}] ", step.node) };
-                printer.note(&format!("{node}{}", step.doing))?;
+                printer.note(&plain_line(step))?;
                 self.told.insert(step.node.clone(), step.doing.clone());
             }
         }
@@ -176,10 +177,16 @@ impl TermLike for Screen {
     }
 }
 
-fn line(step: &Step) -> String {
+/// A step without how far it is, which changes too often for lines that stay.
+pub(in crate::commands) fn plain_line(step: &Step) -> String {
     let node = if step.node.is_empty() { String::new() } else { format!("[{}] ", step.node) };
+    let host = if step.host.is_empty() { String::new() } else { format!("{}  ", step.host) };
+    format!("{node}{host}{}", step.doing)
+}
+
+fn line(step: &Step) -> String {
     let detail = if step.detail.is_empty() { String::new() } else { format!(" {}", step.detail) };
-    format!("{node}{}{detail}", step.doing)
+    format!("{}{detail}", plain_line(step))
 }
 
 /// How many nodes do what, the most first.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use api::configurations::Configuration;
-use api::yaml::parse_configuration;
+use api::yaml::{YamlError, error_at, parse_configuration};
 
 use super::configure::clean;
 use crate::session::Session;
@@ -16,6 +16,20 @@ const DEFAULT_FILES: [&str; 2] = [".dstack.yml", ".dstack.yaml"];
 /// What stands for stdin.
 pub(super) const STDIN: &str = "-";
 
+/// The text of a configuration, for errors that show the line.
+#[derive(Debug)]
+pub(in crate::commands) struct Source {
+    name: String,
+    text: String,
+}
+
+impl Source {
+    /// An error about what stands at `field`.
+    pub(in crate::commands) fn error_at(&self, field: &str, message: String) -> YamlError {
+        error_at(&self.text, &self.name, field, message)
+    }
+}
+
 /// A configuration and where it came from.
 #[derive(Debug)]
 pub(in crate::commands) struct ConfigurationFile {
@@ -25,6 +39,8 @@ pub(in crate::commands) struct ConfigurationFile {
     pub path: String,
     /// Where relative paths in it start.
     pub folder: PathBuf,
+    /// Its text.
+    pub source: Source,
 }
 
 impl ConfigurationFile {
@@ -44,8 +60,10 @@ impl ConfigurationFile {
         };
         if path == STDIN {
             let text = session.printer.read_input().await.context("read the configuration from stdin")?;
-            let configuration = parse_configuration(&text, "<stdin>")?;
-            return Ok(ConfigurationFile { configuration, path, folder: session.directory.clone() });
+            let name = "<stdin>".to_owned();
+            let configuration = parse_configuration(&text, &name)?;
+            let source = Source { name, text };
+            return Ok(ConfigurationFile { configuration, path, folder: session.directory.clone(), source });
         }
         let full = session.resolve(&path);
         let text = match std::fs::read_to_string(&full) {
@@ -54,9 +72,10 @@ impl ConfigurationFile {
             Err(error) => return Err(error).with_context(|| format!("read `{path}`")),
         };
         let configuration = parse_configuration(&text, &path)?;
+        let source = Source { name: path.clone(), text };
         let path = seen_from(&session.directory, &path);
         let folder = full.parent().map_or_else(|| session.directory.clone(), PathBuf::from);
-        Ok(ConfigurationFile { configuration, path, folder })
+        Ok(ConfigurationFile { configuration, path, folder, source })
     }
 }
 

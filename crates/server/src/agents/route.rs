@@ -1,0 +1,137 @@
+//! The ways to an agent.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use anyhow::Context as _;
+use backends::{AgentAccess, Backend, Machine};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::hosts::{self, AgentProgram, HostAccess, JoinError, JoinStep};
+use crate::clock::Clock;
+
+/// The way to an instance's agent.
+#[derive(Debug)]
+pub enum Route {
+    /// Its backend knows how the machine is reached.
+    Machine(Arc<dyn Backend>, Box<Machine>),
+    /// It is a machine of the user's own.
+    Host(Box<HostAccess>),
+}
+
+/// Why there is no way, for people.
+#[derive(Debug)]
+pub(super) struct NoWay {
+    pub(super) error: String,
+    /// It is no use to try again.
+    pub(super) is_final: bool,
+}
+
+impl From<anyhow::Error> for NoWay {
+    fn from(error: anyhow::Error) -> NoWay {
+        NoWay { error: format!("{error:#}"), is_final: false }
+    }
+}
+
+impl From<JoinError> for NoWay {
+    fn from(error: JoinError) -> NoWay {
+        NoWay { error: error.message, is_final: error.is_final }
+    }
+}
+
+impl Route {
+    /// Goes the way once. The keys that hosts show on it are the only ones that they may show from then on.
+    pub(super) async fn open(
+        &mut self,
+        program: &AgentProgram,
+        clock: &Clock,
+        told: &(dyn Fn(JoinStep) + Send + Sync),
+    ) -> Result<AgentStream, NoWay> {
+        match self {
+            Route::Machine(backend, machine) => {
+                match backend.agent_access(machine).await.map_err(anyhow::Error::from)? {
+                    AgentAccess::UnixSocket(path) => {
+                        let stream = tokio::net::UnixStream::connect(&path).await;
+                        let stream = stream
+                            .with_context(|| format!("connect to the agent's socket `{}`", path.display()))?;
+                        Ok(AgentStream::Unix(stream))
+                    }
+                    AgentAccess::Simulated => {
+                        Err(anyhow::anyhow!("the machine exists only in a simulation").into())
+                    }
+                }
+            }
+            Route::Host(access) => {
+                let joined = hosts::join(access, program, clock, told).await?;
+                for warning in &joined.warnings {
+                    tracing::warn!(instance.id = %access.instance, "{warning}");
+                }
+                pin(&mut access.target, &joined.keys);
+                Ok(AgentStream::Host(Box::new(joined.stream)))
+            }
+        }
+    }
+}
+
+/// From now on the hosts on the way may show no other keys than these.
+fn pin(target: &mut tunnel::Target, keys: &BTreeMap<String, tunnel::HostKey>) {
+    target.known_host = keys.get(&target.address()).cloned().or_else(|| target.known_host.take());
+    for jump in &mut target.jumps {
+        pin(jump, keys);
+    }
+}
+
+/// The keys that the hosts on the way must show, by address.
+pub(super) fn known_keys(target: &tunnel::Target) -> BTreeMap<String, String> {
+    let mut keys: BTreeMap<String, String> = target.jumps.iter().flat_map(known_keys).collect();
+    keys.extend(target.known_host.as_ref().map(|key| (target.address(), key.to_string())));
+    keys
+}
+
+/// The bytes to and from an agent.
+#[derive(Debug)]
+pub(super) enum AgentStream {
+    Unix(tokio::net::UnixStream),
+    Host(Box<tunnel::Stream>),
+}
+
+macro_rules! either {
+    ($this:ident, $stream:ident => $result:expr) => {
+        match $this.get_mut() {
+            AgentStream::Unix($stream) => {
+                let $stream = Pin::new($stream);
+                $result
+            }
+            AgentStream::Host($stream) => {
+                let $stream = Pin::new($stream.as_mut());
+                $result
+            }
+        }
+    };
+}
+
+impl AsyncRead for AgentStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        either!(self, stream => stream.poll_read(context, buffer))
+    }
+}
+
+impl AsyncWrite for AgentStream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        either!(self, stream => stream.poll_write(context, bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        either!(self, stream => stream.poll_flush(context))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        either!(self, stream => stream.poll_shutdown(context))
+    }
+}
