@@ -46,13 +46,69 @@ async fn a_fleet_is_changed_in_place_as_planned() {
 }
 
 #[tokio::test]
-async fn what_this_server_lacks_is_refused() {
+async fn a_host_without_a_key_is_refused() {
     let server = TestServer::new().await;
     let spec = json!({"configuration": {"type": "fleet", "ssh_config": {"user": "u", "hosts": ["1.2.3.4"]}}, "profile": {}});
-    let message = "SSH fleets are not supported yet by this server";
+    let message = "no private key for 1.2.3.4: `identity_file` is needed";
     server.post(&main("fleets/get_plan"), json!({ "spec": spec })).await.expect_bad_request(message, "error");
     let apply = json!({"plan": {"spec": spec}, "force": false});
     server.post(&main("fleets/apply"), apply).await.expect_bad_request(message, "error");
+}
+
+/// Nobody answers there.
+const NOBODY: &str = "127.0.0.1:1";
+
+/// A fleet of hosts where nobody answers.
+fn own(name: &str, hosts: &[&str], key: &str) -> Value {
+    let hosts: Vec<Value> = hosts.iter().map(|host| json!({"hostname": host, "port": 1})).collect();
+    let key = json!({"public": "", "private": key});
+    json!({
+        "configuration": {"type": "fleet", "name": name, "ssh_config": {"user": "u", "hosts": hosts, "ssh_key": key}},
+        "profile": {},
+    })
+}
+
+#[tokio::test]
+async fn a_host_belongs_to_one_fleet_and_its_key_is_told_to_nobody() {
+    let server = TestServer::new().await;
+    let me = server.post("/api/users/get_my_user", Value::Null).await.ok();
+    let key = me["ssh_private_key"].as_str().unwrap().to_owned();
+    let apply = async |spec: &Value| {
+        let plan = server.post(&main("fleets/get_plan"), json!({ "spec": spec })).await.ok();
+        assert_eq!(
+            plan["spec"]["configuration"]["ssh_config"]["ssh_key"]["private"], *key,
+            "clients apply the plan"
+        );
+        assert!(plan["effective_spec"]["configuration"]["ssh_config"]["ssh_key"].is_null());
+        let plan = json!({"spec": plan["spec"], "current_resource": plan["current_resource"]});
+        server.post(&main("fleets/apply"), json!({"plan": plan, "force": false})).await
+    };
+    let fleet = apply(&own("own", &["127.0.0.1", "127.0.0.2"], &key)).await.ok();
+    let hosts: Vec<&str> =
+        fleet["instances"].as_array().unwrap().iter().map(|it| it["hostname"].as_str().unwrap()).collect();
+    assert_eq!(hosts, ["127.0.0.1", "127.0.0.2"]);
+    assert!(!fleet.to_string().contains("PRIVATE KEY"));
+    let message = format!("The host {NOBODY} belongs to the fleet own already.");
+    apply(&own("other", &["127.0.0.3", "127.0.0.1"], &key)).await.expect_bad_request(&message, "error");
+    server
+        .post(&main("fleets/get"), json!({"name": "other"}))
+        .await
+        .expect_bad_request("Resource not found", "resource_not_exists");
+    // One is taken out, another comes, and the third is as it was.
+    let kept = fleet["instances"][1]["id"].clone();
+    let fleet = apply(&own("own", &["127.0.0.2", "127.0.0.3"], &key)).await.ok();
+    let with = |hostname: &str| {
+        let all = fleet["instances"].as_array().unwrap();
+        all.iter().find(|it| it["hostname"] == hostname).cloned().unwrap_or_default()
+    };
+    assert_eq!(with("127.0.0.2")["id"], kept);
+    assert_eq!(with("127.0.0.3")["instance_num"], 2);
+    let wrong = json!([{"hostname": "127.0.0.2", "port": 1, "blocks": 2}]);
+    let mut changed = own("own", &[], &key);
+    changed["configuration"]["ssh_config"]["hosts"] = wrong;
+    let message =
+        "The host 127.0.0.2 cannot be changed in place. Remove it from `hosts` and apply, then add it again.";
+    apply(&changed).await.expect_bad_request(message, "error");
 }
 
 #[tokio::test]
