@@ -49,6 +49,12 @@ enum Command {
         #[arg(long)]
         detach: bool,
     },
+    /// Answer SSH for one job; only its supervisor starts this.
+    #[command(hide = true)]
+    Ssh,
+    /// Serve files to an SSH client; only a job's SSH server starts this.
+    #[command(hide = true)]
+    Sftp,
     /// Remove the containers of a host agent that is gone for good.
     RemoveContainers {
         /// The agent's home.
@@ -110,6 +116,8 @@ pub fn main_from_args() -> ExitCode {
         Command::Host(args) => finish(host::run(host_options(args))),
         Command::Connect { socket } => finish(connect::run(&socket)),
         Command::Job { dir, detach } => job::run(&dir, detach),
+        Command::Ssh => finish(job::run_ssh()),
+        Command::Sftp => finish(job::run_sftp()),
         Command::RemoveContainers { home, homes_below } => {
             finish(host::remove_containers(&home, homes_below.as_deref()))
         }

@@ -42,6 +42,14 @@ pub(crate) fn find(job: JobId, ancestor: Option<Pid>) -> Vec<Pid> {
     found
 }
 
+/// A process, and those that descend from it and live.
+pub(crate) fn descendants(ancestor: Pid) -> HashSet<Pid> {
+    let parents = living();
+    let mut descends = HashSet::from([ancestor.as_raw()]);
+    let below = parents.keys().filter(|pid| is_below(**pid, &parents, &mut descends)).copied();
+    below.chain([ancestor.as_raw()]).map(Pid::from_raw).collect()
+}
+
 /// Whether the last process of a job that is to end is its interactive shell.
 ///
 /// An interrupted `sh -i -c …` gives up its commands, goes to its prompt and ignores SIGTERM there, so the job would

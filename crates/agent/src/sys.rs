@@ -1,14 +1,21 @@
 //! What has no safe form: forking, and what runs between fork and exec. No other file has unsafe code.
 
-#![expect(unsafe_code, reason = "fork, the code between fork and exec, and one ioctl have no safe form")]
+#![expect(
+    unsafe_code,
+    reason = "fork, the code between fork and exec, ioctls and descriptors to wait for have no safe form"
+)]
 
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::libc;
+use nix::pty::Winsize;
 use nix::sys::signal::SigSet;
 use nix::unistd::{ForkResult, Gid, Uid};
+use tokio::io::unix::AsyncFd;
 
 /// Which of the two processes returns from [`detach`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,4 +77,19 @@ pub(crate) fn prepare_child(command: &mut Command, terminal: bool, credentials: 
     };
     // SAFETY: the closure only makes system calls on data allocated before the fork.
     unsafe { command.pre_exec(setup) };
+}
+
+/// Tells a terminal its size; whoever runs on it is told by a signal.
+pub(crate) fn set_window(terminal: impl AsFd, window: &Winsize) -> nix::Result<()> {
+    let descriptor = terminal.as_fd().as_raw_fd();
+    // SAFETY: the request reads one window size from the pointer, which is a reference that outlives the call.
+    let result = unsafe { libc::ioctl(descriptor, libc::TIOCSWINSZ, std::ptr::from_ref(window)) };
+    nix::errno::Errno::result(result).map(drop)
+}
+
+/// A terminal that the runtime waits for.
+pub(crate) fn watch_terminal(terminal: File) -> io::Result<AsyncFd<File>> {
+    // SAFETY: a file owns its descriptor, answers the same one always, and closes it only when it is dropped, which the
+    // runtime's handle does itself.
+    Ok(unsafe { AsyncFd::register(terminal) }?)
 }

@@ -12,6 +12,8 @@ pub(crate) struct Account {
     pub(crate) credentials: Credentials,
     /// The home directory, if the user has one.
     pub(crate) home: Option<String>,
+    /// The shell of the user's logins, if the database names one.
+    pub(crate) shell: Option<String>,
 }
 
 /// The texts of the user database.
@@ -40,6 +42,7 @@ impl Database {
                 name: uid.to_string(),
                 credentials: Credentials { uid, gid, groups: vec![gid] },
                 home: None,
+                shell: None,
             },
         }
     }
@@ -81,6 +84,7 @@ impl Database {
             name: user.name.to_owned(),
             credentials: Credentials { uid: user.uid, gid: user.gid, groups },
             home: home.then(|| user.home.to_owned()),
+            shell: Some(user.shell.to_owned()).filter(|shell| shell.starts_with('/')),
         }
     }
 
@@ -91,7 +95,8 @@ impl Database {
             let uid = fields.nth(1)?.parse().ok()?;
             let gid = fields.next()?.parse().ok()?;
             let home = fields.nth(1).unwrap_or("");
-            Some(PasswdEntry { name, uid, gid, home })
+            let shell = fields.next().unwrap_or("").trim();
+            Some(PasswdEntry { name, uid, gid, home, shell })
         })
     }
 
@@ -110,6 +115,7 @@ struct PasswdEntry<'a> {
     uid: u32,
     gid: u32,
     home: &'a str,
+    shell: &'a str,
 }
 
 #[cfg(test)]
@@ -142,6 +148,13 @@ mod tests {
         check("4711", 4711, 0, &[0], None);
         check("4711:4712", 4711, 4712, &[4712], None);
         check("nobody", 65534, 65534, &[65534], None);
+    }
+
+    #[test]
+    fn a_shell_is_known_only_where_the_database_names_one() {
+        let shell = |user: &str| database().resolve(user).unwrap().shell;
+        assert_eq!(shell("ann").as_deref(), Some("/bin/sh"));
+        assert_eq!(shell("4711"), None);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod logs;
 mod oom;
 mod prepare;
 mod python;
+mod ssh;
 mod supervisor;
 
 use std::io::{self, Write};
@@ -23,6 +24,7 @@ use api::agent::{ExitReason, TaskExit};
 
 use crate::disk::{self, Heir};
 use crate::job::control::Control;
+pub(crate) use crate::job::ssh::{run as run_ssh, run_sftp};
 use crate::job::supervisor::Supervisor;
 use crate::sys::Detached;
 use crate::wire::{self, JobFile, JobStatus, Stage};

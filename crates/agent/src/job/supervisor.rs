@@ -23,6 +23,7 @@ use crate::job::launch::{Launched, launch};
 use crate::job::logs::LogWriter;
 use crate::job::oom::{self, OomKills};
 use crate::job::prepare::{Prepared, prepare};
+use crate::job::ssh::Keeper;
 use crate::wire::{self, JobFile, JobStatus, Order, Stage};
 use crate::{clock, procs};
 
@@ -45,6 +46,7 @@ pub(crate) struct Supervisor {
     status: JobStatus,
     preparing: Option<Preparing>,
     prepared: Option<Prepared>,
+    ssh: Option<Keeper>,
     command: Option<Launched>,
     command_status: Option<WaitStatus>,
     released: bool,
@@ -96,6 +98,7 @@ impl Supervisor {
             },
             preparing: Some(Preparing { thread, done }),
             prepared: None,
+            ssh: None,
             command: None,
             command_status: None,
             released: false,
@@ -121,11 +124,18 @@ impl Supervisor {
             self.receive_signals()?;
             self.finish_preparing();
             self.start_if_released();
+            if let Some(ssh) = &mut self.ssh {
+                ssh.restart_if_due();
+            }
             self.read_terminal();
             if self.end_if_due() {
                 break;
             }
             self.report();
+        }
+        if self.ssh.take().is_some() {
+            // Where the job failed to start, sessions may still be there.
+            procs::kill_all(self.job.spec.id);
         }
         while self.read_terminal() {}
         self.log.seal();
@@ -170,7 +180,8 @@ impl Supervisor {
         let flush = self.control.has_output().then(|| clock::monotonic() + REPORT_INTERVAL);
         let ending = self.ending.as_ref().map(Ending::next);
         let deadline = self.deadline.filter(|_| self.ending.is_none());
-        [report, flush, ending, deadline].into_iter().flatten().min()
+        let restart = self.ssh.as_ref().and_then(Keeper::next_due);
+        [report, flush, ending, deadline, restart].into_iter().flatten().min()
     }
 
     fn obey(&mut self, order: Order) {
@@ -233,6 +244,11 @@ impl Supervisor {
                     if status.pid() == command {
                         self.command_status = Some(status);
                     }
+                    if let Some(ssh) = &mut self.ssh
+                        && status.pid() == ssh.pid()
+                    {
+                        ssh.note_end();
+                    }
                 }
             }
         }
@@ -256,11 +272,24 @@ impl Supervisor {
                 self.status.working_dir = Some(prepared.working_dir.clone());
                 self.status.username = Some(prepared.username.clone());
                 self.status.warnings.extend(prepared.warnings.iter().cloned());
+                self.start_ssh(&prepared);
                 self.status.stage = self.status.stage.max(Stage::Ready);
                 self.prepared = Some(prepared);
                 self.changed = true;
             }
             Err(message) => self.fail(message),
+        }
+    }
+
+    /// Lets the job be entered, if that is wanted. Where it cannot be, the job runs without, unless it must not.
+    fn start_ssh(&mut self, prepared: &Prepared) {
+        let Some(spec) = self.job.spec.ssh.as_ref().filter(|_| self.ending.is_none()) else {
+            return;
+        };
+        match Keeper::start(spec, self.job.spec.id, prepared) {
+            Ok(ssh) => self.ssh = Some(ssh),
+            Err(message) if spec.required => self.fail_because(ExitReason::PortsBindingFailed, message),
+            Err(message) => self.status.warnings.push(message),
         }
     }
 
@@ -337,6 +366,10 @@ impl Supervisor {
         };
         let (job, this) = (self.job.spec.id, Some(Pid::this()));
         let command_ended = self.command.is_none() || self.command_status.is_some();
+        if command_ended {
+            // Whoever is in the job leaves it when its command is gone.
+            self.ssh = None;
+        }
         // Processes are counted when it is time, and when one is known to have ended.
         if now < ending.next() && !std::mem::take(&mut self.reaped) {
             return false;
@@ -346,7 +379,9 @@ impl Supervisor {
             procs::signal_all(job, this, signal)
         } else {
             let left = procs::find(job, this);
-            if let [last] = left[..]
+            let visitors = self.ssh.as_ref().and_then(Keeper::pid).map(procs::descendants).unwrap_or_default();
+            let own: Vec<Pid> = left.iter().copied().filter(|process| !visitors.contains(process)).collect();
+            if let [last] = own[..]
                 && procs::is_shell_at_its_prompt(last, &self.job.spec.argv)
             {
                 procs::hang_up(last);
@@ -368,8 +403,12 @@ impl Supervisor {
 
     /// Ends the job because something of ours failed.
     fn fail(&mut self, message: String) {
+        self.fail_because(ExitReason::ExecutorError, message);
+    }
+
+    fn fail_because(&mut self, reason: ExitReason, message: String) {
         self.status.exit = Some(TaskExit {
-            reason: ExitReason::ExecutorError,
+            reason,
             exit_status: None,
             signal: None,
             oom_killed: false,

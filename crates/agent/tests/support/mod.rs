@@ -8,6 +8,8 @@
     reason = "every test file uses another part of this"
 )]
 
+pub mod ssh;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -444,6 +446,7 @@ pub fn process(argv: &[&str]) -> TaskSpec {
         max_duration_secs: None,
         stop_grace_secs: 10,
         released: true,
+        ssh: None,
     }
 }
 

@@ -50,6 +50,9 @@ pub struct TaskSpec {
     pub stop_grace_secs: u64,
     /// The job may start as soon as it is ready. Otherwise it waits for `go`.
     pub released: bool,
+    /// The SSH server of the job; unset: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh: Option<SshServer>,
 }
 
 // Environment values and registry passwords are secrets; only their names may be printed.
@@ -63,8 +66,57 @@ impl std::fmt::Debug for TaskSpec {
             .field("env", &self.env.keys().collect::<Vec<_>>())
             .field("cluster", &self.cluster)
             .field("released", &self.released)
+            .field("ssh", &self.ssh)
             .finish_non_exhaustive()
     }
+}
+
+/// The SSH server of a job, through which its user enters it. It is up from before `go` until the job ends.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SshServer {
+    /// The server's private key in OpenSSH's text form; each job has its own.
+    pub host_key: String,
+    /// Public keys that may enter, as lines of an `authorized_keys` file without options.
+    pub authorized_keys: Vec<String>,
+    /// The port, as the job sees it.
+    pub port: u16,
+    /// The addresses that it listens on.
+    pub listen: SshListen,
+    /// The job ends where the server cannot listen; otherwise it runs without one, with a warning.
+    #[serde(default)]
+    pub required: bool,
+    /// After this many seconds of silence a client is asked whether it is still there.
+    #[serde(default = "SshServer::default_keep_alive_secs")]
+    pub keep_alive_secs: u32,
+}
+
+impl SshServer {
+    /// How long a client may be silent, where the spec does not say.
+    pub fn default_keep_alive_secs() -> u32 {
+        30
+    }
+}
+
+// The private key may not be printed.
+impl std::fmt::Debug for SshServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SshServer")
+            .field("authorized_keys", &self.authorized_keys)
+            .field("port", &self.port)
+            .field("listen", &self.listen)
+            .field("required", &self.required)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The addresses that a job's SSH server listens on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SshListen {
+    /// Those of the loopback interface only, for a job on the host's own network.
+    Loopback,
+    /// All addresses, for a container on a bridge, or where peers enter each other.
+    All,
 }
 
 /// How a task runs.

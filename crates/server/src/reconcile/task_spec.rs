@@ -256,6 +256,7 @@ async fn spec_of(
         max_duration_secs: job_spec.max_duration,
         stop_grace_secs: job_spec.stop_duration.unwrap_or(UNLIMITED_GRACE_SECS),
         released: job.released_at.is_some(),
+        ssh: None,
     }))
 }
 
