@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use api::agent::{ContainerNetwork, ContainerSpec, RegistryAuth, Runtime, TaskSpec};
 use bollard::models::{
     ContainerCreateBody, DeviceMapping, DeviceRequest, EndpointIpamConfig, EndpointSettings, HostConfig,
-    ImageInspect, Mount, MountType, NetworkingConfig, ResourcesUlimits,
+    ImageInspect, Mount, MountType, NetworkingConfig, PortBinding, PortMap, ResourcesUlimits,
 };
 
 use crate::host::blobs;
@@ -182,6 +182,7 @@ pub(crate) fn container(task: &TaskContainer<'_>, extras: Extras) -> Result<Cont
         cmd: Some(Vec::new()),
         env: Some(env(task, |name| std::env::var(name).ok())),
         labels: Some(labels),
+        exposed_ports: published_port(spec, &task.container.network).map(|port| vec![port]),
         stop_signal: Some("SIGTERM".to_owned()),
         host_config: Some(host_config(task, extras)?),
         networking_config: networking(&task.container.network),
@@ -231,10 +232,23 @@ fn host_config(task: &TaskContainer<'_>, extras: Extras) -> Result<HostConfig, S
         ulimits: Some(ulimits(extras, wants_rdma)),
         cap_add: wants_rdma.then(|| vec!["IPC_LOCK".to_owned()]),
         devices: Some(devices),
+        port_bindings: published_port(spec, &task.container.network).map(on_loopback),
         ..HostConfig::default()
     };
     add_gpus(task, extras, &mut config);
     Ok(config)
+}
+
+/// The port of the job's SSH server, where the container has a network of its own.
+pub(crate) fn published_port(spec: &TaskSpec, network: &ContainerNetwork) -> Option<String> {
+    let ssh = spec.ssh.as_ref().filter(|_| *network != ContainerNetwork::Host)?;
+    Some(format!("{}/tcp", ssh.port))
+}
+
+/// Any free port of the host's loopback interface for a port of the container: who enters the job goes through the host.
+fn on_loopback(port: String) -> PortMap {
+    let binding = PortBinding { host_ip: Some("127.0.0.1".to_owned()), host_port: None };
+    HashMap::from([(port, Some(vec![binding]))])
 }
 
 fn ulimits(extras: Extras, wants_rdma: bool) -> Vec<ResourcesUlimits> {
@@ -340,6 +354,22 @@ mod tests {
         check("12.4", "12.8", false);
         check("13.0", "12.4.1", false);
         check("13.0", "", false);
+    }
+
+    #[test]
+    fn only_a_container_with_a_network_of_its_own_has_its_port_published() {
+        let text = r#"{"id":"6f1c2a34-9a0f-4f0e-8a9e-0123456789ab","generation":1,"job_name":"j","run_name":"r",
+            "run_id":"6f1c2a34-9a0f-4f0e-8a9e-0123456789ac","project_name":"main","runtime":"process","argv":[],
+            "env":{},"cluster":{"node_rank":0,"node_ips":[],"gpus_per_node":[]},"share":{"gpu_uuids":null,
+            "gpu_count":null,"cpus":null,"memory_bytes":null},"files":[],"stop_grace_secs":1,"released":true,
+            "ssh":{"host_key":"","authorized_keys":[],"port":10022,"listen":"all"}}"#;
+        let mut spec: TaskSpec = serde_json::from_str(text).unwrap();
+        assert_eq!(published_port(&spec, &ContainerNetwork::Host), None);
+        assert_eq!(published_port(&spec, &ContainerNetwork::Bridge).as_deref(), Some("10022/tcp"));
+        let bindings = on_loopback("10022/tcp".to_owned());
+        assert_eq!(bindings["10022/tcp"].as_ref().unwrap()[0].host_ip.as_deref(), Some("127.0.0.1"));
+        spec.ssh = None;
+        assert_eq!(published_port(&spec, &ContainerNetwork::Bridge), None);
     }
 
     #[test]

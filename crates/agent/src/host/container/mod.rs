@@ -6,6 +6,7 @@ mod engine;
 mod image;
 mod pull;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -103,7 +104,7 @@ impl Launch<'_> {
         if let Some(found) = find(docker, self.spec.id).await.map_err(told)? {
             let is_running = found.state.as_ref().and_then(|state| state.running).unwrap_or(false);
             if is_running || self.dir.read_exit().is_some() {
-                self.tell_container(found.id).await;
+                self.tell_container(docker, found.id).await;
                 return Ok(());
             }
             if self.dir.is_marked_started() {
@@ -134,14 +135,29 @@ impl Launch<'_> {
         let id = create_and_start(docker, &task, self.progress).await?;
         failpoint("container:started");
         info!(task.id = %spec.id, container.id = %id, "started the container");
-        self.tell_container(Some(id)).await;
+        self.tell_container(docker, Some(id)).await;
         Ok(())
     }
 
-    async fn tell_container(&self, container_id: Option<String>) {
-        let resolved = Resolved { container_id, ..Resolved::default() };
+    async fn tell_container(&self, docker: &Docker, container_id: Option<String>) {
+        let port = body::published_port(self.spec, &self.container.network);
+        let ports = match (&port, &container_id) {
+            (Some(port), Some(id)) => published(docker, id, port).await,
+            _ => BTreeMap::new(),
+        };
+        let resolved = Resolved { container_id, ports, ..Resolved::default() };
         let _ = self.progress.send(Progress::Resolved(resolved)).await;
     }
+}
+
+/// The host's port for a published one of the container; empty where the engine does not say.
+async fn published(docker: &Docker, id: &str, port: &str) -> BTreeMap<u16, u16> {
+    let inspected = docker.inspect_container(id, None).await.ok();
+    let ports = inspected.and_then(|container| container.network_settings?.ports).unwrap_or_default();
+    let bindings = ports.get(port).cloned().flatten().unwrap_or_default();
+    let theirs = port.trim_end_matches("/tcp").parse();
+    let ours = bindings.into_iter().find_map(|binding| binding.host_port?.parse().ok());
+    theirs.ok().zip(ours).into_iter().collect()
 }
 
 /// Whether the task's container runs.
