@@ -69,14 +69,12 @@ pub(crate) fn hang_up(shell: Pid) {
     let _ = kill(shell, Signal::SIGHUP);
 }
 
-/// Sends a signal to every process of a job and answers how many there were.
-pub(crate) fn signal_all(job: JobId, ancestor: Option<Pid>, signal: Signal) -> usize {
-    let processes = find(job, ancestor);
-    for &process in &processes {
+/// Sends a signal to processes.
+pub(crate) fn signal_all(processes: &[Pid], signal: Signal) {
+    for &process in processes {
         // It may have ended meanwhile.
         let _ = kill(process, signal);
     }
-    processes.len()
 }
 
 /// Kills every process of a job until none is left; answers those that would not die in time.

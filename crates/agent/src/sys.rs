@@ -6,14 +6,15 @@
 )]
 
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::libc;
 use nix::pty::Winsize;
 use nix::sys::signal::SigSet;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::unistd::{ForkResult, Gid, Uid};
 use tokio::io::unix::AsyncFd;
 
@@ -92,4 +93,20 @@ pub(crate) fn watch_terminal(terminal: File) -> io::Result<AsyncFd<File>> {
     // SAFETY: a file owns its descriptor, answers the same one always, and closes it only when it is dropped, which the
     // runtime's handle does itself.
     Ok(unsafe { AsyncFd::register(terminal) }?)
+}
+
+/// Reads what has come on a socket, and the open files that were sent beside it. Nobody waits.
+pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> nix::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = nix::cmsg_space!([RawFd; 2]);
+    let mut parts = [IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+    let message = recvmsg::<()>(socket.as_fd().as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+    let mut files = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(descriptors) = control {
+            // SAFETY: the kernel has just made these descriptors for us, so nobody else owns them.
+            files.extend(descriptors.into_iter().map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor) }));
+        }
+    }
+    Ok((message.bytes, files))
 }

@@ -14,6 +14,35 @@ use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
+/// What a client shows.
+struct Shown {
+    out: tokio::process::ChildStdout,
+    text: String,
+}
+
+impl Shown {
+    fn new(out: tokio::process::ChildStdout) -> Shown {
+        Shown { out, text: String::new() }
+    }
+
+    async fn wait_for(&mut self, expected: &str) {
+        while !self.text.contains(expected) {
+            let mut buffer = [0; 4096];
+            let read = timeout(DEADLINE, self.out.read(&mut buffer)).await;
+            let length = read.unwrap_or_else(|_| panic!("no `{expected}` in: {}", self.text)).unwrap();
+            assert!(length > 0, "no `{expected}` in: {}", self.text);
+            self.text.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        }
+    }
+
+    async fn read_to_end(&mut self) -> String {
+        let mut rest = Vec::new();
+        timeout(DEADLINE, self.out.read_to_end(&mut rest)).await.unwrap().unwrap();
+        self.text.push_str(&String::from_utf8_lossy(&rest));
+        self.text.clone()
+    }
+}
+
 /// How much is carried where it is about much.
 const MUCH: usize = 100_000_000;
 
@@ -136,9 +165,92 @@ async fn a_terminal_has_its_size_and_tells_interrupts() {
         return;
     }
     let job = Entrance::open().await;
-    let output = finish(job.ssh(&["-tt"], &["stty size; echo $TERM; tty; test -t 0 && echo yes"])).await;
-    let text = stdout(&output);
-    assert!(text.contains("/dev/pts/") && text.ends_with("yes\r\n"), "{text}");
+    let screen =
+        nix::pty::openpty(&nix::pty::Winsize { ws_row: 31, ws_col: 97, ws_xpixel: 0, ws_ypixel: 0 }, None);
+    let screen = screen.unwrap();
+    let name = nix::unistd::ttyname(&screen.slave).unwrap();
+    let ssh = job.ssh(&["-tt"], &["trap 'echo caught' INT; tty; stty size; while sleep 0.1; do stty size; done"]);
+    // The client is told of its terminal's size only where that is its controlling one.
+    let mut client = tokio::process::Command::new("setsid");
+    client.arg("--ctty").arg(ssh.as_std().get_program()).args(ssh.as_std().get_args());
+    client.env("TERM", "xterm-256color").kill_on_drop(true);
+    client.stdin(screen.slave.try_clone().unwrap()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut client = client.spawn().unwrap();
+    let mut shown = Shown::new(client.stdout.take().unwrap());
+    shown.wait_for("/dev/pts/").await;
+    shown.wait_for("31 97").await;
+    let mut stty = tokio::process::Command::new("stty");
+    stty.arg("-F").arg(name).args(["rows", "44", "cols", "111"]);
+    assert!(stty.status().await.unwrap().success());
+    shown.wait_for("44 111").await;
+    nix::unistd::write(&screen.master, b"\x03").unwrap();
+    shown.wait_for("caught").await;
+    drop(client);
+    job.close().await;
+}
+
+#[tokio::test]
+async fn a_shell_is_a_login_in_the_jobs_environment() {
+    if !is_available() {
+        return;
+    }
+    let job = Entrance::open_with(|spec| {
+        spec.env.insert("PATH".to_owned(), "/opt/own/bin:/usr/bin:/bin".to_owned());
+    })
+    .await;
+    let mut ssh = job.ssh(&["-tt"], &[]);
+    ssh.env("TERM", "xterm-256color");
+    let mut client = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut shown = Shown::new(client.stdout.take().unwrap());
+    let mut keys = client.stdin.take().unwrap();
+    keys.write_all(b"echo path=$PATH name=$DSTACK_RUN_NAME tty=$SSH_TTY; exit 3\n").await.unwrap();
+    let text = shown.read_to_end().await;
+    assert!(text.contains("/opt/own/bin:/usr/bin:/bin:") && text.contains("name=train tty=/dev/pts/"), "{text}");
+    assert_eq!(timeout(DEADLINE, client.wait()).await.unwrap().unwrap().code(), Some(3));
+    let mut ssh = job.ssh(&["-T"], &[]);
+    let mut client = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut keys = client.stdin.take().unwrap();
+    keys.write_all(b"echo from a pipe; test -t 0 || echo no terminal\n").await.unwrap();
+    drop(keys);
+    let output = timeout(DEADLINE, client.wait_with_output()).await.unwrap().unwrap();
+    assert_eq!(stdout(&output), "from a pipe\nno terminal\n");
+    job.close().await;
+}
+
+#[tokio::test]
+async fn a_program_that_answers_more_than_it_reads_goes_on() {
+    if !is_available() {
+        return;
+    }
+    let job = Entrance::open().await;
+    let line = format!("{}\n", "x".repeat(63));
+    let sent = line.repeat(160_000);
+    let mut ssh = job.ssh(&[], &["awk '{ for (i = 0; i < 10; i++) print }'"]);
+    let mut child = ssh.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut stdin, mut out) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let feeding = tokio::spawn(async move { stdin.write_all(sent.as_bytes()).await });
+    let mut received = Vec::new();
+    timeout(LONG, out.read_to_end(&mut received)).await.expect("it goes on").unwrap();
+    feeding.await.unwrap().unwrap();
+    assert_eq!(received.len(), 160_000 * 64 * 10);
+    job.close().await;
+}
+
+#[tokio::test]
+async fn a_program_that_reads_nothing_holds_up_nobody_else() {
+    if !is_available() {
+        return;
+    }
+    let job = Entrance::open().await;
+    let control = format!("ControlPath={}", job.path("mux").display());
+    let mut ssh = job.ssh(&["-o", "ControlMaster=yes", "-o", &control], &["sleep 1000001"]);
+    let mut stalled = ssh.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = stalled.stdin.take().unwrap();
+    // More than may wait before the connection is read slowly.
+    timeout(LONG, stdin.write_all(&noise(12_000_000))).await.unwrap().unwrap();
+    let output = finish(job.ssh(&["-o", &control], &["echo alive"])).await;
+    assert_eq!(stdout(&output), "alive\n");
+    drop(stalled);
     job.close().await;
 }
 
@@ -174,7 +286,7 @@ async fn files_of_sftp_belong_to_the_jobs_user() {
     assert!(output.status.success(), "{}", stderr(&output));
     let owner = std::fs::metadata(job.work().await.join("there")).unwrap().uid();
     assert_eq!(owner, 65534);
-    assert_eq!(stdout(&job.run("id -u").await), "65534\n");
+    assert_eq!(stdout(&job.run("id -u; id -G").await), "65534\n65534\n");
     let refused = job.sftp(&[], "ls /root\n").await;
     assert!(!refused.status.success());
     job.close().await;

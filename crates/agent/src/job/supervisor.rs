@@ -126,6 +126,7 @@ impl Supervisor {
             self.start_if_released();
             if let Some(ssh) = &mut self.ssh {
                 ssh.restart_if_due();
+                ssh.answer(&self.dir.join(wire::LOGS));
             }
             self.read_terminal();
             if self.end_if_due() {
@@ -133,13 +134,10 @@ impl Supervisor {
             }
             self.report();
         }
-        if self.ssh.take().is_some() {
-            // Where the job failed to start, sessions may still be there.
-            procs::kill_all(self.job.spec.id);
-        }
         while self.read_terminal() {}
         self.log.seal();
         self.status.log_end = self.log.end();
+        self.end_ssh();
         self.note_lost_output();
         self.status.stage = Stage::Ended;
         Ok((self.status, self.control))
@@ -158,6 +156,7 @@ impl Supervisor {
         let mut fds: Vec<PollFd<'_>> = self.control.readable().map(readable).collect();
         fds.push(readable(self.signals.as_fd()));
         fds.extend(self.preparing.iter().map(|preparing| readable(preparing.done.as_fd())));
+        fds.extend(self.ssh.as_ref().and_then(Keeper::readable).map(readable));
         fds.extend(self.terminal().map(readable));
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
@@ -281,6 +280,14 @@ impl Supervisor {
         }
     }
 
+    /// Ends the SSH server, and what it may still have started where the job failed to.
+    fn end_ssh(&mut self) {
+        if let Some(ssh) = self.ssh.take() {
+            ssh.finish(&self.dir.join(wire::LOGS), self.log.end());
+            procs::kill_all(self.job.spec.id);
+        }
+    }
+
     /// Lets the job be entered, if that is wanted. Where it cannot be, the job runs without, unless it must not.
     fn start_ssh(&mut self, prepared: &Prepared) {
         let Some(spec) = self.job.spec.ssh.as_ref().filter(|_| self.ending.is_none()) else {
@@ -366,28 +373,31 @@ impl Supervisor {
         };
         let (job, this) = (self.job.spec.id, Some(Pid::this()));
         let command_ended = self.command.is_none() || self.command_status.is_some();
-        if command_ended {
+        if let Some(ssh) = self.ssh.as_mut().filter(|_| command_ended) {
             // Whoever is in the job leaves it when its command is gone.
-            self.ssh = None;
+            ssh.end_sessions();
         }
         // Processes are counted when it is time, and when one is known to have ended.
         if now < ending.next() && !std::mem::take(&mut self.reaped) {
             return false;
         }
         let signal = ending.due(now);
-        let left = if let Some(signal) = signal {
-            procs::signal_all(job, this, signal)
+        // The SSH server lives on until it has told the end of the log.
+        let server = self.ssh.as_ref().and_then(Keeper::pid);
+        let mut left = procs::find(job, this);
+        left.retain(|process| Some(*process) != server);
+        if let Some(signal) = signal {
+            procs::signal_all(&left, signal);
         } else {
-            let left = procs::find(job, this);
-            let visitors = self.ssh.as_ref().and_then(Keeper::pid).map(procs::descendants).unwrap_or_default();
+            let visitors = server.map(procs::descendants).unwrap_or_default();
             let own: Vec<Pid> = left.iter().copied().filter(|process| !visitors.contains(process)).collect();
             if let [last] = own[..]
                 && procs::is_shell_at_its_prompt(last, &self.job.spec.argv)
             {
                 procs::hang_up(last);
             }
-            left.len()
-        };
+        }
+        let left = left.len();
         let hopeless = ending.is_hopeless(now);
         let prepared = self.preparing.is_none();
         if !(hopeless || left == 0 && command_ended && prepared) {

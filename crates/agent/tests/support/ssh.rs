@@ -64,6 +64,11 @@ impl Entrance {
 
     /// One whose task was changed before.
     pub async fn open_with(change: impl FnOnce(&mut TaskSpec)) -> Entrance {
+        Entrance::open_in(Vec::new(), change).await
+    }
+
+    /// One on a host whose agent is run by another program.
+    pub async fn open_in(wrapper: Vec<String>, change: impl FnOnce(&mut TaskSpec)) -> Entrance {
         let dir = tempfile::Builder::new().prefix("ssh").tempdir().unwrap();
         let (host_key, host_public) = make_key(&dir.path().join("host"), "ed25519").await;
         let (_, user_public) = make_key(&dir.path().join("user"), "ed25519").await;
@@ -80,6 +85,12 @@ impl Entrance {
         });
         change(&mut spec);
         let mut agent = Agent::new(&[]);
+        if !wrapper.is_empty() {
+            agent.kill();
+            agent.wrapper = wrapper;
+            agent.wrapper.push(super::binary().display().to_string());
+            agent.start();
+        }
         agent.put(&spec).await;
         let is_up = |state: &TaskState| state.phase >= TaskPhase::Ready;
         agent.wait_for(&spec, "up", is_up).await;

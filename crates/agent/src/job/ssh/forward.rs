@@ -17,6 +17,8 @@ use super::{Server, log_socket, names};
 
 /// How long it may take to reach one address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long what a client left behind may take to be delivered.
+const LINGER: Duration = Duration::from_mins(1);
 /// How many places one client may have us listen at.
 const LISTENERS_LIMIT: usize = 64;
 
@@ -83,9 +85,14 @@ pub(super) async fn carry(lane: Lane, stream: impl AsyncRead + AsyncWrite) {
         outlet.finish().await;
     };
     let both = async { tokio::join!(inlet.pump(writer), out) };
+    // A client that is gone may have left bytes that are still to be delivered.
+    let too_late = async {
+        inlet.closed().cancelled().await;
+        tokio::time::sleep(LINGER).await;
+    };
     tokio::select! {
         _ = both => {}
-        () = inlet.closed().cancelled() => {}
+        () = too_late => {}
     }
     outlet.close().await;
 }

@@ -2,18 +2,25 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::agent::{SshListen, SshServer};
 use api::ids::JobId;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{MsgFlags, recv};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-use super::Orders;
+use super::control::{QUESTION, Word, find_segment};
 use super::transport::Protocol;
+use super::{FAREWELL, LAST_LOG, Orders};
 use crate::job::prepare::Prepared;
 use crate::sys::Credentials;
 use crate::{clock, sys};
@@ -29,12 +36,15 @@ pub(crate) struct Keeper {
     credentials: Option<Credentials>,
     process: Option<Process>,
     restart_at: Option<Instant>,
+    is_ending: bool,
 }
 
 struct Process {
     pid: Pid,
     // The server ends when this closes.
-    _control: UnixStream,
+    control: UnixStream,
+    question: Vec<u8>,
+    is_deaf: bool,
 }
 
 impl Keeper {
@@ -54,6 +64,7 @@ impl Keeper {
             credentials: prepared.credentials.clone(),
             process: None,
             restart_at: None,
+            is_ending: false,
         };
         keeper.launch().map_err(|error| format!("the job's SSH server cannot start: {error}"))?;
         Ok(keeper)
@@ -72,7 +83,7 @@ impl Keeper {
     /// Takes note that the server's process has ended, which it does only by failing.
     pub(crate) fn note_end(&mut self) {
         self.process = None;
-        self.restart_at = Some(clock::monotonic() + RESTART_AFTER);
+        self.restart_at = (!self.is_ending).then(|| clock::monotonic() + RESTART_AFTER);
     }
 
     /// Starts a server that failed again, when it is time.
@@ -80,6 +91,67 @@ impl Keeper {
         if self.restart_at.is_some_and(|at| at <= clock::monotonic()) {
             self.restart_at = self.launch().is_err().then(|| clock::monotonic() + RESTART_AFTER);
         }
+    }
+
+    /// What to poll for reading.
+    pub(crate) fn readable(&self) -> Option<BorrowedFd<'_>> {
+        let process = self.process.as_ref().filter(|process| !process.is_deaf);
+        process.map(|process| process.control.as_fd())
+    }
+
+    /// Answers what the server asks about the log in `logs`.
+    pub(crate) fn answer(&mut self, logs: &Path) {
+        let Some(process) = self.process.as_mut().filter(|process| !process.is_deaf) else {
+            return;
+        };
+        let mut buffer = [0; 64];
+        match recv(process.control.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(0) => process.is_deaf = true,
+            Ok(length) => process.question.extend_from_slice(&buffer[..length]),
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(_) => process.is_deaf = true,
+        }
+        while let Some((question, rest)) = process.question.split_first_chunk::<QUESTION>() {
+            let (word, files) = find_segment(logs, u64::from_be_bytes(*question));
+            process.question = rest.to_vec();
+            // A server that does not get its answer has gone.
+            let _ = word.send(&process.control, &files);
+        }
+    }
+
+    /// Ends the sessions, because the job's command has ended. The log is still told.
+    pub(crate) fn end_sessions(&mut self) {
+        if std::mem::replace(&mut self.is_ending, true) {
+            return;
+        }
+        if let Some(process) = &self.process {
+            let _ = Word::Ending.send(&process.control, &[]);
+        }
+    }
+
+    /// Ends the server once it has told the rest of the log, which is complete, or when that takes too long.
+    pub(crate) fn finish(mut self, logs: &Path, end: u64) {
+        let Some(pid) = self.pid() else {
+            return;
+        };
+        if let Some(process) = &self.process {
+            let _ = Word::Complete(end).send(&process.control, &[]);
+        }
+        let deadline = clock::monotonic() + LAST_LOG + FAREWELL;
+        while let Some(socket) = self.readable() {
+            let left = deadline.saturating_duration_since(clock::monotonic());
+            if left.is_zero() {
+                break;
+            }
+            let mut fds = [PollFd::new(socket, PollFlags::POLLIN)];
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            if poll(&mut fds, timeout).is_err_and(|error| error != Errno::EINTR) {
+                break;
+            }
+            self.answer(logs);
+        }
+        let _ = kill(pid, Signal::SIGKILL);
+        let _ = waitpid(pid, None);
     }
 
     fn launch(&mut self) -> io::Result<()> {
@@ -101,7 +173,8 @@ impl Keeper {
             // A server that does not take its orders ends, and is started again.
             let _ = orders.write(&mut control);
         })?;
-        self.process = Some(Process { pid: Pid::from_raw(child.id() as i32), _control: ours });
+        let pid = Pid::from_raw(child.id() as i32);
+        self.process = Some(Process { pid, control: ours, question: Vec::new(), is_deaf: false });
         Ok(())
     }
 }

@@ -9,6 +9,7 @@
 //! whatever lost its parent.
 
 mod agent_socket;
+mod control;
 mod forward;
 mod keeper;
 mod log_socket;
@@ -25,6 +26,7 @@ use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -33,11 +35,13 @@ use api::agent::SshServer;
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncReadExt;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::control::Word;
 pub(crate) use self::keeper::Keeper;
+use self::log_socket::{Log, Segment};
 pub(crate) use self::sftp::run as run_sftp;
 use self::transport::Protocol;
 use crate::job::account::Database;
@@ -46,6 +50,8 @@ use crate::job::account::Database;
 const ORDERS_LIMIT: usize = 64 << 20;
 /// How many threads carry bytes.
 const THREADS_LIMIT: usize = 4;
+/// How long those who follow the log may take to get its end.
+pub(super) const LAST_LOG: Duration = Duration::from_secs(2);
 /// How long clients may take to hear of the end.
 const FAREWELL: Duration = Duration::from_millis(200);
 /// How long what still runs in the server may take to notice that it ends.
@@ -99,10 +105,15 @@ struct Server {
     groups: Mutex<HashSet<Pid>>,
     /// Conversations with clients.
     clients: TaskTracker,
+    /// The job's log, and those who follow it.
+    log: Log,
+    followers: TaskTracker,
+    /// The job's command has ended, so nothing new is started.
+    is_ending: AtomicBool,
 }
 
 impl Server {
-    fn new(orders: Orders) -> Server {
+    fn new(orders: Orders, log: Log) -> Server {
         let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
         let home = orders.env.get("HOME").filter(|home| home.starts_with('/'));
         Server {
@@ -111,6 +122,9 @@ impl Server {
             ended: CancellationToken::new(),
             groups: Mutex::default(),
             clients: TaskTracker::new(),
+            log,
+            followers: TaskTracker::new(),
+            is_ending: AtomicBool::new(false),
             orders,
         }
     }
@@ -123,6 +137,14 @@ impl Server {
     fn shell(&self) -> Option<PathBuf> {
         let own = self.orders.env.get("SHELL").map(String::as_str);
         shell::find(own, self.shell_of_user.as_deref(), shell::is_program)
+    }
+
+    /// Hangs up whoever is in the job, and lets nobody start anything new.
+    fn end_sessions(&self) {
+        self.is_ending.store(true, Ordering::Release);
+        for group in self.groups().iter() {
+            let _ = killpg(*group, Signal::SIGHUP);
+        }
     }
 
     /// Where sessions start. A job may remove its own directory.
@@ -156,33 +178,47 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let protocol = Protocol::new(&orders.spec).map_err(anyhow::Error::msg)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_LIMIT);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
-    runtime.block_on(serve(Arc::new(Server::new(orders)), protocol, control, listener))?;
+    runtime.block_on(serve(orders, protocol, control, listener))?;
     runtime.shutdown_timeout(LAST_WORK);
     Ok(())
 }
 
-async fn serve(
-    server: Arc<Server>,
-    protocol: Protocol,
-    control: UnixStream,
-    listener: TcpListener,
-) -> anyhow::Result<()> {
+async fn serve(orders: Orders, protocol: Protocol, control: UnixStream, listener: TcpListener) -> io::Result<()> {
     control.set_nonblocking(true)?;
     listener.set_nonblocking(true)?;
-    let mut control = tokio::net::UnixStream::from_std(control)?;
+    // One end for questions, the same for answers: files come beside the bytes, which halves know nothing of.
+    let questions = tokio::net::UnixStream::from_std(control.try_clone()?)?.into_split().1;
+    let control = tokio::net::UnixStream::from_std(control)?;
+    let (answers, answered) = mpsc::channel(1);
+    let (complete, completed) = watch::channel(None);
+    let server = Arc::new(Server::new(orders, Log::new(questions, answered, completed)));
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let supervisor_ends = async {
-        let mut buffer = [0; 256];
-        while control.read(&mut buffer).await.is_ok_and(|length| length > 0) {}
-    };
-    tokio::select! {
-        () = transport::serve(server.clone(), protocol, listener) => {}
-        () = supervisor_ends => {}
+    let conversations = tokio::spawn(transport::serve(server.clone(), protocol, listener));
+    while let Some(Some((word, files))) = server.ended.run_until_cancelled(log_socket::hear(&control)).await {
+        match word {
+            Word::Segment(start) => {
+                let mut files = files.into_iter();
+                let segment = files.next().map(|file| Segment { start, file, index: files.next() });
+                let _ = answers.try_send(segment);
+            }
+            Word::Nothing => {
+                let _ = answers.try_send(None);
+            }
+            Word::Ending => server.end_sessions(),
+            Word::Complete(end) => {
+                complete.send_replace(Some(end));
+                server.followers.close();
+                let server = server.clone();
+                tokio::spawn(async move {
+                    let _ = tokio::time::timeout(LAST_LOG, server.followers.wait()).await;
+                    server.ended.cancel();
+                });
+            }
+        }
     }
     server.ended.cancel();
-    for group in server.groups().iter() {
-        let _ = killpg(*group, Signal::SIGHUP);
-    }
+    server.end_sessions();
+    let _ = conversations.await;
     // What the job's programs do from now on is the supervisor's business; clients are told.
     server.clients.close();
     let _ = tokio::time::timeout(FAREWELL, server.clients.wait()).await;

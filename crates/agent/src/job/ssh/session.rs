@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -84,11 +85,11 @@ impl Session {
     }
 
     /// Starts the program; answers whether the session is now taken by one, or by the message why there is none.
-    pub(super) fn start(&mut self, program: Program, connection: &Arc<Connection>) -> bool {
+    pub(super) fn start(&mut self, program: &Program, connection: &Arc<Connection>) -> bool {
         let Some(lane) = self.lane.take() else {
             return false;
         };
-        let started = self.launch(&program, connection);
+        let started = self.launch(program, connection);
         match started {
             Ok(launched) => {
                 self.running = Some(Running { group: launched.pid, terminal: launched.terminal.clone() });
@@ -103,6 +104,9 @@ impl Session {
 
     fn launch(&self, program: &Program, connection: &Arc<Connection>) -> Result<Launched, String> {
         let server = &connection.server;
+        if server.is_ending.load(Ordering::Acquire) {
+            return Err("the job has ended\r\n".to_owned());
+        }
         let (path, arguments) = match program {
             Program::Sftp => ("/proc/self/exe".into(), vec!["sftp".into()]),
             Program::Shell | Program::Command(_) => {

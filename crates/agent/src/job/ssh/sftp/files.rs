@@ -230,7 +230,9 @@ impl Files {
             b"limits@openssh.com" => {
                 answer.answer(kind::EXTENDED_REPLY);
                 let limits = [PACKET_LIMIT, DATA_LIMIT, DATA_LIMIT, HANDLES_LIMIT];
-                limits.into_iter().for_each(|limit| answer.u64(limit as u64));
+                for limit in limits {
+                    answer.u64(limit as u64);
+                }
                 Ok(())
             }
             b"expand-path@openssh.com" => {

@@ -4,7 +4,8 @@ use std::path::Path;
 use super::*;
 
 fn request(kind: u8, write: impl FnOnce(&mut Writer)) -> Vec<u8> {
-    let mut writer = Writer { id: 7, ..Writer::default() };
+    let mut writer = Writer::default();
+    writer.id = 7;
     writer.answer(kind);
     write(&mut writer);
     writer.take_packet()

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 /// From how many waiting bytes on a connection is read slowly.
 const SOFT_LIMIT: usize = 4 << 20;
@@ -84,18 +85,27 @@ impl Drop for OutputWaits<'_> {
 
 type Wait = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A connection that is read only as fast as its gate allows.
+/// A connection that is read only as fast as its gate allows, and that can be cut: the library goes on with a client
+/// for as long as its connection does.
 pub(super) struct Gated<S> {
     stream: S,
     gate: Arc<Gate>,
+    cut: Wait,
     wait: Option<Wait>,
     allowance: usize,
 }
 
 impl<S> Gated<S> {
     /// Puts the gate before the stream.
-    pub(super) fn new(stream: S, gate: Arc<Gate>) -> Gated<S> {
-        Gated { stream, gate, wait: None, allowance: SLICE }
+    pub(super) fn new(stream: S, gate: Arc<Gate>, cut: CancellationToken) -> Gated<S> {
+        Gated { stream, gate, cut: Box::pin(cut.cancelled_owned()), wait: None, allowance: SLICE }
+    }
+
+    fn check(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        match self.cut.as_mut().poll(context) {
+            Poll::Ready(()) => Err(io::ErrorKind::ConnectionAborted.into()),
+            Poll::Pending => Ok(()),
+        }
     }
 }
 
@@ -106,6 +116,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gated<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        this.check(context)?;
         if this.gate.is_open() {
             this.wait = None;
             this.allowance = SLICE;
@@ -124,7 +135,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Gated<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Gated<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
+        let this = self.get_mut();
+        this.check(context)?;
+        Pin::new(&mut this.stream).poll_write(context, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -142,12 +155,12 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_connection_with_much_waiting_is_read_slowly_but_never_left_alone() {
         let gate = Arc::new(Gate::default());
         let (ours, mut theirs) = tokio::io::duplex(16 * SLICE);
         theirs.write_all(&vec![0; 8 * SLICE]).await.unwrap();
-        let mut gated = Gated::new(ours, gate.clone());
+        let mut gated = Gated::new(ours, gate.clone(), CancellationToken::new());
         assert!(gate.add(SOFT_LIMIT + 1));
         let mut buffer = vec![0; SLICE];
         let begin = tokio::time::Instant::now();
@@ -155,17 +168,26 @@ mod tests {
             gated.read_exact(&mut buffer).await.unwrap();
         }
         assert!(begin.elapsed() >= 3 * SLICE_INTERVAL);
-        let begin = tokio::time::Instant::now();
         gate.remove(1);
-        for _ in 0..2 {
-            gated.read_exact(&mut buffer).await.unwrap();
-        }
+        assert!(gate.is_open());
+        gated.read_exact(&mut buffer).await.unwrap();
         gate.add(1);
-        let _waits = gate.output_waits();
-        for _ in 0..2 {
-            gated.read_exact(&mut buffer).await.unwrap();
-        }
-        assert!(begin.elapsed() < SLICE_INTERVAL);
+        assert!(!gate.is_open());
+        let waits = gate.output_waits();
+        assert!(gate.is_open());
+        drop(waits);
+        assert!(!gate.is_open());
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_cut_is_over_for_both_sides() {
+        let (ours, mut theirs) = tokio::io::duplex(SLICE);
+        let cut = CancellationToken::new();
+        let mut gated = Gated::new(ours, Arc::default(), cut.clone());
+        let reading = tokio::spawn(async move { gated.read(&mut [0]).await });
+        cut.cancel();
+        assert!(reading.await.unwrap().is_err());
+        assert_eq!(theirs.read(&mut [0]).await.unwrap(), 0);
     }
 
     #[test]

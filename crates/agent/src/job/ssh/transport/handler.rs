@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use russh::keys::ssh_key::PublicKey;
 use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session as Link, VerifiedPublicKey};
@@ -59,20 +58,17 @@ impl Peer {
         let lane = self.lane(channel, link);
         let (connection, id) = (self.connection.clone(), lane.outlet.id());
         tokio::spawn(async move {
-            match target.connect(&connection.server).await {
-                Ok(stream) => {
-                    reply.accept().await;
-                    carry(lane, stream).await;
-                }
-                Err(_) => {
-                    connection.inlets().remove(&id);
-                    reply.reject(ChannelOpenFailure::ConnectFailed).await;
-                }
-            }
+            let Ok(stream) = target.connect(&connection.server).await else {
+                connection.inlets().remove(&id);
+                reply.reject(ChannelOpenFailure::ConnectFailed).await;
+                return;
+            };
+            reply.accept().await;
+            carry(lane, stream).await;
         });
     }
 
-    fn start(&mut self, channel: ChannelId, program: Program, link: &mut Link) -> Answer {
+    fn start(&mut self, channel: ChannelId, program: &Program, link: &mut Link) -> Answer {
         let connection = &self.connection;
         let is_started = self.sessions.get_mut(&channel).is_some_and(|session| session.start(program, connection));
         answer(channel, is_started, link)
@@ -105,7 +101,6 @@ impl Handler for Peer {
     }
 
     async fn auth_succeeded(&mut self, _link: &mut Link) -> Answer {
-        self.connection.is_known.store(true, Ordering::Release);
         self.known.notify_one();
         Ok(())
     }
@@ -215,16 +210,16 @@ impl Handler for Peer {
     }
 
     async fn shell_request(&mut self, channel: ChannelId, link: &mut Link) -> Answer {
-        self.start(channel, Program::Shell, link)
+        self.start(channel, &Program::Shell, link)
     }
 
     async fn exec_request(&mut self, channel: ChannelId, command: &[u8], link: &mut Link) -> Answer {
-        self.start(channel, Program::Command(command.to_vec()), link)
+        self.start(channel, &Program::Command(command.to_vec()), link)
     }
 
     async fn subsystem_request(&mut self, channel: ChannelId, name: &str, link: &mut Link) -> Answer {
         match name {
-            "sftp" => self.start(channel, Program::Sftp, link),
+            "sftp" => self.start(channel, &Program::Sftp, link),
             _ => link.channel_failure(channel),
         }
     }

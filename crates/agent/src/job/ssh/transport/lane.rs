@@ -68,9 +68,9 @@ impl Inlet {
         self.arrived.notify_one();
     }
 
-    /// The channel is over: what has not been taken is not wanted any more.
+    /// The channel is over. What has come before may still be taken.
     pub(super) fn close(&self) {
-        self.discard();
+        self.finish();
         self.closed.cancel();
     }
 

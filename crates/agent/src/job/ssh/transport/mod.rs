@@ -9,7 +9,7 @@ mod lane;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,8 +25,8 @@ use tokio_util::sync::CancellationToken;
 use self::gate::{Gate, Gated};
 use self::handler::Peer;
 pub(super) use self::lane::{Exit, Inlet, Lane, Outlet, Output};
-use super::Server;
 use super::agent_socket::AgentSocket;
+use super::{FAREWELL, Server};
 
 /// How many clients may be connected, and how many of them may still have to show their key.
 const CONNECTIONS_LIMIT: usize = 256;
@@ -101,7 +101,6 @@ pub(super) struct Connection {
     pub(super) ended: CancellationToken,
     /// The client's own agent, once a session has asked for it.
     pub(super) agent: Mutex<Option<AgentSocket>>,
-    is_known: AtomicBool,
     gate: Arc<Gate>,
     inlets: Mutex<HashMap<ChannelId, Arc<Inlet>>>,
 }
@@ -219,25 +218,27 @@ async fn converse(
         remote,
         local,
         agent: Mutex::default(),
-        is_known: AtomicBool::new(false),
         gate: Arc::default(),
         inlets: Mutex::default(),
     });
     let _ends_with_us = connection.ended.clone().drop_guard();
     let known = Arc::new(tokio::sync::Notify::new());
     let peer = Peer::new(connection.clone(), protocol.clone(), known.clone());
-    let stream = Gated::new(stream, connection.gate.clone());
+    // Whatever ends this conversation, the library's part of it ends too.
+    let cut = CancellationToken::new();
+    let _cut_with_us = cut.clone().drop_guard();
+    let stream = Gated::new(stream, connection.gate.clone(), cut);
     let conversation = async {
-        if let Ok(running) = russh::server::run_stream(protocol.config.clone(), stream, peer).await {
-            let handle = running.handle();
-            tokio::select! {
-                _ = running => {}
-                () = connection.server.ended.cancelled() => {
-                    let reason = russh::Disconnect::ByApplication;
-                    let _ = handle.disconnect(reason, "the job has ended".to_owned(), String::new()).await;
-                }
-            }
+        let Ok(mut running) = russh::server::run_stream(protocol.config.clone(), stream, peer).await else {
+            return;
+        };
+        tokio::select! {
+            _ = &mut running => return,
+            () = connection.server.ended.cancelled() => {}
         }
+        let reason = russh::Disconnect::ByApplication;
+        let _ = running.handle().disconnect(reason, "the job has ended".to_owned(), String::new()).await;
+        let _ = tokio::time::timeout(FAREWELL, running).await;
     };
     let login = async {
         let in_time = tokio::time::timeout(LOGIN_TIMEOUT, known.notified()).await.is_ok();
