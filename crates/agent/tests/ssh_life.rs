@@ -83,8 +83,11 @@ async fn an_interrupted_shell_ends_though_somebody_is_in_the_job() {
     .await;
     let spec = job.spec.clone();
     let _client = Background::start(job.ssh(&["-tt"], &["sleep 1000004"]));
-    let is_there = async || (!running(spec.id, "sleep 1000004").is_empty()).then_some(());
-    eventually("the session", is_there).await;
+    let _stubborn = Background::start(job.ssh(&[], &["trap '' HUP TERM INT; sleep 1000006; sleep 1000006"]));
+    for program in ["sleep 1000004", "sleep 1000006"] {
+        let is_there = async || (!running(spec.id, program).is_empty()).then_some(());
+        eventually("the sessions", is_there).await;
+    }
     job.agent.wait_for(&spec, "started", |state| state.started_at.is_some()).await;
     job.agent.stop(&spec, 3600).await;
     let exit = job.agent.wait_sealed(&spec).await.exit.unwrap();

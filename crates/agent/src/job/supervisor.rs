@@ -368,37 +368,21 @@ impl Supervisor {
         if self.command_status.is_some() && self.ending.is_none() {
             self.begin_end(Cause::Finished, LEFTOVER_GRACE);
         }
-        let Some(ending) = &mut self.ending else {
+        let Some(ending) = &self.ending else {
             return false;
         };
-        let (job, this) = (self.job.spec.id, Some(Pid::this()));
         let command_ended = self.command.is_none() || self.command_status.is_some();
+        let next = ending.next();
         if let Some(ssh) = self.ssh.as_mut().filter(|_| command_ended) {
             // Whoever is in the job leaves it when its command is gone.
             ssh.end_sessions();
         }
         // Processes are counted when it is time, and when one is known to have ended.
-        if now < ending.next() && !std::mem::take(&mut self.reaped) {
+        if now < next && !std::mem::take(&mut self.reaped) {
             return false;
         }
-        let signal = ending.due(now);
-        // The SSH server lives on until it has told the end of the log.
-        let server = self.ssh.as_ref().and_then(Keeper::pid);
-        let mut left = procs::find(job, this);
-        left.retain(|process| Some(*process) != server);
-        if let Some(signal) = signal {
-            procs::signal_all(&left, signal);
-        } else {
-            let visitors = server.map(procs::descendants).unwrap_or_default();
-            let own: Vec<Pid> = left.iter().copied().filter(|process| !visitors.contains(process)).collect();
-            if let [last] = own[..]
-                && procs::is_shell_at_its_prompt(last, &self.job.spec.argv)
-            {
-                procs::hang_up(last);
-            }
-        }
-        let left = left.len();
-        let hopeless = ending.is_hopeless(now);
+        let left = self.end_processes(command_ended, now);
+        let hopeless = self.ending.as_ref().is_some_and(|ending| ending.is_hopeless(now));
         let prepared = self.preparing.is_none();
         if !(hopeless || left == 0 && command_ended && prepared) {
             return false;
@@ -409,6 +393,32 @@ impl Supervisor {
         let exit = self.exit();
         self.status.exit = Some(exit);
         true
+    }
+
+    /// Does to the job's processes what is due, and answers how many there are.
+    fn end_processes(&mut self, command_ended: bool, now: Instant) -> usize {
+        let Some(ending) = &mut self.ending else {
+            return 0;
+        };
+        let signal = ending.due(now);
+        // The SSH server lives on until it has told the end of the log.
+        let server = self.ssh.as_ref().and_then(Keeper::pid);
+        let mut left = procs::find(self.job.spec.id, Some(Pid::this()));
+        left.retain(|process| Some(*process) != server);
+        let visitors = server.map(procs::descendants).unwrap_or_default();
+        let own: Vec<Pid> = left.iter().copied().filter(|process| !visitors.contains(process)).collect();
+        if command_ended && own.is_empty() && !left.is_empty() {
+            // Those who are only in the job have no claim to its grace.
+            ending.shorten(LEFTOVER_GRACE, now);
+        }
+        if let Some(signal) = signal {
+            procs::signal_all(&left, signal);
+        } else if let [last] = own[..]
+            && procs::is_shell_at_its_prompt(last, &self.job.spec.argv)
+        {
+            procs::hang_up(last);
+        }
+        left.len()
     }
 
     /// Ends the job because something of ours failed.

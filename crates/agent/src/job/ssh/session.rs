@@ -153,9 +153,9 @@ impl Session {
         set("USER", server.orders.username.clone());
         set("LOGNAME", server.orders.username.clone());
         set("HOME", server.home.to_string_lossy().into_owned());
-        let client = format!("{} {}", remote.ip(), remote.port());
+        let client = format!("{} {}", remote.ip().to_canonical(), remote.port());
         set("SSH_CLIENT", format!("{client} {}", local.port()));
-        set("SSH_CONNECTION", format!("{client} {} {}", local.ip(), local.port()));
+        set("SSH_CONNECTION", format!("{client} {} {}", local.ip().to_canonical(), local.port()));
         if let Some(shell) = server.shell() {
             set("SHELL", shell.to_string_lossy().into_owned());
         }
