@@ -94,6 +94,9 @@ pub(crate) struct JobStatus {
     pub(crate) working_dir: Option<String>,
     /// Whom it runs as.
     pub(crate) username: Option<String>,
+    /// Where its SSH server listens, if it has one.
+    #[serde(default)]
+    pub(crate) ssh_port: Option<u16>,
     /// When the command started.
     pub(crate) started_at: Option<Timestamp>,
     /// The log's length in bytes.

@@ -539,6 +539,9 @@ pub struct JobConnectionInfo {
     pub sshproxy_port: Option<u16>,
     /// The proxy's user for this job.
     pub sshproxy_upstream_id: Option<String>,
+    /// The key that the job's SSH server shows, as a line of `authorized_keys`. Only our server says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh_host_key: Option<String>,
 }
 
 /// A job and its submissions.

@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 
 use aes_gcm::aead::Aead;
 use aes_gcm::{Aes256Gcm, KeyInit, Nonce};
+use api::ids::JobId;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};
 
+use crate::accounts::KeyPair;
 use crate::ids::Ids;
 use crate::private_files;
 
@@ -114,6 +117,8 @@ pub struct Sealer {
     first: Key,
     others: Vec<Key>,
     ids: Ids,
+    /// Of which the host keys of jobs are made.
+    job_seed: Vec<u8>,
 }
 
 // Keys must not be printed.
@@ -133,13 +138,25 @@ impl Sealer {
             all.push(key_of_file(key_file, ids)?);
         }
         let first = all.remove(0);
-        Ok(Sealer { first, others: all, ids: ids.clone() })
+        Ok(Sealer { first, others: all, ids: ids.clone(), job_seed: vec![] })
     }
 
     /// A sealer with a key that nobody keeps, for tests and simulations.
     pub fn ephemeral(ids: &Ids) -> Sealer {
         let first = Key::aes(&ids.bytes::<KEY_BYTES>()).expect("the key has the cipher's length");
-        Sealer { first, others: vec![], ids: ids.clone() }
+        Sealer { first, others: vec![], ids: ids.clone(), job_seed: vec![] }
+    }
+
+    /// A text of which the host keys of jobs are made from now on. It must be secret and stay the same.
+    pub(crate) fn set_job_seed(&mut self, seed: &str) {
+        self.job_seed = seed.as_bytes().to_vec();
+    }
+
+    /// The host key of a job's SSH server: always the same, and kept nowhere.
+    pub fn job_host_key(&self, job: JobId) -> KeyPair {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.job_seed).expect("a key of any length is good");
+        mac.update(job.0.as_bytes());
+        KeyPair::of_seed(&mac.finalize().into_bytes().into(), "job@dstack")
     }
 
     /// Whether what is sealed can be read without a key, because the configuration says so.

@@ -110,6 +110,12 @@ fn follow(record: &Record, seen: &Seen, status: &JobStatus) -> Step {
         let mut resolved = record.state.resolved.clone();
         resolved.working_dir.clone_from(&status.working_dir);
         resolved.username.clone_from(&status.username);
+        // What a supervisor says of ports counts only where it could not say more by connecting itself.
+        if let (Some(wanted), Some(port), true) =
+            (record.accepted.ssh_port, status.ssh_port, record.accepted.on_host_network)
+        {
+            resolved.ports.insert(wanted, port);
+        }
         return Step::NoteReady(resolved);
     }
     if phase == TaskPhase::Ready && record.released {
@@ -192,6 +198,8 @@ mod tests {
             job_name: "job".to_owned(),
             container: false,
             released: false,
+            ssh_port: None,
+            on_host_network: true,
         };
         let mut record = Record::new(accepted, "boot".to_owned());
         for entry in entries {
@@ -207,6 +215,7 @@ mod tests {
             pid: 1,
             working_dir: None,
             username: None,
+            ssh_port: None,
             started_at: None,
             log_end: 0,
             warnings: Vec::new(),

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use api::agent::{
-    AgentError, AgentErrorCode, EPOCH_HEADER, HelloRequest, LogAck, StopOrder, TaskOrder, TaskPhase, TaskSpec,
-    TaskState,
+    AgentError, AgentErrorCode, EPOCH_HEADER, HelloRequest, LogAck, SSH_PORT, StopOrder, TaskOrder, TaskPhase,
+    TaskSpec, TaskState,
 };
 use api::ids::JobId;
 use axum::body::Body;
@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 
 use crate::host::state::{Host, refuse};
 use crate::host::task::{Message, spawn_new};
-use crate::host::{blobs, streams};
+use crate::host::{blobs, entrance, streams};
 
 /// The longest request that is not a blob.
 const REQUEST_LIMIT: usize = 16 << 20;
@@ -46,6 +46,7 @@ impl IntoResponse for Refusal {
 pub(crate) fn router(host: Arc<Host>) -> Router {
     let blobs = Router::new()
         .route("/v1/blobs/{sha256}", head(blobs::head).put(blobs::put))
+        .route("/v1/tasks/{id}/ssh", post(ssh))
         .layer(DefaultBodyLimit::disable());
     Router::new()
         .route("/v1/hello", post(hello))
@@ -135,6 +136,18 @@ async fn logs(
 ) -> Result<Response, Refusal> {
     let task = host.task(id)?;
     Ok(Body::from_stream(streams::logs(&task, query.offset)).into_response())
+}
+
+/// Joins the request and its answer to a connection to the task's SSH server, until either side ends.
+async fn ssh(State(host): App, Path(id): Path<JobId>, body: Body) -> Result<Response, Refusal> {
+    let state = host.task(id)?.snapshot();
+    let port = state.and_then(|state| state.resolved.ports.get(&SSH_PORT).copied());
+    let none = || refuse(AgentErrorCode::WrongPhase, "the job has no SSH server, or not yet");
+    let stream = entrance::connect(port.ok_or_else(none)?).await.map_err(|error| {
+        let message = format!("the job's SSH server does not answer: {error}");
+        refuse(AgentErrorCode::WrongPhase, message)
+    })?;
+    Ok(entrance::join(stream, body).into_response())
 }
 
 async fn ack(State(host): App, Path(id): Path<JobId>, body: Body) -> Answer<()> {

@@ -3,6 +3,7 @@
 mod blobs;
 mod container;
 mod decide;
+mod entrance;
 mod gpus;
 mod http;
 mod journal;

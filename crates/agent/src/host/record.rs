@@ -1,6 +1,6 @@
 //! What is known about a task, as the sum of its journal's lines.
 
-use api::agent::{PullProgress, Resolved, Runtime, TaskExit, TaskPhase, TaskSpec, TaskState};
+use api::agent::{ContainerNetwork, PullProgress, Resolved, Runtime, TaskExit, TaskPhase, TaskSpec, TaskState};
 use api::ids::JobId;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -66,6 +66,12 @@ pub(crate) struct Accepted {
     pub(crate) container: bool,
     /// It does not wait for `go`.
     pub(crate) released: bool,
+    /// The port of its SSH server as it sees it, if it has one.
+    #[serde(default)]
+    pub(crate) ssh_port: Option<u16>,
+    /// That is a port of the host too: it shares the host's network.
+    #[serde(default)]
+    pub(crate) on_host_network: bool,
 }
 
 impl Accepted {
@@ -77,6 +83,11 @@ impl Accepted {
             job_name: spec.job_name.clone(),
             container: matches!(spec.runtime, Runtime::Docker(_)),
             released: spec.released,
+            ssh_port: spec.ssh.as_ref().map(|ssh| ssh.port),
+            on_host_network: match &spec.runtime {
+                Runtime::Process => true,
+                Runtime::Docker(container) => container.network == ContainerNetwork::Host,
+            },
         }
     }
 }
@@ -210,6 +221,8 @@ mod tests {
             job_name: "job".to_owned(),
             container: false,
             released: false,
+            ssh_port: None,
+            on_host_network: true,
         })
     }
 

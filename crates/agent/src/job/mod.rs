@@ -115,6 +115,7 @@ fn failed(dir: &Path, message: String) -> JobStatus {
         pid: nix::unistd::getpid().as_raw(),
         working_dir: None,
         username: None,
+        ssh_port: None,
         started_at: None,
         log_end: log_files::end_on_disk(&dir.join(wire::LOGS)),
         warnings: Vec::new(),

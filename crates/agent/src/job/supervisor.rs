@@ -91,6 +91,7 @@ impl Supervisor {
                 pid: Pid::this().as_raw(),
                 working_dir: None,
                 username: None,
+                ssh_port: None,
                 started_at: None,
                 log_end: 0,
                 warnings: Vec::new(),
@@ -294,7 +295,10 @@ impl Supervisor {
             return;
         };
         match Keeper::start(spec, self.job.spec.id, prepared) {
-            Ok(ssh) => self.ssh = Some(ssh),
+            Ok(ssh) => {
+                self.status.ssh_port = Some(ssh.port());
+                self.ssh = Some(ssh);
+            }
             Err(message) if spec.required => self.fail_because(ExitReason::PortsBindingFailed, message),
             Err(message) => self.status.warnings.push(message),
         }

@@ -71,6 +71,9 @@ impl std::fmt::Debug for TaskSpec {
     }
 }
 
+/// The port at which a job's SSH server listens, as the job sees it. Clients of the original look for it there.
+pub const SSH_PORT: u16 = 10022;
+
 /// The SSH server of a job, through which its user enters it. It is up from before `go` until the job ends.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SshServer {

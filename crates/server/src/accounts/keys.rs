@@ -24,7 +24,12 @@ impl std::fmt::Debug for KeyPair {
 impl KeyPair {
     /// A new pair of Ed25519 keys.
     pub fn generate(ids: &Ids, comment: &str) -> KeyPair {
-        let pair = Ed25519Keypair::from_seed(&ids.bytes());
+        KeyPair::of_seed(&ids.bytes(), comment)
+    }
+
+    /// The pair of Ed25519 keys that a secret stands for.
+    pub fn of_seed(seed: &[u8; 32], comment: &str) -> KeyPair {
+        let pair = Ed25519Keypair::from_seed(seed);
         let key = PrivateKey::new(KeypairData::Ed25519(pair), comment);
         let key = key.expect("an unencrypted key can always be made");
         let public = key.public_key().to_openssh().expect("the comment is one line");

@@ -1,6 +1,7 @@
 //! One kept connection: made, listened to, and made anew whenever it breaks.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,8 +11,11 @@ use api::agent::{
 };
 use api::ids::{InstanceId, JobId};
 use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use http::StatusCode;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use hyper::body::Frame;
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -20,13 +24,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use store::leases::{Table, touch};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::hosts::JoinStep;
 use super::pool::Surroundings;
 use super::route::{NoWay, Route, known_keys};
-use super::{BlobBytes, BlobSeen, HostSeen, OrderError, TaskSeen, log_pull};
+use super::{BlobBytes, BlobSeen, Entered, HostSeen, OrderError, TaskSeen, log_pull};
 
 /// How long an agent may take to answer an order.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -38,6 +42,9 @@ const BLOB_TIMEOUT: Duration = Duration::from_mins(5);
 const UPLOADS_AT_ONCE: usize = 16;
 
 static UPLOADS: Semaphore = Semaphore::const_new(UPLOADS_AT_ONCE);
+
+/// Messages on their way into a job that wait for the connection.
+const ENTRANCE_QUEUE: usize = 16;
 
 /// The longest answer to an order, in bytes.
 const ANSWER_LIMIT: usize = 4 * 1024 * 1024;
@@ -80,10 +87,13 @@ struct State {
     pulling: HashMap<JobId, CancellationToken>,
 }
 
+/// What a request brings: all at once, or as it comes.
+type RequestBody = UnsyncBoxBody<Bytes, Infallible>;
+
 /// Sends requests over one standing connection.
 #[derive(Debug, Clone)]
 pub(super) struct Sender {
-    http: SendRequest<Full<Bytes>>,
+    http: SendRequest<RequestBody>,
     epoch: u64,
 }
 
@@ -157,6 +167,19 @@ impl Connection {
         state.sender.clone().ok_or_else(|| {
             OrderError::Unreachable(state.error.clone().unwrap_or_else(|| "not connected yet".to_owned()))
         })
+    }
+
+    /// Connects to the SSH server of a job.
+    pub(super) async fn enter(&self, job: JobId) -> Result<Entered, OrderError> {
+        let (input, bytes) = mpsc::channel(ENTRANCE_QUEUE);
+        let frames = futures_util::stream::unfold(bytes, |mut bytes: mpsc::Receiver<Bytes>| async {
+            let frame = bytes.recv().await.map(Frame::data)?;
+            Some((Ok::<_, Infallible>(frame), bytes))
+        });
+        let body = StreamBody::new(frames).boxed_unsync();
+        let answer = self.sender()?.stream_with("POST", &format!("/v1/tasks/{job}/ssh"), body).await?;
+        let output = answer.into_data_stream().map_err(std::io::Error::other).boxed();
+        Ok(Entered { input, output })
     }
 
     /// Sends an order and waits for its answer.
@@ -543,21 +566,40 @@ impl Sender {
     }
 
     async fn open(&self, method: &str, path: &str, body: Bytes) -> anyhow::Result<http::Response<Incoming>> {
+        self.open_with(method, path, Full::new(body).boxed_unsync()).await
+    }
+
+    async fn open_with(
+        &self,
+        method: &str,
+        path: &str,
+        body: RequestBody,
+    ) -> anyhow::Result<http::Response<Incoming>> {
         let request = http::Request::builder()
             .method(method)
             .uri(format!("http://agent{path}"))
             .header(EPOCH_HEADER, self.epoch)
             .header(http::header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body))?;
+            .body(body)?;
         Ok(self.http.clone().send_request(request).await?)
     }
 
     /// Opens a stream of bytes.
     pub(super) async fn stream(&self, path: &str) -> Result<Incoming, OrderError> {
+        self.stream_with("GET", path, Full::default().boxed_unsync()).await
+    }
+
+    /// Opens streams of bytes in both directions.
+    pub(super) async fn stream_with(
+        &self,
+        method: &str,
+        path: &str,
+        body: RequestBody,
+    ) -> Result<Incoming, OrderError> {
         let unreachable = |error: String| OrderError::Unreachable(format!("{error}, asked for {path}"));
         let exchange = async {
-            let response =
-                self.open("GET", path, Bytes::new()).await.map_err(|error| unreachable(error.to_string()))?;
+            let opened = self.open_with(method, path, body).await;
+            let response = opened.map_err(|error| unreachable(error.to_string()))?;
             let status = response.status();
             if status.is_success() {
                 return Ok(response.into_body());

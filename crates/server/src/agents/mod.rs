@@ -15,9 +15,12 @@ use std::fmt;
 use api::agent::{AgentError, HostInfo, TaskSpec, TaskState};
 use api::ids::{InstanceId, JobId};
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use jiff::Timestamp;
 use lifecycle::instance::Leaving;
+use tokio::sync::mpsc;
 
 use self::hosts::{HostAccess, JoinStep};
 
@@ -85,6 +88,11 @@ pub trait Agents: fmt::Debug + Send + Sync {
     /// Begins to send a file's bytes, and makes the job due when that has ended. They are read when it is their turn.
     fn send_blob(&self, instance: InstanceId, job: JobId, sha256: &str, bytes: BlobBytes);
 
+    /// Connects to the SSH server of a job.
+    async fn enter(&self, _instance: InstanceId, _job: JobId) -> Result<Entered, OrderError> {
+        Err(OrderError::Unreachable("nobody can be entered here".to_owned()))
+    }
+
     /// Tells the agent to exit.
     async fn shutdown(&self, instance: InstanceId) -> Result<(), OrderError>;
 }
@@ -130,6 +138,20 @@ pub enum BlobSeen {
     Missing,
     /// Nobody can: its bytes are gone. Told once.
     Lost,
+}
+
+/// A connection to the SSH server of a job.
+pub struct Entered {
+    /// What goes there; dropping it says that nothing more does.
+    pub input: mpsc::Sender<Bytes>,
+    /// What comes from there.
+    pub output: BoxStream<'static, std::io::Result<Bytes>>,
+}
+
+impl fmt::Debug for Entered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entered").finish_non_exhaustive()
+    }
 }
 
 /// Why an order did not reach a task.

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::connection::{self, Connection};
 use super::hosts::{self, AgentProgram, HostAccess, JoinStep, Left};
 use super::route::Route;
-use super::{Agents, BlobBytes, BlobSeen, HostSeen, OrderError, TaskSeen};
+use super::{Agents, BlobBytes, BlobSeen, Entered, HostSeen, OrderError, TaskSeen};
 use crate::clock::Clock;
 use crate::ids::Ids;
 use crate::logs::LogStore;
@@ -186,6 +186,10 @@ impl Agents for AgentPool {
         if let Some(connection) = self.find(instance) {
             connection.send_blob(&self.around, job, sha256.to_owned(), bytes);
         }
+    }
+
+    async fn enter(&self, instance: InstanceId, job: JobId) -> Result<Entered, OrderError> {
+        self.connected(instance)?.enter(job).await
     }
 
     async fn shutdown(&self, instance: InstanceId) -> Result<(), OrderError> {

@@ -57,6 +57,9 @@ const STREAM_QUERY: &[QueryKey] = &[
     QueryKey::optional("from", "string"),
 ];
 
+/// What the address of a way into a job may say.
+const ENTER_QUERY: &[QueryKey] = &[QueryKey::optional("replica", "integer"), QueryKey::optional("job", "integer")];
+
 /// What the address of a job's numbers may say.
 const METRICS_QUERY: &[QueryKey] = &[
     QueryKey { kind: ("string", Some("uuid")), ..QueryKey::optional("run_id", "string") },
@@ -251,6 +254,8 @@ fn run_routes(routes: Routes) -> Routes {
         .post::<DeleteRunsRequest, Nothing, _, _>("/api/project/{project_name}/runs/delete", runs::delete)
         .get::<RunStreamMessage, _, _>("/api/project/{project_name}/runs/{run_name}/stream", runs::stream)
         .query(STREAM_QUERY)
+        .get::<String, _, _>("/api/project/{project_name}/runs/{run_name}/ssh", runs::enter)
+        .query(ENTER_QUERY)
         .post::<ListGpusRequest, GpuList, _, _>("/api/project/{project_name}/gpus/list", gpus::list)
         .post::<PollLogsRequest, JobSubmissionLogs, _, _>("/api/project/{project_name}/logs/poll", logs::poll)
 }

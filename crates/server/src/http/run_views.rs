@@ -1,8 +1,10 @@
 //! Runs and their jobs in the official wire form.
 
+use api::agent::SSH_PORT;
 use api::configurations::RetryEvent;
 use api::jobs::{
-    ImagePullProgress, Job as WireJob, JobProvisioningData, JobStatus, JobSubmission, JobTerminationReason,
+    ImagePullProgress, Job as WireJob, JobConnectionInfo, JobProvisioningData, JobStatus, JobSubmission,
+    JobTerminationReason,
 };
 use api::runs::{Run as WireRun, RunFleet, RunStatus, RunTerminationReason};
 use jiff::Timestamp;
@@ -115,12 +117,28 @@ fn status_message(status: RunStatus, by_job: &[&[Job]]) -> String {
     if waits && by_job.iter().any(retries) { "retrying".to_owned() } else { status.as_str().to_owned() }
 }
 
+/// How users reach a job, while it runs and can be entered.
+fn connection_info(sealer: &Sealer, run: &Run, job: &Job) -> Option<JobConnectionInfo> {
+    let ports = job.state.runtime.as_ref()?.ports.as_ref()?;
+    if job.status != JobStatus::Running || !ports.contains_key(&SSH_PORT) {
+        return None;
+    }
+    let is_first = job.spec.job_num == 0 && job.spec.replica_num == 0;
+    let alias = if is_first { run.name.clone() } else { job.spec.job_name.clone() };
+    Some(JobConnectionInfo {
+        attached_ssh_command: Some(vec!["ssh".to_owned(), alias]),
+        ssh_host_key: Some(sealer.job_host_key(job.id).public.trim().to_owned()),
+        ..JobConnectionInfo::default()
+    })
+}
+
 fn job(sealer: &Sealer, run: &Run, all: &[Job], shown: &[Job]) -> WireJob {
     let mut job_spec = all[all.len() - 1].spec.clone();
     show_job_spec(sealer, &mut job_spec);
     job_spec.ssh_key = None;
     let job_submissions = shown.iter().map(|job| submission(run, job)).collect();
-    WireJob { job_spec, job_submissions, job_connection_info: None }
+    let job_connection_info = shown.last().and_then(|job| connection_info(sealer, run, job));
+    WireJob { job_spec, job_submissions, job_connection_info }
 }
 
 /// One submission of a job.

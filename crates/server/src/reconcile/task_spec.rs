@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use api::agent::{
     CodeDelivery, ContainerNetwork, ContainerSpec, FileDelivery, HostShare, InstanceMount, RegistryAuth, Runtime,
-    TaskSpec,
+    SSH_PORT, SshListen, SshServer, TaskSpec,
 };
 use api::backends::BackendType;
 use api::configurations::{Memory, Mount};
@@ -256,8 +256,21 @@ async fn spec_of(
         max_duration_secs: job_spec.max_duration,
         stop_grace_secs: job_spec.stop_duration.unwrap_or(UNLIMITED_GRACE_SECS),
         released: job.released_at.is_some(),
-        ssh: None,
+        ssh: Some(ssh_of(deps, job, run, in_container)),
     }))
+}
+
+/// The job's SSH server. On the host's own network only the host reaches it, and the server by way of the agent.
+fn ssh_of(deps: &Deps, job: &Job, run: &Run, in_container: bool) -> SshServer {
+    let bridge = job.state.runtime.as_ref().is_some_and(|runtime| runtime.network_mode == "bridge");
+    SshServer {
+        host_key: deps.sealer.job_host_key(job.id).private,
+        authorized_keys: run.spec.ssh_key_pub.iter().map(|key| key.trim().to_owned()).collect(),
+        port: SSH_PORT,
+        listen: if in_container && bridge { SshListen::All } else { SshListen::Loopback },
+        required: false,
+        keep_alive_secs: SshServer::default_keep_alive_secs(),
+    }
 }
 
 /// The values of the secrets that a job names.

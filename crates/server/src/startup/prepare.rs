@@ -43,6 +43,9 @@ const SEALING_KEYS: &str = "sealing_keys";
 /// What earlier releases kept in its place: a text that the first key had sealed.
 const SEALING_CHECK: &str = "sealing_check";
 
+/// What the database keeps of the host keys of jobs: the secret of which they are made, sealed.
+const JOB_SEED: &str = "job_seed";
+
 /// How often the lock of the database is looked after.
 const LOCK_LOOK: Duration = Duration::from_secs(5);
 
@@ -178,12 +181,24 @@ pub(super) async fn open_sealer(
     ids: &crate::ids::Ids,
 ) -> anyhow::Result<Sealer> {
     let key_file = data.join("encryption.key");
-    let sealer = Sealer::open(&config.encryption_keys(), &key_file, ids)?;
+    let mut sealer = Sealer::open(&config.encryption_keys(), &key_file, ids)?;
     check_keys(db, &sealer, &key_file).await?;
+    let seed = job_seed(db, &sealer, ids).await?;
+    sealer.set_job_seed(&seed);
     if sealer.is_plain() {
         tracing::warn!("secrets are kept unencrypted, because the first of `encryption.keys` is `identity`");
     }
     Ok(sealer)
+}
+
+/// The secret of which the host keys of jobs are made, made at the first start.
+async fn job_seed(db: &Db, sealer: &Sealer, ids: &crate::ids::Ids) -> anyhow::Result<String> {
+    if let Some(sealed) = server_state::get(db, JOB_SEED).await? {
+        return sealer.unseal(&sealed).context("open the secret of the jobs' host keys");
+    }
+    let seed = hex::encode(ids.bytes::<32>());
+    server_state::set(db, JOB_SEED, &sealer.seal(&seed)).await?;
+    Ok(seed)
 }
 
 /// Checks that every key that ever sealed something is there, and remembers the one that seals from now on: which of

@@ -70,6 +70,11 @@ impl Keeper {
         Ok(keeper)
     }
 
+    /// Where it listens.
+    pub(crate) fn port(&self) -> u16 {
+        self.listener.local_addr().map_or(0, |address| address.port())
+    }
+
     /// The server's process, if it runs.
     pub(crate) fn pid(&self) -> Option<Pid> {
         self.process.as_ref().map(|process| process.pid)
@@ -179,9 +184,17 @@ impl Keeper {
     }
 }
 
+/// Listens on the port that is wanted, or on any other one if that is taken by another job of the host.
 fn listen(spec: &SshServer) -> io::Result<TcpListener> {
-    let at = |address: std::net::IpAddr| TcpListener::bind(SocketAddr::new(address, spec.port));
-    match spec.listen {
+    match listen_on(spec.listen, spec.port) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && !spec.required => listen_on(spec.listen, 0),
+        listening => listening,
+    }
+}
+
+fn listen_on(listen: SshListen, port: u16) -> io::Result<TcpListener> {
+    let at = |address: std::net::IpAddr| TcpListener::bind(SocketAddr::new(address, port));
+    match listen {
         SshListen::Loopback => at(Ipv4Addr::LOCALHOST.into()),
         // One socket is for both kinds of addresses, where the machine has both.
         SshListen::All => match at(Ipv6Addr::UNSPECIFIED.into()) {

@@ -3,6 +3,7 @@
 mod apply;
 mod check;
 mod delete;
+mod enter;
 mod list;
 mod offers;
 mod plan;
@@ -13,6 +14,7 @@ mod warnings;
 
 pub use apply::apply;
 pub use delete::delete;
+pub use enter::enter;
 pub use list::{get, list};
 pub use plan::get_plan;
 pub(super) use plan::{all_offers, wants_no_accelerator};
