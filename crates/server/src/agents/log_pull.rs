@@ -11,8 +11,9 @@ use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
 use super::OrderError;
-use super::connection::{Connection, Sender, touch_job};
+use super::connection::{Connection, touch_job};
 use super::pool::Surroundings;
+use super::sender::Sender;
 
 /// A log is acknowledged when this much has arrived, or when nothing more is at hand.
 const ACKNOWLEDGE_BYTES: u64 = LOG_WINDOW / 4;

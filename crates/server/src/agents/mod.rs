@@ -5,6 +5,7 @@ pub mod hosts;
 mod log_pull;
 mod pool;
 mod route;
+mod sender;
 
 pub use pool::{AgentPool, Surroundings};
 pub use route::Route;
