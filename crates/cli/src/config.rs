@@ -1,11 +1,11 @@
 //! `~/.dstack/config.yml`: the servers that the user knows, with their tokens.
 
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
+
+use crate::files::{self, PRIVATE};
 
 /// The file. Keys of other versions are dropped when it is written.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,11 +38,7 @@ impl std::fmt::Debug for ProjectConfig {
 impl ConfigFile {
     /// Reads the file; a missing one is empty.
     pub(crate) fn read(path: &Path) -> anyhow::Result<ConfigFile> {
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(ConfigFile::default()),
-            Err(error) => return Err(error).with_context(|| format!("read `{}`", path.display())),
-        };
+        let text = files::read(path)?;
         if text.trim().is_empty() {
             return Ok(ConfigFile::default());
         }
@@ -52,11 +48,8 @@ impl ConfigFile {
     /// Replaces the file in one step, so that nobody reads half of it.
     pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
         let text = serde_saphyr::to_string(self).context("write the configuration as YAML")?;
-        let folder = path.parent().context("the configuration has no folder")?;
-        std::fs::create_dir_all(folder).with_context(|| format!("make `{}`", folder.display()))?;
-        let new = path.with_extension(format!("yml.{}", std::process::id()));
-        let written = write_private(&new, text.as_bytes()).and_then(|()| std::fs::rename(&new, path));
-        written.with_context(|| format!("write `{}`", path.display()))
+        // It holds tokens.
+        files::replace(path, text.as_bytes(), PRIVATE)
     }
 
     /// The project of this name.
@@ -81,12 +74,6 @@ impl ConfigFile {
             None => self.projects.push(project),
         }
     }
-}
-
-// The file holds tokens.
-fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(bytes)
 }
 
 /// The project named, or the default one.

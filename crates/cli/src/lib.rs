@@ -9,6 +9,7 @@
 mod args;
 mod commands;
 mod config;
+mod files;
 mod interrupts;
 mod logs;
 mod names;
@@ -16,6 +17,7 @@ mod output;
 mod printer;
 mod profiles;
 mod session;
+mod ssh;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -40,6 +42,9 @@ const READER_GONE: u8 = 141;
 /// The code of a command that Ctrl-C ended, as shells give it to one that SIGINT ended.
 const INTERRUPTED: u8 = 130;
 
+/// The code of a way into a job that failed, as `ssh` has it for itself.
+const NO_WAY: u8 = 255;
+
 /// What was typed makes no sense, which only the command itself could see.
 #[derive(Debug)]
 struct UsageError(String);
@@ -61,6 +66,8 @@ enum Outcome {
     Failed,
     /// Ctrl-C ended it where nothing else is to be said.
     Interrupted,
+    /// There is no way into the job, which was said.
+    NoWay,
 }
 
 /// Runs the command line `args`, whose first item is the program's name. `server` says what `dstack server` takes, for
@@ -95,6 +102,7 @@ pub fn run_in(session: &mut Session, args: impl IntoIterator<Item = OsString>) -
         Ok(Outcome::Done) => 0,
         Ok(Outcome::Failed) => FAILURE,
         Ok(Outcome::Interrupted) => INTERRUPTED,
+        Ok(Outcome::NoWay) => NO_WAY,
         Err(error) => report(session, &error),
     }
 }

@@ -10,10 +10,15 @@ use anyhow::Context;
 use api::client::Client;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use sha1::{Digest, Sha1};
+use tokio::io::DuplexStream;
 
 use crate::config::{self, ConfigFile};
 use crate::interrupts::Interrupts;
 use crate::printer::Printer;
+
+/// The length of the names of key files.
+const KEY_NAME_LENGTH: usize = 8;
 
 /// The world around one command.
 #[derive(Debug)]
@@ -32,6 +37,10 @@ pub struct Session {
     pub stopped_at: Option<Timestamp>,
     /// Ctrl-C.
     pub interrupts: Interrupts,
+    /// This program, for whatever is to call it again.
+    pub program: PathBuf,
+    /// What bytes are carried from and to. None: stdin and stdout.
+    pub pipe: Option<DuplexStream>,
 }
 
 /// A project of a server, ready to be called.
@@ -41,6 +50,8 @@ pub(crate) struct Project {
     pub(crate) client: Client,
     /// The project's name.
     pub(crate) name: String,
+    /// The name of the file with the user's SSH key: a part of the token's hash, as in the official client.
+    pub(crate) key_name: String,
 }
 
 impl Session {
@@ -57,6 +68,8 @@ impl Session {
             zone: TimeZone::system(),
             stopped_at: None,
             interrupts: Interrupts::of_process(),
+            program: std::env::current_exe().context("find this program")?,
+            pipe: None,
             variables,
         })
     }
@@ -74,6 +87,11 @@ impl Session {
     /// The folder of our files in the user's home.
     pub(crate) fn dstack_directory(&self) -> PathBuf {
         self.home.join(".dstack")
+    }
+
+    /// The folder with what is ours of the user's SSH.
+    pub(crate) fn ssh_directory(&self) -> PathBuf {
+        self.dstack_directory().join("ssh")
     }
 
     /// The file with the servers' addresses and tokens.
@@ -100,7 +118,9 @@ impl Session {
     }
 
     fn connect(&self, url: &str, token: &str, name: &str) -> anyhow::Result<Project> {
-        Ok(Project { client: self.client(url, token)?, name: name.to_owned() })
+        let mut key_name = hex::encode(Sha1::digest(token));
+        key_name.truncate(KEY_NAME_LENGTH);
+        Ok(Project { client: self.client(url, token)?, name: name.to_owned(), key_name })
     }
 
     /// A client of the server at `url`.

@@ -1,11 +1,14 @@
 //! The typed client of the HTTP API, for the CLI and for tests.
 //!
-//! [`Client::call`] takes one of the constants of [`endpoints`]; a run's live stream is [`RunStream`].
+//! [`Client::call`] takes one of the constants of [`endpoints`]; a run's live stream is [`RunStream`], and
+//! [`RunTunnel`] leads to the SSH server of one of its jobs.
 
 pub mod endpoints;
 mod error;
 mod poll;
+mod socket;
 mod stream;
+mod tunnel;
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -18,6 +21,7 @@ use serde::de::DeserializeOwned;
 pub use endpoints::Endpoint;
 pub use error::ClientError;
 pub use stream::{RunStream, RunStreamEvent, RunStreamOptions};
+pub use tunnel::{RunTunnel, RunTunnelTarget};
 
 use crate::files::FileArchive;
 

@@ -5,17 +5,13 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
-use reqwest::StatusCode;
-use reqwest::header::{CONNECTION, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::handshake::client::generate_key;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
 use super::poll::Poller;
+use super::socket::{self, Socket};
 use super::{Client, ClientError};
 use crate::agent::{LOG_FRAME_HEADER, LogFrame, LogFrameKind};
 use crate::ids::JobId;
@@ -144,7 +140,6 @@ impl RunStream {
     }
 }
 
-type Socket = WebSocketStream<reqwest::Upgraded>;
 pub(super) type Sender = mpsc::Sender<Result<RunStreamEvent, ClientError>>;
 
 /// Why a socket is read no more.
@@ -286,25 +281,7 @@ impl Reader {
     }
 
     async fn connect(&self) -> Result<Socket, ClientError> {
-        let url = self.client.url(&self.path, &self.query());
-        let request = self
-            .client
-            .http
-            .get(&url)
-            .header(CONNECTION, "Upgrade")
-            .header(UPGRADE, "websocket")
-            .header(SEC_WEBSOCKET_VERSION, "13")
-            .header(SEC_WEBSOCKET_KEY, generate_key());
-        let response = self.client.send(request).await?;
-        let status = response.status();
-        if status != StatusCode::SWITCHING_PROTOCOLS {
-            let body = response.bytes().await.unwrap_or_default();
-            return Err(ClientError::of_answer(status.as_u16(), url, &body));
-        }
-        let upgraded = response.upgrade().await.map_err(|error| self.interrupted(error))?;
-        let config =
-            WebSocketConfig::default().max_message_size(Some(MESSAGE_LIMIT)).max_frame_size(Some(MESSAGE_LIMIT));
-        Ok(WebSocketStream::from_raw_socket(upgraded, Role::Client, Some(config)).await)
+        socket::open(&self.client, &self.path, &self.query(), MESSAGE_LIMIT, ClientError::of_answer).await
     }
 
     fn query(&self) -> Vec<(&'static str, String)> {

@@ -84,6 +84,9 @@ pub(crate) enum Command {
     /// Start a server
     #[command(disable_help_flag = true)]
     Server(ServerArgs),
+    /// Join stdin and stdout to the SSH server of a job; OpenSSH's client runs it
+    #[command(hide = true)]
+    SshProxy(SshProxyArgs),
     /// Stop a run
     Stop(StopArgs),
     /// Check a configuration file without a server
@@ -494,6 +497,20 @@ pub(crate) struct ServerArgs {
     /// Options of the server; see `dstack server --help`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) rest: Vec<std::ffi::OsString>,
+}
+
+/// `dstack ssh-proxy`
+#[derive(Debug, Args)]
+pub(crate) struct SshProxyArgs {
+    pub(crate) run_name: String,
+    #[command(flatten)]
+    pub(crate) project: ProjectOption,
+    /// The replica number
+    #[arg(long, default_value_t = 0)]
+    pub(crate) replica: u32,
+    /// The job number inside the replica
+    #[arg(long, default_value_t = 0)]
+    pub(crate) job: u32,
 }
 
 /// `dstack stop`

@@ -1,23 +1,19 @@
-//! `dstack attach --logs`: the log of one job as it is written, until the run is finished. All else that attaching is
-//! for needs SSH.
+//! `dstack attach`: the way into one job over SSH, its ports, and with `--logs` its log as it is written, until the
+//! run is finished.
 
 use anyhow::bail;
 use api::client::endpoints;
 use api::runs::{GetRunRequest, Run, RunStatus};
 
+use super::apply::configure;
 use super::apply::follow::{Follower, Purpose};
 use crate::Outcome;
 use crate::args::AttachArgs;
 use crate::session::Session;
+use crate::ssh::{self, Wishes};
 
 pub(super) async fn run(session: &mut Session, args: &AttachArgs) -> anyhow::Result<Outcome> {
-    if !args.logs || args.host.is_some() || args.ssh_identity.is_some() || !args.ports.is_empty() {
-        bail!(
-            "`dstack attach` by SSH and forwarded ports are not supported yet. Until then, follow the run with \
-             `dstack attach {} --logs`",
-            args.run_name
-        );
-    }
+    ssh::check(&args.ports)?;
     let find = async |session: &mut Session| find(session, args).await;
     let Ok(follower) = super::unless_interrupted(session, find).await? else {
         session.printer.line("\nDetached")?;
@@ -42,7 +38,13 @@ async fn find(session: &mut Session, args: &AttachArgs) -> anyhow::Result<Follow
     if run.status.is_finished() && run.status != RunStatus::Done {
         bail!("Run {} is {}", args.run_name, run.status.as_str());
     }
-    Ok(Follower::new(project, run, Purpose::Attached { replica, job, since }))
+    let identity = args.ssh_identity.as_deref();
+    let wishes = Wishes {
+        identity: identity.map(|path| configure::absolute(session, &session.directory, path).into()),
+        host: args.host.clone(),
+        ports: args.ports.clone(),
+    };
+    Ok(Follower::new(project, run, Purpose::Attached { replica, job, logs: args.logs, since }, wishes))
 }
 
 fn running_replica(run: &Run) -> u32 {

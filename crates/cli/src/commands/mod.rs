@@ -18,6 +18,7 @@ mod project;
 mod ps;
 mod run;
 mod secret;
+mod ssh_proxy;
 mod stop;
 mod validate;
 mod volume;
@@ -56,6 +57,10 @@ pub(crate) fn run(session: &mut Session, command: Command) -> anyhow::Result<Out
 }
 
 async fn run_remote(session: &mut Session, command: Command) -> anyhow::Result<Outcome> {
+    if let Command::SshProxy(args) = &command {
+        // Ctrl-C ends it, as it ends the `ssh` that runs it.
+        return ssh_proxy::run(session, args).await;
+    }
     session.interrupts.listen()?;
     // What Ctrl-C means to a run that is followed is theirs to say.
     match command {
@@ -93,7 +98,11 @@ async fn run_interruptible(session: &mut Session, command: Command) -> anyhow::R
         Command::Stop(args) => stop::run(session, &args).await,
         Command::Validate(args) => validate::run(session, &args).await,
         Command::Volume(args) => volume::run(session, args).await,
-        Command::Apply(_) | Command::Attach(_) | Command::Completion(_) | Command::Server(_) => Ok(Outcome::Done),
+        Command::Apply(_)
+        | Command::Attach(_)
+        | Command::Completion(_)
+        | Command::Server(_)
+        | Command::SshProxy(_) => Ok(Outcome::Done),
     }
 }
 

@@ -431,7 +431,7 @@ fn attaching_waits_for_the_run_and_refuses_one_that_failed() {
     ]));
     let ran = user(&waiting).runs("attach long --logs");
     assert!(ran.out.contains("Press Ctrl+C to detach...\n50%\n"), "{}", ran.out);
-    assert!(ran.err.lines().count() == 2 && ran.out.ends_with("Done\n"), "{}{}", ran.err, ran.out);
+    assert!(ran.err.lines().count() == 3 && ran.out.ends_with("Done\n"), "{}{}", ran.err, ran.out);
     let failed = Server::start();
     failed.answer("/api/project/main/runs/get", 200, &run(1, "failed", "failed"));
     let ran = user(&failed).runs("attach long --logs");

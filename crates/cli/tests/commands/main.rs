@@ -11,5 +11,6 @@ mod golden;
 mod interrupts;
 mod local;
 mod server;
+mod ssh;
 mod ssh_fleets;
 mod terminal;

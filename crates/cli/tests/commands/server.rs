@@ -27,6 +27,17 @@ pub(crate) struct Socket {
     pub(crate) after_stop: Vec<Message>,
 }
 
+/// What stands at the other end of the way into a job.
+#[derive(Debug, Clone)]
+pub(crate) enum Tunnel {
+    /// There is none.
+    Refused(Answer),
+    /// Everything comes back, until the client says goodbye. A ping comes before.
+    Echoes,
+    /// These bytes come, and then goodbye.
+    Says(Vec<u8>),
+}
+
 /// A request that came in.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
@@ -46,6 +57,9 @@ impl Request {
 struct Script {
     answers: BTreeMap<String, VecDeque<Answer>>,
     sockets: VecDeque<Socket>,
+    tunnel: Option<Tunnel>,
+    /// What clients said in tunnels beside bytes.
+    said_in_tunnels: Vec<Message>,
     stalled: BTreeSet<String>,
     requests: Vec<Request>,
 }
@@ -89,6 +103,17 @@ impl Server {
         self
     }
 
+    /// From now on there is this at the end of the way into every job.
+    pub(crate) fn tunnel(&self, tunnel: Tunnel) -> &Server {
+        self.script.lock().unwrap().tunnel = Some(tunnel);
+        self
+    }
+
+    /// What clients said in tunnels beside bytes.
+    pub(crate) fn said_in_tunnels(&self) -> Vec<Message> {
+        self.script.lock().unwrap().said_in_tunnels.clone()
+    }
+
     /// What a path would be answered.
     pub(crate) fn answers(&self, path: &str) -> Vec<Value> {
         let script = self.script.lock().unwrap();
@@ -115,9 +140,17 @@ fn serve(stream: TcpStream, script: &Mutex<Script>) {
             let _gone = read(&mut reader);
             return;
         }
+        if let Some(key) = key.as_ref().filter(|_| request.path.ends_with("/ssh")) {
+            let tunnel = script.lock().unwrap().tunnel.clone();
+            match tunnel.unwrap_or_else(|| Tunnel::Refused(unknown())) {
+                Tunnel::Refused(answer) => respond(&stream, &answer),
+                tunnel => return serve_tunnel(upgrade(stream, key), &tunnel, script),
+            }
+            continue;
+        }
         if let Some(key) = key {
             let Some(socket) = script.lock().unwrap().sockets.pop_front() else {
-                respond(&stream, &Answer { status: 404, body: r#"{"detail":"Not Found"}"#.to_owned() });
+                respond(&stream, &unknown());
                 continue;
             };
             return serve_socket(stream, &key, socket, script);
@@ -126,11 +159,15 @@ fn serve(stream: TcpStream, script: &Mutex<Script>) {
         let answer = match script.answers.get_mut(&request.path) {
             Some(answers) if 1 < answers.len() => answers.pop_front().unwrap(),
             Some(answers) => answers[0].clone(),
-            None => Answer { status: 404, body: r#"{"detail":"Not Found"}"#.to_owned() },
+            None => unknown(),
         };
         drop(script);
         respond(&stream, &answer);
     }
+}
+
+fn unknown() -> Answer {
+    Answer { status: 404, body: r#"{"detail":"Not Found"}"#.to_owned() }
 }
 
 fn read(reader: &mut BufReader<TcpStream>) -> Option<Request> {
@@ -159,14 +196,8 @@ fn respond(mut stream: &TcpStream, answer: &Answer) {
 }
 
 #[expect(clippy::disallowed_methods, reason = "requests come in on other threads, which know nothing of this one")]
-fn serve_socket(mut stream: TcpStream, key: &str, socket: Socket, script: &Mutex<Script>) {
-    let accept = derive_accept_key(key.as_bytes());
-    let head = format!(
-        "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
-         sec-websocket-accept: {accept}\r\n\r\n"
-    );
-    stream.write_all(head.as_bytes()).unwrap();
-    let mut websocket = WebSocket::from_raw_socket(stream, Role::Server, None);
+fn serve_socket(stream: TcpStream, key: &str, socket: Socket, script: &Mutex<Script>) {
+    let mut websocket = upgrade(stream, key);
     for message in socket.messages {
         if websocket.send(message).is_err() {
             return;
@@ -180,4 +211,31 @@ fn serve_socket(mut stream: TcpStream, key: &str, socket: Socket, script: &Mutex
         websocket.send(message).unwrap();
     }
     while socket.hangs && websocket.read().is_ok() {}
+}
+
+fn upgrade(mut stream: TcpStream, key: &str) -> WebSocket<TcpStream> {
+    let accept = derive_accept_key(key.as_bytes());
+    let head = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+         sec-websocket-accept: {accept}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    WebSocket::from_raw_socket(stream, Role::Server, None)
+}
+
+fn serve_tunnel(mut websocket: WebSocket<TcpStream>, tunnel: &Tunnel, script: &Mutex<Script>) {
+    if let Tunnel::Says(bytes) = tunnel {
+        for part in bytes.chunks(100_000) {
+            websocket.send(Message::binary(part.to_vec())).unwrap();
+        }
+        websocket.close(None).unwrap();
+    } else {
+        websocket.send(Message::Ping("there?".into())).unwrap();
+    }
+    while let Ok(message) = websocket.read() {
+        match message {
+            Message::Binary(_) => websocket.send(message).unwrap(),
+            message => script.lock().unwrap().said_in_tunnels.push(message),
+        }
+    }
 }

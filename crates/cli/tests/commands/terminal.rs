@@ -10,6 +10,7 @@ use cli::{Interrupts, Printer, Session, Terminal};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use tempfile::TempDir;
+use tokio::io::DuplexStream;
 
 use crate::server::Server;
 
@@ -29,6 +30,8 @@ pub(crate) struct User {
     variables: Vec<(String, String)>,
     answers: String,
     reactions: Vec<(String, Act)>,
+    /// What bytes are carried from and to.
+    pub(crate) pipe: Mutex<Option<DuplexStream>>,
 }
 
 /// What the user does at something that is seen.
@@ -40,6 +43,8 @@ pub(crate) enum Act {
     Interrupt,
     /// Ends the input, as Ctrl-D does.
     End,
+    /// Copies the files of a folder into another, to be looked at later; the same text may lead to the next act.
+    Keep(PathBuf, PathBuf),
 }
 
 /// The screen, and the user who watches it.
@@ -66,14 +71,27 @@ impl Watcher {
                 return;
             }
             self.reactions.pop_front();
+            if let Act::Keep(from, to) = &act {
+                keep(from, to);
+                continue;
+            }
             self.seen.clear();
             match (act, &self.keyboard) {
                 (Act::Type(text), Some(keyboard)) => keyboard.send(text.to_owned()).unwrap(),
                 (Act::Type(_), None) => panic!("nothing can be typed"),
                 (Act::Interrupt, _) => self.interrupts.press(),
                 (Act::End, _) => self.keyboard = None,
+                (Act::Keep(..), _) => {}
             }
         }
+    }
+}
+
+fn keep(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
     }
 }
 
@@ -122,6 +140,7 @@ impl User {
             variables: Vec::new(),
             answers: String::new(),
             reactions: Vec::new(),
+            pipe: Mutex::default(),
         }
     }
 
@@ -202,6 +221,8 @@ impl User {
             zone: TimeZone::UTC,
             stopped_at: self.now,
             interrupts,
+            program: "/opt/dstack".into(),
+            pipe: self.pipe.lock().unwrap().take(),
         };
         let words = std::iter::once(&"dstack").chain(words).map(Into::into);
         let code = cli::run_in(&mut session, words);

@@ -3,7 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, bail};
-use api::configurations::{Env, EnvValue, PortMapping, RunConfiguration};
+use api::configurations::{Env, EnvValue, RunConfiguration};
 
 use super::interpolate::{Value, interpolate, quoted};
 use super::options;
@@ -50,16 +50,6 @@ pub(super) fn complete_env(session: &Session, typed: &[String], env: &mut Env) -
 
 fn set_ports(args: &ApplyArgs, configuration: &mut RunConfiguration) -> anyhow::Result<()> {
     let typed = &args.run.ports;
-    if args.run.host.is_some() {
-        bail!("`--host` is of no use yet: this version of dstack forwards no ports");
-    }
-    let is_elsewhere = |port: &&PortMapping| port.local_port.is_some_and(|local| local != port.container_port);
-    if let Some(PortMapping { local_port: Some(local), container_port }) = typed.iter().find(is_elsewhere) {
-        bail!(
-            "`-p {local}:{container_port}` asks for another local port, but this version of dstack forwards no \
-             ports"
-        );
-    }
     match configuration {
         RunConfiguration::Task(task) => task.ports = options::with_ports(&task.ports, typed),
         RunConfiguration::DevEnvironment(environment) => {
@@ -116,7 +106,7 @@ fn interpolate_registry_auth(configuration: &mut RunConfiguration) -> anyhow::Re
 }
 
 /// A path of a configuration as one that does not depend on where it is read.
-pub(super) fn absolute(session: &Session, folder: &Path, path: &str) -> String {
+pub(in crate::commands) fn absolute(session: &Session, folder: &Path, path: &str) -> String {
     let path = match path.strip_prefix('~') {
         Some("") => session.home.clone(),
         Some(rest) if rest.starts_with('/') => session.home.join(rest.trim_start_matches('/')),

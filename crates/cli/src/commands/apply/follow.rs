@@ -2,21 +2,25 @@
 
 use std::time::Duration;
 
-use api::client::{RunStream, RunStreamEvent, RunStreamOptions, endpoints};
+use anyhow::bail;
+use api::client::{RunStream, RunStreamEvent, RunStreamOptions, RunTunnelTarget, endpoints};
+use api::ids::JobId;
 use api::jobs::{ImagePullProgress, Job, JobStatus, JobSubmission};
 use api::runs::{Run, RunStatus, StopRunsRequest};
 use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::ending;
+use super::enter::Entered;
 use super::progress::{Progress, Step};
+use super::{ending, enter};
 use crate::Outcome;
 use crate::logs::LogWriter;
 use crate::output::format;
 use crate::output::runs::{self, Times};
 use crate::printer::{ERROR, SUCCESS};
 use crate::session::{Project, Session};
+use crate::ssh::{Attachment, Wishes};
 
 /// How long log bytes wait for the news that the nodes are up, which may come a little later.
 const HOLD_TIME: Duration = Duration::from_millis(200);
@@ -79,6 +83,8 @@ pub(in crate::commands) enum Purpose {
         replica: u32,
         /// The job's number.
         job: u32,
+        /// Its log too.
+        logs: bool,
         /// Only what was written at or after this time.
         since: Option<Timestamp>,
     },
@@ -86,11 +92,23 @@ pub(in crate::commands) enum Purpose {
 
 impl Purpose {
     fn options(self) -> RunStreamOptions {
-        let (replica, job, since) = match self {
-            Purpose::Submitted { .. } => (0, None, None),
-            Purpose::Attached { replica, job, since } => (replica, Some(job), since),
-        };
-        RunStreamOptions { logs: true, replica, job, since, follow: true }
+        let follow = true;
+        match self {
+            Purpose::Submitted { .. } => {
+                RunStreamOptions { logs: true, replica: 0, job: None, since: None, follow }
+            }
+            Purpose::Attached { replica, job, logs, since } => {
+                RunStreamOptions { logs, replica, job: Some(job), since, follow }
+            }
+        }
+    }
+
+    /// The job that the user can enter.
+    fn target(self) -> RunTunnelTarget {
+        match self {
+            Purpose::Submitted { .. } => RunTunnelTarget::default(),
+            Purpose::Attached { replica, job, .. } => RunTunnelTarget { replica, job },
+        }
     }
 
     fn concerns(self, job: &Job) -> bool {
@@ -128,11 +146,18 @@ pub(in crate::commands) struct Follower {
     /// Until when they are held.
     held_until: Option<Instant>,
     asked: Asked,
+    wishes: Wishes,
+    /// The way in, while there is one.
+    attachment: Option<Box<Attachment>>,
+    /// The submission that a way was looked for into.
+    entered: Option<JobId>,
+    /// The user was told that there is none.
+    warned: bool,
 }
 
 impl Follower {
     /// Follows a run. Nothing is sent or shown yet.
-    pub(in crate::commands) fn new(project: Project, run: Run, purpose: Purpose) -> Follower {
+    pub(in crate::commands) fn new(project: Project, run: Run, purpose: Purpose, wishes: Wishes) -> Follower {
         let writer = LogWriter::new(purpose.options().job.is_none() && 1 < run.jobs.len());
         Follower {
             project,
@@ -146,6 +171,10 @@ impl Follower {
             held: Vec::new(),
             held_until: None,
             asked: Asked::Nothing,
+            wishes,
+            attachment: None,
+            entered: None,
+            warned: false,
         }
     }
 
@@ -154,9 +183,9 @@ impl Follower {
         let interrupts = session.interrupts.clone();
         // Nothing is waited for where the end has come already.
         if self.run.status.is_finished() || self.run.status == RunStatus::Terminating {
-            self.announce(session)?;
+            self.announce(session).await?;
         } else {
-            self.update(session)?;
+            self.update(session).await?;
         }
         session.printer.flush()?;
         let Some(mut stream) = self.open(session).await? else { return Ok(Outcome::Done) };
@@ -175,14 +204,14 @@ impl Follower {
                     continue;
                 }
                 () = until(held_until) => {
-                    self.announce(session)?;
+                    self.announce(session).await?;
                     continue;
                 }
                 event = stream.next() => event,
             };
             match event {
-                Some(event) => self.handle(session, event?)?,
-                None => return self.finish(session),
+                Some(event) => self.handle(session, event?).await?,
+                None => return self.finish(session).await,
             }
         }
     }
@@ -190,7 +219,7 @@ impl Follower {
     /// Connects, and hears Ctrl-C meanwhile: the run goes on by itself. None: it is left alone.
     async fn open(&mut self, session: &mut Session) -> anyhow::Result<Option<RunStream>> {
         let interrupts = session.interrupts.clone();
-        let (Project { client, name: project }, name) = (self.project.clone(), self.name.clone());
+        let (Project { client, name: project, .. }, name) = (self.project.clone(), self.name.clone());
         let mut opening = Box::pin(RunStream::open(&client, &project, &name, self.purpose.options()));
         loop {
             tokio::select! {
@@ -205,7 +234,7 @@ impl Follower {
         }
     }
 
-    fn handle(&mut self, session: &mut Session, event: RunStreamEvent) -> anyhow::Result<()> {
+    async fn handle(&mut self, session: &mut Session, event: RunStreamEvent) -> anyhow::Result<()> {
         match event {
             RunStreamEvent::Log { job_num, bytes } if self.announced => {
                 self.writer.write(&mut session.printer, job_num, &bytes)?;
@@ -214,12 +243,12 @@ impl Follower {
                 self.held.push((job_num, bytes));
                 self.held_until.get_or_insert_with(|| Instant::now() + HOLD_TIME);
                 if HELD < self.held.len() {
-                    self.announce(session)?;
+                    self.announce(session).await?;
                 }
             }
             RunStreamEvent::Run(run) => {
                 self.run = *run;
-                self.update(session)?;
+                self.update(session).await?;
             }
             RunStreamEvent::Submission { .. } => {}
             event => {
@@ -232,9 +261,13 @@ impl Follower {
     }
 
     /// Shows how far the run is, or that it is there.
-    fn update(&mut self, session: &mut Session) -> anyhow::Result<()> {
+    async fn update(&mut self, session: &mut Session) -> anyhow::Result<()> {
         if self.is_up() {
-            return self.announce(session);
+            // After the job was tried again, another way leads into it.
+            if self.announced {
+                self.enter(session).await?;
+            }
+            return self.announce(session).await;
         }
         match self.run.status {
             // After a failure that is tried again, there is something to wait for again.
@@ -262,11 +295,12 @@ impl Follower {
     }
 
     /// Shows once where the run ended up, and then what it has written meanwhile.
-    fn announce(&mut self, session: &mut Session) -> anyhow::Result<()> {
+    async fn announce(&mut self, session: &mut Session) -> anyhow::Result<()> {
         self.held_until = None;
         if !self.announced {
             self.announced = true;
             self.progress.clear();
+            self.enter(session).await?;
             match self.purpose {
                 Purpose::Submitted { .. } => self.introduce_submitted(session)?,
                 Purpose::Attached { replica, job, .. } => self.introduce_attached(session, replica, job)?,
@@ -278,12 +312,54 @@ impl Follower {
         Ok(())
     }
 
+    /// Opens the way into the job once it runs, in place of one that led into an earlier submission. Only who wants
+    /// nothing else is refused if there is none.
+    async fn enter(&mut self, session: &mut Session) -> anyhow::Result<()> {
+        let target = self.purpose.target();
+        let Some(submission) = enter::running(&self.run, target) else { return Ok(()) };
+        if self.entered.replace(submission) == Some(submission) {
+            return Ok(());
+        }
+        self.attachment = None;
+        let why = match enter::enter(session, &self.project, &self.run, target, &self.wishes).await {
+            Entered::Made(attachment) => {
+                for warning in &attachment.warnings {
+                    session.printer.note(warning)?;
+                }
+                self.attachment = Some(attachment);
+                return Ok(());
+            }
+            Entered::Interrupted => return Ok(()),
+            Entered::Refused(why) => why,
+        };
+        let name = &self.name;
+        match self.purpose {
+            Purpose::Attached { logs: false, .. } => {
+                bail!("Failed to attach to run {name}: {why}. Follow its log with `dstack attach {name} --logs`")
+            }
+            Purpose::Submitted { .. } if !self.has_ports() => {}
+            _ if self.warned => {}
+            _ => session.printer.note(&format!("There is no way into run {name} by SSH: {why}"))?,
+        }
+        self.warned = true;
+        Ok(())
+    }
+
+    /// Whether ports were to be forwarded.
+    fn has_ports(&self) -> bool {
+        let job = enter::find(&self.run, self.purpose.target());
+        job.and_then(|job| job.job_spec.app_specs.as_ref()).is_some_and(|apps| !apps.is_empty())
+    }
+
     fn introduce_submitted(&self, session: &mut Session) -> anyhow::Result<()> {
         self.print_table(session)?;
         let status = self.run.status.as_str();
         session.printer.line(format!("{} provisioning completed ({status})", self.name))?;
         if let Some(url) = self.run.service.as_ref().and_then(|service| service.get("url")?.as_str()) {
             session.printer.line(format!("Service is published at:\n  {url}"))?;
+        }
+        if let Some(attachment) = &self.attachment {
+            enter::print_ports(session, attachment)?;
         }
         Ok(())
     }
@@ -297,6 +373,11 @@ impl Follower {
         // Of a run that has ended before it was there, its end is all there is to say.
         if !status.is_finished() || !self.waited {
             session.printer.line(format!("Attached to run {name} (replica={replica} job={job})"))?;
+            if let Some(attachment) = &self.attachment {
+                enter::print_ports(session, attachment)?;
+                let alias = &attachment.alias;
+                session.printer.line(format!("To connect to the run via SSH, use `ssh {alias}`."))?;
+            }
             session.printer.line("Press Ctrl+C to detach...")?;
         }
         Ok(())
@@ -310,8 +391,8 @@ impl Follower {
         Ok(())
     }
 
-    fn finish(&mut self, session: &mut Session) -> anyhow::Result<Outcome> {
-        self.announce(session)?;
+    async fn finish(&mut self, session: &mut Session) -> anyhow::Result<Outcome> {
+        self.announce(session).await?;
         self.writer.end_line(&mut session.printer)?;
         // It ended as the user wanted, so there is nothing to explain.
         match self.run.termination_reason.as_deref() {

@@ -1,8 +1,9 @@
 //! `dstack apply`: shows what a configuration would change, asks, and does it.
 
 mod archives;
-mod configure;
+pub(super) mod configure;
 mod ending;
+mod enter;
 mod fleet;
 pub(super) mod follow;
 mod help;
@@ -23,6 +24,7 @@ use super::{Interrupted, unless_interrupted};
 use crate::Outcome;
 use crate::args::{ApplyArgs, RunArgs};
 use crate::session::{Project, Session};
+use crate::ssh::{self, Wishes};
 use follow::{Follower, Purpose};
 use source::ConfigurationFile;
 
@@ -43,7 +45,14 @@ pub(super) async fn run(session: &mut Session, args: ApplyArgs) -> anyhow::Resul
     match unless_interrupted(session, submit).await? {
         Ok(Some(Submitted::Run(project, run))) => {
             let purpose = Purpose::Submitted { yes: args.yes };
-            Box::pin(Follower::new(project, *run, purpose).run(session)).await
+            let identity = args.run.ssh_identity.as_deref();
+            // The ports that were typed are in the run's configuration by now.
+            let wishes = Wishes {
+                identity: identity.map(|path| configure::absolute(session, &session.directory, path).into()),
+                host: args.run.host.clone(),
+                ports: Vec::new(),
+            };
+            Box::pin(Follower::new(project, *run, purpose, wishes).run(session)).await
         }
         Ok(Some(Submitted::Fleet(project, fleet))) => fleet::follow(session, &project, &args, *fleet).await,
         Ok(None) => Ok(Outcome::Done),
@@ -60,6 +69,7 @@ async fn submit(session: &mut Session, args: &ApplyArgs) -> anyhow::Result<Optio
     if !args.yes && args.file.as_deref() == Some(source::STDIN) {
         bail!("Cannot read configuration from stdin if -y/--yes is not specified");
     }
+    ssh::check(&args.run.ports)?;
     let file = ConfigurationFile::read(session, args.file.as_deref()).await?;
     let ConfigurationFile { configuration, path, folder, source } = file;
     match configuration.into_run() {

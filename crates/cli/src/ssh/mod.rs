@@ -1,0 +1,133 @@
+//! Entering jobs over SSH: the user's key, an entry in their SSH configuration, and forwarded ports.
+//!
+//! OpenSSH's client does the work. An entry names the job, pins its key, and has `dstack ssh-proxy` carry the bytes
+//! through the server, so that the user needs no way to the machine where the job runs.
+
+mod config;
+mod forward;
+mod keys;
+mod owner;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use api::client::{RunTunnel, RunTunnelTarget};
+use api::configurations::PortMapping;
+use api::runs::Run;
+
+use crate::session::{Project, Session};
+use config::{Entry, SshConfig};
+use forward::Forwarding;
+pub(crate) use forward::{Forward, check};
+pub(crate) use owner::{Owner, VARIABLE as OWNER_VARIABLE};
+
+/// What the user wants of the way in.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Wishes {
+    /// The private key to use instead of the one that the server knows.
+    pub(crate) identity: Option<PathBuf>,
+    /// The local address of forwarded ports.
+    pub(crate) host: Option<String>,
+    /// Ports beside those of the run, and other local ports for those of the run.
+    pub(crate) ports: Vec<PortMapping>,
+}
+
+/// An open way into a job. Dropping it takes the entry away and ends the forwarding.
+#[derive(Debug)]
+pub(crate) struct Attachment {
+    config: SshConfig,
+    owner: Owner,
+    /// What stands behind `ssh`.
+    pub(crate) alias: String,
+    /// The ports that are forwarded.
+    pub(crate) forwards: Vec<Forward>,
+    /// What did not work although there is a way in.
+    pub(crate) warnings: Vec<String>,
+    forwarding: Option<Forwarding>,
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        // What cannot be taken away now is taken away by the next one.
+        let _ = self.config.remove(&self.alias, &self.owner);
+    }
+}
+
+impl Attachment {
+    /// Opens the way into the last submission of a job. None: the server names no SSH server in it.
+    pub(crate) async fn make(
+        session: &Session,
+        project: &Project,
+        run: &Run,
+        target: RunTunnelTarget,
+        wishes: &Wishes,
+    ) -> anyhow::Result<Option<Attachment>> {
+        let is_it = |job: &&api::jobs::Job| {
+            job.job_spec.replica_num == target.replica && job.job_spec.job_num == target.job
+        };
+        let Some(job) = run.jobs.iter().find(is_it) else { return Ok(None) };
+        let host_key = job.job_connection_info.as_ref().and_then(|info| info.ssh_host_key.as_deref());
+        let (Some(host_key), Some(submission)) = (host_key, job.job_submissions.last()) else { return Ok(None) };
+        let run_name = run.run_spec.run_name.as_deref().context("the run has no name")?;
+        let identity = keys::identity(session, project, run.run_spec.ssh_key_pub.as_deref(), wishes).await?;
+        RunTunnel::open(&project.client, &project.name, run_name, target).await?.close().await;
+        let entry = Entry {
+            alias: if target == RunTunnelTarget::default() { run_name } else { &job.job_spec.job_name }.to_owned(),
+            project: project.name.clone(),
+            run: run_name.to_owned(),
+            target,
+            submission: submission.id,
+            identity,
+            host_key: host_key.to_owned(),
+        };
+        let (config, owner) = (SshConfig::of(session), Owner::of_process());
+        config.add(&entry, &session.program, &owner)?;
+        let mut attachment = Attachment {
+            config,
+            owner,
+            alias: entry.alias,
+            forwards: Vec::new(),
+            warnings: Vec::new(),
+            forwarding: None,
+        };
+        if let Err(error) = attachment.config.include() {
+            let path = attachment.config.path();
+            let warning = format!("Only `ssh -F {} {}` works: {error:#}", path.display(), attachment.alias);
+            attachment.warnings.push(warning);
+        }
+        let ports = forward::wanted(job.job_spec.app_specs.as_deref().unwrap_or_default(), &wishes.ports)?;
+        if !ports.is_empty()
+            && let Err(error) = attachment.forward(session, &ports, wishes.host.as_deref()).await
+        {
+            attachment.warnings.push(format!("No ports are forwarded: {error:#}"));
+        }
+        Ok(Some(attachment))
+    }
+
+    async fn forward(
+        &mut self,
+        session: &Session,
+        ports: &[PortMapping],
+        host: Option<&str>,
+    ) -> anyhow::Result<()> {
+        let forwards = forward::choose(ports, host.unwrap_or(forward::LOCALHOST))?;
+        let command = forward::Command {
+            config: self.config.path(),
+            alias: self.alias.clone(),
+            forwards: forwards.clone(),
+            variables: session.variables.clone(),
+        };
+        self.forwarding = Some(Forwarding::start(command).await?);
+        self.forwards = forwards;
+        Ok(())
+    }
+}
+
+/// A name that may stand in an SSH configuration and on a command line as it is.
+fn plain<'a>(name: &'a str, what: &str) -> anyhow::Result<&'a str> {
+    let is_plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    if !is_plain || name.is_empty() || name.starts_with('-') {
+        bail!("the {what} `{name}` cannot be a name of a host");
+    }
+    Ok(name)
+}
