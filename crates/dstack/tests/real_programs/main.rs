@@ -6,6 +6,7 @@ mod attached;
 mod containers;
 mod crashes;
 mod engine;
+mod entered;
 mod faults;
 mod gang;
 mod hosts;

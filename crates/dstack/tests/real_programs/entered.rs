@@ -1,0 +1,103 @@
+//! Jobs that are entered with OpenSSH's own clients, through the server.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::rig::{Ended, FLEET, Rig, Setup, end, wait_for};
+
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A user who is attached to a run.
+struct Attached {
+    child: Child,
+    home: PathBuf,
+    config: PathBuf,
+}
+
+impl Attached {
+    fn to(rig: &Rig, run: &str) -> Attached {
+        let mut command = rig.cli(&["attach", run]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().unwrap();
+        let home = rig.dir.join("home");
+        let config = home.join(".dstack/ssh/config");
+        let entry = format!("Host {run}");
+        wait_for("the entry for OpenSSH", PATIENCE, || {
+            fs::read_to_string(&config).is_ok_and(|text| text.contains(&entry)).then_some(())
+        });
+        Attached { child, home, config }
+    }
+
+    /// One of OpenSSH's programs, with what attaching has configured.
+    fn program(&self, name: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(name);
+        command.arg("-F").arg(&self.config).args(["-o", "BatchMode=yes"]).args(args);
+        command.env("HOME", &self.home).env_remove("SSH_AUTH_SOCK").stdin(Stdio::null());
+        command
+    }
+
+    fn ssh(&self, run: &str, command: &str) -> Ended {
+        end(&mut self.program("ssh", &[run, command]))
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let _gone_already = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+#[test]
+fn a_job_is_entered_through_the_server() {
+    let Some(rig) = Rig::start("a_job_is_entered_through_the_server") else { return };
+    if std::env::var_os("DSTACK_TEST_SSH").is_none() {
+        return;
+    }
+    rig.apply("fleet.dstack.yml", FLEET, &[]);
+    let nodes = "type: task\nname: long\nnodes: 2\ncommands: [sleep 3600]\nresources: {cpu: 1.., memory: 64MB.., disk: 1GB..}\n";
+    rig.apply("task.dstack.yml", nodes, &["-R", "-d"]);
+    rig.wait_for_status("long", "running");
+    let attached = Attached::to(&rig, "long");
+    let entered = attached.ssh("long", "echo $DSTACK_RUN_NAME rank $DSTACK_NODE_RANK; exit 7").expect_status(7);
+    assert_eq!(entered.text().trim(), "long rank 0");
+    // A file goes there and comes back as it was.
+    let bytes: Vec<u8> = (0..10_000_000_u32)
+        .flat_map(|number| (number.wrapping_mul(2_654_435_761)).to_be_bytes())
+        .take(10_000_000)
+        .collect();
+    rig.write("there", "");
+    fs::write(rig.dir.join("there"), &bytes).unwrap();
+    let there = rig.dir.join("there").display().to_string();
+    let far = rig.dir.join("far").display().to_string();
+    let back = rig.dir.join("back").display().to_string();
+    end(&mut attached.program("scp", &[&there, &format!("long:{far}")])).expect_status(0);
+    end(&mut attached.program("scp", &[&format!("long:{far}"), &back])).expect_status(0);
+    assert!(fs::read(&back).unwrap() == bytes);
+    rig.run(&["stop", "long", "-y"]).expect_status(0);
+    rig.wait_for_status("long", "terminated");
+    // Who is not attached any more finds no way.
+    assert_ne!(attached.ssh("long", "true").status, Some(0));
+}
+
+#[test]
+fn a_container_is_entered_through_the_server() {
+    let setup = Setup { containers: true, ..Setup::default() };
+    let Some(rig) = Rig::start_with("a_container_is_entered_through_the_server", setup) else { return };
+    if std::env::var_os("DSTACK_TEST_SSH").is_none() {
+        return;
+    }
+    rig.apply("fleet.dstack.yml", FLEET, &[]);
+    let task = format!(
+        "type: task\nname: boxed\nimage: {}\ncommands: [sleep 3600]\nresources: {{cpu: 1.., memory: 64MB.., disk: 1GB..}}\n",
+        crate::rig::IMAGE
+    );
+    rig.apply("task.dstack.yml", &task, &["-R", "-d"]);
+    rig.wait_for_status("boxed", "running");
+    let attached = Attached::to(&rig, "boxed");
+    let entered = attached.ssh("boxed", "cat /proc/1/comm; echo $DSTACK_RUN_NAME").expect_status(0);
+    assert_eq!(entered.text().lines().collect::<Vec<_>>(), ["dstack-agent", "boxed"]);
+    rig.run(&["stop", "boxed", "-x", "-y"]).expect_status(0);
+}
