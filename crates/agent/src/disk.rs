@@ -1,5 +1,6 @@
 //! Files that survive a crash: whole or not there at all, and locks that end with their process.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -8,6 +9,11 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
+
+use crate::beneath::Beneath;
+
+/// A process's number is no longer.
+const SIGNATURE_LIMIT: usize = 32;
 
 /// Makes a directory that only its owner may enter, and its parents.
 pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
@@ -36,82 +42,6 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
 pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
-}
-
-/// Opens a file in a folder that others may write to: never through a link, and only a plain file.
-pub(crate) fn open_untrusted(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
-        .open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other(format!("`{}` is not a plain file", path.display())));
-    }
-    Ok(file)
-}
-
-/// Reads at most `limit` bytes of a small file in a folder that others may write to.
-pub(crate) fn read_untrusted(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    use std::io::Read;
-    let mut bytes = Vec::new();
-    open_untrusted(path)?.take(limit).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// A folder that others may write to, opened without following a link in its place. What is reached through
-/// its path is in that very folder.
-#[derive(Debug)]
-pub(crate) struct UntrustedDir {
-    _dir: File,
-    path: PathBuf,
-}
-
-impl UntrustedDir {
-    /// Opens the folder.
-    pub(crate) fn open(path: &Path) -> io::Result<UntrustedDir> {
-        use std::os::fd::AsRawFd;
-        let dir = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_DIRECTORY | libc::O_CLOEXEC)
-            .open(path)?;
-        let path = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
-        Ok(UntrustedDir { _dir: dir, path })
-    }
-
-    /// A path that means this folder while it is open.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-/// A socket in a folder that others may write to, found without following a link in its place.
-#[derive(Debug)]
-pub(crate) struct UntrustedSocket {
-    _file: File,
-    path: PathBuf,
-}
-
-impl UntrustedSocket {
-    /// Finds the socket `name` in `dir`.
-    pub(crate) fn open(dir: &Path, name: &str) -> io::Result<UntrustedSocket> {
-        use std::os::fd::AsRawFd;
-        use std::os::unix::fs::FileTypeExt;
-        let dir = UntrustedDir::open(dir)?;
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC)
-            .open(dir.path().join(name))?;
-        if !file.metadata()?.file_type().is_socket() {
-            return Err(io::Error::other(format!("`{name}` is not a socket")));
-        }
-        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        Ok(UntrustedSocket { _file: file, path })
-    }
-
-    /// A path that means this socket while it is open.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
 }
 
 /// Whom files in a folder are handed over to: its owner, if that is somebody else. A container's root makes files
@@ -160,7 +90,8 @@ impl Lock {
 /// The process that signed the lock at `path`, while somebody has it. Between taking and signing it is the one that
 /// had it before.
 pub(crate) fn lock_holder(path: &Path) -> Option<nix::unistd::Pid> {
-    let text = read_untrusted(path, 32).ok()?;
+    let (dir, name) = place(path);
+    let text = Beneath::open(dir).and_then(|dir| dir.read(name, SIGNATURE_LIMIT)).ok()?;
     let pid = String::from_utf8(text).ok()?.trim().parse().ok()?;
     is_locked(path).ok()?.then_some(nix::unistd::Pid::from_raw(pid))
 }
@@ -184,12 +115,8 @@ pub(crate) fn lock(path: &Path) -> io::Result<Option<Lock>> {
 
 /// Whether some process has the lock at `path`; asking does not take it.
 pub(crate) fn is_locked(path: &Path) -> io::Result<bool> {
-    let file = match OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path)
-    {
+    let (dir, name) = place(path);
+    let file = match Beneath::open(dir).and_then(|dir| dir.file(name)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
@@ -197,6 +124,11 @@ pub(crate) fn is_locked(path: &Path) -> io::Result<bool> {
     let mut probe = whole_file(libc::F_WRLCK);
     fcntl(file.as_fd(), FcntlArg::F_OFD_GETLK(&mut probe))?;
     Ok(probe.l_type != libc::F_UNLCK as libc::c_short)
+}
+
+/// A file's folder and its name there.
+fn place(path: &Path) -> (&Path, &OsStr) {
+    (path.parent().unwrap_or(Path::new(".")), path.file_name().unwrap_or_default())
 }
 
 fn whole_file(kind: libc::c_int) -> libc::flock {
@@ -246,13 +178,5 @@ mod tests {
         assert!(lock(&path).unwrap().is_none());
         drop(held);
         assert!(!is_locked(&path).unwrap());
-    }
-
-    #[test]
-    fn a_link_is_not_followed() {
-        let dir = tempfile::tempdir().unwrap();
-        let link = dir.path().join("link");
-        std::os::unix::fs::symlink("/etc/passwd", &link).unwrap();
-        assert!(open_untrusted(&link).is_err());
     }
 }

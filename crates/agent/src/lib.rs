@@ -3,6 +3,7 @@
 //! `host` keeps tasks and answers the server, `connect` joins stdio to the host agent's socket, `job`
 //! supervises one job (as PID 1 of a container, or detached on the host), `discover` prints what a host has.
 
+mod beneath;
 mod clock;
 mod connect;
 mod discover;

@@ -10,7 +10,11 @@ pub(crate) const SEGMENT_BYTES: u64 = 4 << 20;
 pub(crate) const INDEX_ENTRY: usize = 16;
 
 /// No log is longer. Names that say so are not ours, and would overflow sums.
-const LONGEST_LOG: u64 = 1 << 62;
+pub(crate) const LONGEST_LOG: u64 = 1 << 62;
+/// No segment of ours is longer: a new one is begun with the next write.
+pub(crate) const LONGEST_SEGMENT: u64 = 2 * SEGMENT_BYTES;
+/// How many names of a folder are looked at. In a container it is the tenant's, who may make more than memory holds.
+const NAMES_LIMIT: usize = 1 << 14;
 
 /// The name of the segment that begins at `start`.
 pub(crate) fn segment_name(start: u64) -> String {
@@ -34,11 +38,13 @@ pub(crate) fn list_segments(dir: &Path) -> Vec<(u64, u64)> {
         return Vec::new();
     };
     let mut segments: Vec<(u64, u64)> = entries
+        .take(NAMES_LIMIT)
         .flatten()
         .filter_map(|entry| {
             let start = parse_segment_name(entry.file_name().to_str()?)?;
             let metadata = fs::symlink_metadata(entry.path()).ok()?;
-            metadata.is_file().then_some((start, metadata.len()))
+            let is_ours = metadata.is_file() && metadata.len() <= LONGEST_SEGMENT;
+            is_ours.then_some((start, metadata.len()))
         })
         .collect();
     segments.sort_unstable();

@@ -326,6 +326,21 @@ async fn a_stop_overtakes_a_flood() {
 }
 
 #[tokio::test]
+async fn a_supervisor_that_nobody_reaches_is_stopped_all_the_same() {
+    let mut agent = Agent::new(&[]);
+    let spec = script("echo up; sleep 1000");
+    agent.put(&spec).await;
+    agent.wait_for(&spec, "output", |state| state.log_end > 0).await;
+    let run = agent.home.path().join("tasks").join(spec.id.to_string()).join("run");
+    std::fs::remove_file(run.join("job.sock")).unwrap();
+    // The next agent has never heard of it.
+    agent.restart();
+    agent.stop(&spec, 0).await;
+    assert_eq!(agent.wait_sealed(&spec).await.exit.unwrap().reason, ExitReason::Stopped);
+    assert!(processes_of(spec.id).is_empty());
+}
+
+#[tokio::test]
 async fn a_stop_before_the_start_leaves_nothing_behind() {
     let mut agent = Agent::new(&[]);
     let mut spec = script("echo ran");

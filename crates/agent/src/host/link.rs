@@ -11,7 +11,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::codec::{FramedRead, LinesCodec};
 
-use crate::disk::UntrustedSocket;
+use crate::clock;
+use crate::host::heard;
 use crate::host::runtime::{self, Liveness};
 use crate::host::state::Host;
 use crate::host::task::{Message, News, TaskHandle};
@@ -27,6 +28,8 @@ const LINES_AT_ONCE: u32 = 200;
 const LINES_PER_SECOND: u32 = 100;
 const NEWS_AT_ONCE: u32 = 20;
 const NEWS_PER_SECOND: u32 = 5;
+/// How long an order may take to leave. An honest supervisor reads at once.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How soon it is asked again whether a supervisor lives, when nobody could say.
 const UNKNOWN_RETRY: Duration = Duration::from_secs(1);
 
@@ -78,7 +81,7 @@ pub(crate) async fn follow(
 }
 
 async fn connect(dir: &TaskDir) -> std::io::Result<UnixStream> {
-    let socket = UntrustedSocket::open(&dir.run(), wire::SOCKET)?;
+    let socket = dir.open_run()?.socket(wire::SOCKET)?;
     UnixStream::connect(socket.path()).await
 }
 
@@ -140,7 +143,7 @@ async fn pump(
                     return Pumped::Ended;
                 };
                 lines_left.spend().await;
-                let Ok(status) = serde_json::from_str::<JobStatus>(&line) else {
+                let Some(status) = heard::status(line.as_bytes(), clock::now()) else {
                     continue;
                 };
                 handle.log_grew(status.log_end);
@@ -161,7 +164,8 @@ async fn pump(
                 };
                 let mut bytes = serde_json::to_vec(&order).unwrap_or_default();
                 bytes.push(b'\n');
-                if write.write_all(&bytes).await.is_err() {
+                let written = tokio::time::timeout(WRITE_TIMEOUT, write.write_all(&bytes)).await;
+                if !matches!(written, Ok(Ok(()))) {
                     return Pumped::Ended;
                 }
             }

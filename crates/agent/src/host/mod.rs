@@ -5,6 +5,7 @@ mod container;
 mod decide;
 mod entrance;
 mod gpus;
+mod heard;
 mod http;
 mod journal;
 mod link;
@@ -137,6 +138,7 @@ async fn tidy_up(host: Arc<Host>) {
         let tidied = host.clone();
         let tidying = tokio::task::spawn_blocking(move || {
             tidied.prune_tombstones();
+            task_dir::remove_set_aside(&tidied.aside_dir());
             blobs::prune(&tidied, crate::clock::now().into());
         });
         // What fails now is tried again in an hour.

@@ -24,8 +24,7 @@ const SIGNING_LOOK: Duration = Duration::from_millis(5);
 /// Starts the supervisor; it lives, and listens on its socket, when this returns.
 pub(crate) async fn launch(dir: &TaskDir) -> Result<(), String> {
     let start = async {
-        let errors =
-            std::fs::OpenOptions::new().append(true).create(true).open(dir.run().join(wire::SUPERVISOR_LOG))?;
+        let errors = dir.open_run()?.append(wire::SUPERVISOR_LOG)?;
         let kept = KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
         let mut command = Command::new("/proc/self/exe");
         command

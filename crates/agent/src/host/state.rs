@@ -121,6 +121,11 @@ impl Host {
         self.options.home.join("tasks")
     }
 
+    /// Where lies what could not be removed.
+    pub(crate) fn aside_dir(&self) -> PathBuf {
+        self.options.home.join("aside")
+    }
+
     /// Where blobs are, by their SHA-256.
     pub(crate) fn blobs_dir(&self) -> PathBuf {
         self.options.home.join("blobs")

@@ -23,8 +23,6 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 const OVERDUE_AFTER: Duration = Duration::from_secs(15);
 /// How many orders may wait for a supervisor.
 const ORDERS: usize = 16;
-/// How long a supervisor's warning may be.
-const WARNING_LENGTH: usize = 1000;
 
 impl Task {
     /// Takes a step; answers whether another may follow at once.
@@ -165,6 +163,21 @@ impl Task {
         let grace = Duration::try_from(kill_at.duration_since(clock::now())).unwrap_or_default();
         self.send(Order::Stop { grace_millis: grace.as_millis() as u64 });
         failpoint("stop:after");
+    }
+
+    /// Sees to it that an order to end comes true, whatever the supervisor does and whether or not it is reached.
+    pub(super) fn watch_end(&mut self) {
+        let Some(record) = self.record.as_ref().filter(|record| record.state.exit.is_none()) else {
+            return;
+        };
+        let Some(kill_at) = record.stopping.map(|stopping| stopping.kill_at) else {
+            return;
+        };
+        if self.watched_end.is_some_and(|watched| watched <= kill_at) {
+            return;
+        }
+        self.watched_end = Some(kill_at);
+        let grace = Duration::try_from(kill_at.duration_since(clock::now())).unwrap_or_default();
         let handle = self.handle.clone();
         tokio::spawn(async move {
             tokio::time::sleep(grace + OVERDUE_AFTER).await;
@@ -184,7 +197,7 @@ impl Task {
         }
         let warnings = self.seen.status.as_ref().map_or(&[][..], |status| &status.warnings[..]);
         for warning in warnings.iter().take(WARNINGS_LIMIT).cloned().collect::<Vec<_>>() {
-            self.note_anyway(Entry::Warning(warning.chars().take(WARNING_LENGTH).collect()));
+            self.note_anyway(Entry::Warning(warning));
         }
         failpoint("exited:before");
         info!(task.id = %self.handle.id, "ended: {:?}, status {:?}", exit.reason, exit.exit_status);
@@ -263,12 +276,11 @@ impl Task {
     fn note_status(&mut self, status: JobStatus) {
         if let Some(record) = &mut self.record {
             for warning in status.warnings.iter().take(WARNINGS_LIMIT) {
-                let warning: String = warning.chars().take(WARNING_LENGTH).collect();
                 if warning.starts_with(LOST_OUTPUT) {
                     // It counts on, in place of the earlier count.
                     record.state.warnings.retain(|other| !other.starts_with(LOST_OUTPUT));
                 }
-                record.warn(&warning);
+                record.warn(warning);
             }
         }
         self.seen.gone = None;

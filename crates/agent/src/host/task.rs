@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use api::agent::{AgentError, AgentErrorCode, LogAck, StopOrder, TaskOrder, TaskPhase, TaskSpec, TaskState};
 use api::ids::JobId;
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -161,6 +162,8 @@ pub(crate) struct Task {
     pub(super) cancel: CancellationToken,
     pub(super) launching: Option<JoinHandle<()>>,
     pub(super) orders: Option<mpsc::Sender<Order>>,
+    /// The end that is watched for.
+    pub(super) watched_end: Option<Timestamp>,
 }
 
 /// Whether the actor goes on.
@@ -209,6 +212,7 @@ fn spawn(host: &Arc<Host>, id: JobId, known: Option<(Journal, Record)>) -> Arc<T
         cancel: CancellationToken::new(),
         launching: None,
         orders: None,
+        watched_end: None,
     };
     tokio::spawn(task.run(messages));
     handle
@@ -256,7 +260,9 @@ impl Task {
             Message::News(..) | Message::Retry => {}
             // Where that fails, the supervisor may still end by itself while it is tried again.
             Message::Overdue => {
-                if !self.handle.is_sealed() && !self.destroy().await {
+                let stopping = self.record.as_ref().and_then(|record| record.stopping);
+                let is_due = stopping.is_some_and(|stopping| stopping.kill_at <= clock::now());
+                if is_due && !self.handle.is_sealed() && !self.destroy().await {
                     self.tell_later(Message::Overdue);
                 }
             }
@@ -347,6 +353,7 @@ impl Task {
     async fn reset(&mut self) -> Result<(), AgentError> {
         self.cancel.cancel();
         self.orders = None;
+        self.watched_end = None;
         self.attempt += 1;
         if let Some(mut launching) = self.launching.take()
             && tokio::time::timeout(LAUNCH_END_TIMEOUT, &mut launching).await.is_err()
@@ -430,6 +437,7 @@ impl Task {
                 break;
             }
         }
+        self.watch_end();
         self.publish();
     }
 
@@ -511,8 +519,8 @@ pub(crate) async fn finish_forgetting(host: &Host, dir: &TaskDir, accepted: &Acc
     host.bury(accepted.id, accepted.generation)?;
     let removed = runtime::remove(host, accepted.id, accepted.container).await;
     removed.map_err(|error| std::io::Error::other(format!("the task's container cannot be removed: {error}")))?;
-    let dir = dir.clone();
-    tokio::task::spawn_blocking(move || dir.remove()).await.map_err(std::io::Error::other)?
+    let (dir, aside) = (dir.clone(), host.aside_dir());
+    tokio::task::spawn_blocking(move || dir.remove_or_set_aside(&aside)).await.map_err(std::io::Error::other)?
 }
 
 fn older(generation: u64, known: u64) -> AgentError {

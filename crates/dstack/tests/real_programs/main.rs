@@ -9,6 +9,7 @@ mod engine;
 mod entered;
 mod faults;
 mod gang;
+mod hostile;
 mod hosts;
 mod local;
 mod official_client;

@@ -16,7 +16,7 @@ fn start(test: &str) -> Option<(Rig, Lan)> {
 }
 
 /// A configuration of a fleet of these hosts, with lines of its own.
-fn fleet(lan: &Lan, user: &str, hosts: &[&TestHost], lines: &str) -> String {
+pub(crate) fn fleet(lan: &Lan, user: &str, hosts: &[&TestHost], lines: &str) -> String {
     let key = lan.key();
     let mut text = format!(
         "type: fleet\nname: own\n{lines}\nssh_config:\n  user: {user}\n  identity_file: {}\n  network: {}\n  hosts:\n",
@@ -83,7 +83,7 @@ fn wait_until_clean(host: &TestHost) {
 }
 
 /// The processes of a host's agent.
-fn agent_of(host: &TestHost) -> String {
+pub(crate) fn agent_of(host: &TestHost) -> String {
     host.exec("pgrep -f '[d]stack/agent-.* host'").text()
 }
 

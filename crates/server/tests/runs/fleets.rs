@@ -244,6 +244,19 @@ async fn an_admins_fleet_buys_nothing_for_others_that_only_admins_may_use() {
 }
 
 #[tokio::test]
+async fn only_admins_run_processes_without_a_container() {
+    let (server, bob) = server_for_admins().await;
+    let spec = task("bare", json!({"runtime": "process"}));
+    let apply = json!({"plan": {"run_spec": spec}, "force": false});
+    for (verb, body) in [("runs/apply", apply.clone()), ("runs/get_plan", json!({"run_spec": spec}))] {
+        let refused = server.post_as(&bob, &main(verb), body).await;
+        let said = (refused.status, refused.body.to_string());
+        assert!(said.0 == 400 && said.1.contains("`runtime: process` is for global admins only"), "{said:?}");
+    }
+    server.post(&main("runs/apply"), apply).await.ok();
+}
+
+#[tokio::test]
 async fn a_fleet_that_somebody_else_changed_no_longer_buys_with_an_admins_rights() {
     let (server, bob) = server_for_admins().await;
     server.apply_fleet(json!({"name": "own"})).await;

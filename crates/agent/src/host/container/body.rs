@@ -229,6 +229,7 @@ fn host_config(task: &TaskContainer<'_>, extras: Extras) -> Result<HostConfig, S
         shm_size: container.shm_size_bytes.map(|bytes| bytes as i64),
         nano_cpus: cpus.map(|cpus| (cpus * 1e9) as i64),
         memory: memory_bytes.map(|bytes| bytes as i64),
+        pids_limit: pids_limit(),
         ulimits: Some(ulimits(extras, wants_rdma)),
         cap_add: wants_rdma.then(|| vec!["IPC_LOCK".to_owned()]),
         devices: Some(devices),
@@ -237,6 +238,14 @@ fn host_config(task: &TaskContainer<'_>, extras: Extras) -> Result<HostConfig, S
     };
     add_gpus(task, extras, &mut config);
     Ok(config)
+}
+
+/// Half of the machine's processes and threads, so that whatever a job starts the host can start its own.
+fn pids_limit() -> Option<i64> {
+    let most = |name: &str| -> Option<i64> {
+        std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).ok()?.trim().parse().ok()
+    };
+    [most("pid_max"), most("threads-max")].into_iter().flatten().min().map(|most| most / 2)
 }
 
 /// The port of the job's SSH server, where the container has a network of its own.

@@ -16,6 +16,10 @@ use crate::deps::Deps;
 use crate::http::auth::Access;
 use crate::http::error::{Error, Result, check_length};
 
+/// Without a container nothing stands between a job and its host, not even where the host is a fleet's.
+const PROCESS_OF_ADMIN: &str = "`runtime: process` is for global admins only: such jobs have all rights of the agent \
+    on their host. Use an `image`";
+
 /// A submission that can be run, as far as can be told before it is.
 #[derive(Debug)]
 pub(super) struct Checked {
@@ -35,6 +39,10 @@ impl Checked {
         }
         check_submission(&effective).map_err(Error::bad_request)?;
         check_supported(&effective)?;
+        let runs_as_process = *effective.configuration.common().runtime == Some(Runtime::Process);
+        if runs_as_process && !access.is_global_admin() {
+            return Err(Error::bad_request(PROCESS_OF_ADMIN));
+        }
         check_archives(deps, access, &effective).await?;
         check_registry_secrets(deps, access, &effective).await?;
         let jobs = job_specs(&effective, &deps.settings.default_image).map_err(Error::bad_request)?;
