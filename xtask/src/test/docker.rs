@@ -22,7 +22,8 @@ const IMAGE: Recipe =
 /// Makes sure that an engine answers and has the image.
 pub(super) fn prepare(sandbox: &Sandbox) -> Result<Vec<(&'static str, String)>> {
     if !engine_answers() {
-        packages::ensure(&["docker.io"], || shell::find("dockerd").is_some() && shell::find("docker").is_some())?;
+        let programs = ["dockerd", "docker", "ip"];
+        packages::ensure(&["docker.io", "iproute2"], || programs.iter().all(|name| shell::find(name).is_some()))?;
     }
     // The package may have started one.
     if !engine_answers() {

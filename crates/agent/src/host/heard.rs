@@ -49,8 +49,9 @@ fn own_reason(reason: ExitReason) -> ExitReason {
         | ExitReason::Stopped
         | ExitReason::MaxDurationExceeded
         | ExitReason::ExecutorError
+        | ExitReason::PortsBindingFailed
         | ExitReason::HostInterrupted => reason,
-        ExitReason::CreatingContainerError | ExitReason::PortsBindingFailed => ExitReason::Failed,
+        ExitReason::CreatingContainerError => ExitReason::Failed,
     }
 }
 
@@ -65,7 +66,7 @@ mod tests {
             "stage": "ended", "pid": -1, "working_dir": "/".repeat(100_000), "username": "ro\u{1b}[2Jot",
             "started_at": "9999-01-01T00:00:00Z", "log_end": u64::MAX, "warnings": vec!["w".repeat(5000); 1000],
             "exit": {
-                "reason": "ports_binding_failed", "exit_status": i32::MIN, "signal": 99, "oom_killed": true,
+                "reason": "creating_container_error", "exit_status": i32::MIN, "signal": 99, "oom_killed": true,
                 "message": format!("\u{1b}]0;title\u{7}{}", "m".repeat(100_000)),
                 "finished_at": "-009999-06-01T00:00:00Z"
             }

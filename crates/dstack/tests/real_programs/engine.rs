@@ -32,10 +32,12 @@ impl Engine {
         }
         // Not in memory: images need room.
         let dir = tempfile::Builder::new().prefix("en").tempdir_in("/var/tmp").unwrap();
-        let network = Command::new("unshare").args(["--net", "sleep", "infinity"]).spawn().unwrap();
+        // Ports of containers are published on the loopback interface, which is down in a new network.
+        let up = "ip link set lo up && exec sleep infinity";
+        let network = Command::new("unshare").args(["--net", "sh", "-c", up]).spawn().unwrap();
         wait_for("the engine's network", START, || {
-            let own = fs::read_link("/proc/self/ns/net").ok()?;
-            (fs::read_link(format!("/proc/{}/ns/net", network.id())).ok()? != own).then_some(())
+            let comm = fs::read_to_string(format!("/proc/{}/comm", network.id())).ok()?;
+            (comm.trim() == "sleep").then_some(())
         });
         fs::write(
             dir.path().join("containerd.toml"),
