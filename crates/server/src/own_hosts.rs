@@ -145,6 +145,7 @@ pub async fn access(deps: &Deps, instance: &Instance) -> anyhow::Result<HostAcce
         address: host.internal_ip.clone(),
         env: env.known().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
         others: instances::list_hosts(&deps.db).await?.into_iter().collect(),
+        was_joined: instance.state.joined_at.is_some(),
         limits: tunnel::Limits::default(),
         roots: Roots::default(),
     })

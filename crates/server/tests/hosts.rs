@@ -48,6 +48,21 @@ async fn a_fresh_host_is_joined_found_again_and_left_as_it_was() {
     assert_eq!(steps, [JoinStep::Connect, JoinStep::Check, JoinStep::Greet]);
     assert_eq!(site.agent_pid(), Some(pid), "nothing was to be done");
 
+    // Whoever was there before looks only when something is wrong.
+    known.was_joined = true;
+    let (again, steps) = site.join(&known, &site.agent).await;
+    again.unwrap();
+    assert_eq!(steps, [JoinStep::Connect, JoinStep::Greet]);
+    assert_eq!(site.agent_pid(), Some(pid));
+    let is_loop = |pid: &i32| arguments(*pid).iter().any(|word| word.ends_with("/loop"));
+    processes_with(&site.state()).into_iter().filter(is_loop).for_each(kill);
+    kill(pid);
+    let (again, steps) = site.join(&known, &site.agent).await;
+    again.unwrap();
+    let all = [JoinStep::Connect, JoinStep::Greet, JoinStep::Check, JoinStep::Start, JoinStep::Greet];
+    assert_eq!(steps, all);
+    assert_ne!(site.agent_pid(), Some(pid));
+
     assert_eq!(leave(&known, &Clock::System).await, Ok(Left::Removed));
     assert_eq!(site.agent_pid(), None);
     assert!(!site.path("state").exists() && !site.path("programs").exists());
@@ -69,7 +84,7 @@ async fn an_update_restarts_the_agent_and_keeps_the_program_before() {
     assert_eq!(pids.len(), 3);
     assert_eq!(fs::read_dir(site.path("programs")).unwrap().count(), 2);
     // What it is told changes its start, too.
-    let moved = HostAccess { address: Some("127.0.0.2".to_owned()), ..access };
+    let moved = HostAccess { address: Some("127.0.0.2".to_owned()), was_joined: true, ..access };
     let program = AgentProgram::new(site.path("three"));
     let (joined, steps) = site.join(&moved, &program).await;
     joined.unwrap();
@@ -337,6 +352,7 @@ impl Site {
             address: Some("127.0.0.1".to_owned()),
             env: BTreeMap::from([("TOKEN".to_owned(), "it's $HOME\nand more".to_owned())]),
             others: BTreeSet::new(),
+            was_joined: false,
             roots: Roots { programs: folder("programs"), state: folder("state"), units, ..Roots::default() },
         }
     }

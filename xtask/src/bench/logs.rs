@@ -34,8 +34,8 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<()> {
     let (place, server) = bench.server_with_fleet("logs")?;
     let mut bare = Samples::new("MB/s");
     let mut ours = Samples::new("MB/s");
-    let writer = format!("yes '{}' | head -c {}", "x".repeat(99), MEGABYTES * 1_000_000);
-    write_task(&place, "flood", &writer)?;
+    let writer = writer();
+    write_task(&place, "flood", None, &writer)?;
     for _ in 0..bench.samples.min(5) {
         let started = Instant::now();
         let status = Command::new("python3").args(["-c", BARE_READER, &writer]).stdin(Stdio::null()).status()?;
@@ -48,15 +48,39 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<()> {
     show("the same through supervisor, agent, server and `apply`", ours);
     show("share of the bare reader", share);
 
-    write_task(&place, "endless", "yes")?;
+    write_task(&place, "endless", None, "yes")?;
     let stops = (0..bench.samples.min(5)).map(|_| stop_flood(&place)).collect::<Result<Vec<_>>>()?;
     show("`stop` during a flood, to the end of the attached `apply`", Samples::of_durations(stops));
     server.stop()
 }
 
-fn write_task(place: &Place<'_>, name: &str, command: &str) -> Result<()> {
+/// The same in a container of a machine that is reached over a certain way.
+pub(super) fn measure_on(place: &Place<'_>, way: &str, image: &str, samples: usize) -> Result<()> {
+    write_task(place, "flood", Some(image), &writer())?;
+    let mut through = Samples::new("MB/s");
+    for _ in 0..samples {
+        through.add(through_all(place)?);
+    }
+    show(format!("log of one job, {way}"), through);
+    write_task(place, "endless", Some(image), "yes")?;
+    let stops = (0..samples).map(|_| stop_flood(place)).collect::<Result<Vec<_>>>()?;
+    show(
+        format!("`stop` during a flood, {way}, to the end of the attached `apply`"),
+        Samples::of_durations(stops),
+    );
+    Ok(())
+}
+
+/// What writes the megabytes.
+fn writer() -> String {
+    format!("yes '{}' | head -c {}", "x".repeat(99), MEGABYTES * 1_000_000)
+}
+
+/// Writes a task of one command, in a container where an image is named.
+pub(super) fn write_task(place: &Place<'_>, name: &str, image: Option<&str>, command: &str) -> Result<()> {
+    let image = image.map(|image| format!("image: {image}\n")).unwrap_or_default();
     let text = format!(
-        "type: task\nname: {name}\ncommands:\n  - |\n    {command}\n\
+        "type: task\nname: {name}\n{image}commands:\n  - |\n    {command}\n\
          resources: {{cpu: 1.., memory: 256MB.., disk: 1GB..}}\n"
     );
     fs::write(place.home.join(format!("{name}.dstack.yml")), text).context("write the task")

@@ -4,6 +4,7 @@
 //! on both, on the same machine in the same run.
 
 mod command_line;
+mod hosts;
 mod logs;
 mod requests;
 mod samples;
@@ -26,7 +27,7 @@ use samples::HEAD;
 /// What to measure.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Groups of rows; all of them by default.
+    /// Groups of rows; by default all but those that take many minutes.
     names: Vec<String>,
     /// How often each thing is measured that can be repeated.
     #[arg(long, default_value_t = 10)]
@@ -39,20 +40,26 @@ pub(crate) struct Options {
 /// A group of rows: its name, and how it is measured.
 type Group = (&'static str, fn(&Bench<'_>) -> Result<()>);
 
-const GROUPS: [Group; 6] = [
+const GROUPS: [Group; 8] = [
     ("tasks", tasks::measure),
     ("containers", tasks::measure_containers),
     ("server", server::measure),
     ("requests", requests::measure),
     ("command-line", command_line::measure),
     ("logs", logs::measure),
+    ("hosts", hosts::measure),
+    ("many-hosts", hosts::measure_many),
 ];
+
+/// Groups that are measured only where they are named.
+const NAMED_GROUPS: [Group; 1] = [("hosts-cut", hosts::measure_cut)];
 
 /// What every group is given.
 #[derive(Debug)]
 struct Bench<'a> {
     sandbox: &'a Sandbox,
     ours: Programs,
+    profile: Profile,
     /// The official server, where it is installed.
     official: Option<Programs>,
     samples: usize,
@@ -60,23 +67,24 @@ struct Bench<'a> {
 
 /// Measures and prints one table for each group.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let known: Vec<&str> = GROUPS.iter().map(|(name, _)| *name).collect();
+    let known: Vec<&str> = GROUPS.iter().chain(&NAMED_GROUPS).map(|(name, _)| *name).collect();
     for name in &options.names {
         ensure!(known.contains(&name.as_str()), "no group `{name}`; there is: {}", known.join(", "));
     }
     let sandbox = Sandbox::new()?;
-    let ours = workspace::build_programs(if options.dev { Profile::Dev } else { Profile::Release })?;
+    let profile = if options.dev { Profile::Dev } else { Profile::Release };
+    let ours = workspace::build_programs(profile)?;
     let official = official_server().map(|dstack| Programs { dstack, agent: PathBuf::new() });
-    let bench = Bench { sandbox: &sandbox, ours, official, samples: options.samples };
+    let bench = Bench { sandbox: &sandbox, ours, profile, official, samples: options.samples };
     println!("{}", machine());
     if bench.official.is_none() {
         println!("\nThe official server is not measured: DSTACK_BENCH_OFFICIAL_SERVER names no program.");
     }
-    for (name, measure) in GROUPS {
-        if options.names.is_empty() || options.names.iter().any(|wanted| wanted == name) {
-            println!("\n## {name}\n\n{HEAD}");
-            measure(&bench).with_context(|| format!("measure `{name}`"))?;
-        }
+    let is_named = |(name, _): &Group| options.names.iter().any(|wanted| wanted == name);
+    let by_default = GROUPS.into_iter().filter(|group| options.names.is_empty() || is_named(group));
+    for (name, measure) in by_default.chain(NAMED_GROUPS.into_iter().filter(is_named)) {
+        println!("\n## {name}\n\n{HEAD}");
+        measure(&bench).with_context(|| format!("measure `{name}`"))?;
     }
     Ok(())
 }

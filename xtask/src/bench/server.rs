@@ -66,27 +66,33 @@ fn time_start(place: &Place<'_>) -> Result<Duration> {
     Ok(took)
 }
 
-/// The resident memory of a process.
 fn memory(pid: u32) -> Result<Samples> {
+    Ok(Samples::of_one(resident_mib(pid)?, "MiB"))
+}
+
+/// The resident memory of a process.
+pub(super) fn resident_mib(pid: u32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).context("read the server's status")?;
     let kib =
         status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
     let kib: f64 = kib.context("the kernel tells no `VmRSS`")?;
-    Ok(Samples::of_one(kib / 1024.0, "MiB"))
+    Ok(kib / 1024.0)
 }
 
 /// The share of one core that a process takes in a time.
 fn cpu(pid: u32, look: Duration) -> Result<Samples> {
-    let before = ticks(pid)?;
+    let before = cpu_seconds(pid)?;
     let started = Instant::now();
     thread::sleep(look);
-    let seconds = (ticks(pid)? - before) / TICKS_PER_SECOND;
+    let seconds = cpu_seconds(pid)? - before;
     Ok(Samples::of_one(100.0 * seconds / started.elapsed().as_secs_f64(), "% of a core"))
 }
 
-fn ticks(pid: u32) -> Result<f64> {
+/// The CPU time that a process has taken, user and system.
+pub(super) fn cpu_seconds(pid: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("read the server's times")?;
     let fields = stat.rsplit_once(')').context("read the server's times")?.1.split_whitespace();
-    // User and system time are the 14th and 15th field; the name and the number before it are cut off.
-    Ok(fields.skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum())
+    // They are the 14th and 15th field; the name and the number before it are cut off.
+    let ticks: f64 = fields.skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
+    Ok(ticks / TICKS_PER_SECOND)
 }

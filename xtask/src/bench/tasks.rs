@@ -13,7 +13,7 @@ use crate::dstack::Place;
 use crate::shell;
 
 /// The image that `cargo xtask test` makes.
-const IMAGE: &str = "dstack-test:latest";
+pub(super) const IMAGE: &str = "dstack-test:latest";
 
 /// As plain processes.
 pub(super) fn measure(bench: &Bench<'_>) -> Result<()> {
@@ -32,22 +32,32 @@ pub(super) fn measure_containers(bench: &Bench<'_>) -> Result<()> {
 fn measure_with(bench: &Bench<'_>, name: &str, kind: &str, image: &str) -> Result<()> {
     let (place, server) = bench.server_with_fleet(name)?;
     for nodes in [1, 2] {
-        let file = format!("task-{nodes}.dstack.yml");
-        let text = format!(
-            "type: task\nname: task-{nodes}\nnodes: {nodes}\n{image}commands:\n  - echo TASK-BEGIN\n  - sleep 0.2\n  \
-             - echo TASK-END $(date +%s%N)\nresources: {{cpu: 1.., memory: 256MB.., disk: 1GB..}}\n"
-        );
-        fs::write(place.home.join(&file), text).context("write the task")?;
-        // The first task starts agents and warms caches.
-        apply(&place, &file, nodes)?;
-        let waits: Vec<Waits> = (0..bench.samples).map(|_| apply(&place, &file, nodes)).collect::<Result<_>>()?;
         let what = format!("{kind}, {nodes} node{}", if nodes == 1 { "" } else { "s" });
-        let begin = waits.iter().map(|waits| waits.until_begin);
-        show(format!("{what}: `apply` to the first line of every node"), Samples::of_durations(begin));
-        let exit = waits.iter().map(|waits| waits.until_exit);
-        show(format!("{what}: the task's end to the prompt"), Samples::of_durations(exit));
+        measure_task(&place, &what, nodes, image, bench.samples)?;
     }
     server.stop()
+}
+
+/// A task of one node in a container, where there is an idle machine.
+pub(super) fn measure_one(place: &Place<'_>, what: &str, image: &str, samples: usize) -> Result<()> {
+    measure_task(place, what, 1, &format!("image: {image}\n"), samples)
+}
+
+fn measure_task(place: &Place<'_>, what: &str, nodes: usize, image: &str, samples: usize) -> Result<()> {
+    let file = format!("task-{nodes}.dstack.yml");
+    let text = format!(
+        "type: task\nname: task-{nodes}\nnodes: {nodes}\n{image}commands:\n  - echo TASK-BEGIN\n  - sleep 0.2\n  \
+         - echo TASK-END $(date +%s%N)\nresources: {{cpu: 1.., memory: 256MB.., disk: 1GB..}}\n"
+    );
+    fs::write(place.home.join(&file), text).context("write the task")?;
+    // The first task starts agents and warms caches.
+    apply(place, &file, nodes)?;
+    let waits: Vec<Waits> = (0..samples).map(|_| apply(place, &file, nodes)).collect::<Result<_>>()?;
+    let begin = waits.iter().map(|waits| waits.until_begin);
+    show(format!("{what}: `apply` to the first line of every node"), Samples::of_durations(begin));
+    let exit = waits.iter().map(|waits| waits.until_exit);
+    show(format!("{what}: the task's end to the prompt"), Samples::of_durations(exit));
+    Ok(())
 }
 
 /// What a user waited for.

@@ -466,7 +466,9 @@ impl Events {
 mod tests {
     use std::convert::Infallible;
 
-    use api::agent::{AgentError, AgentErrorCode, Resolved};
+    use api::agent::{
+        AgentError, AgentErrorCode, LOG_FRAME_MAX_PAYLOAD, LOG_WINDOW, LogFrame, LogFrameKind, Resolved,
+    };
     use http_body_util::Full;
     use hyper::service::service_fn;
     use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -514,19 +516,69 @@ mod tests {
 
     /// An agent that gives every request the same answer.
     async fn agent(answer: AgentError) -> Sender {
-        let (ours, theirs) = tokio::io::duplex(64 * 1024);
-        let service = service_fn(move |request: http::Request<Incoming>| {
+        agent_that(move |request| {
             let is_head = request.method() == http::Method::HEAD;
             let body = if is_head { vec![] } else { serde_json::to_vec(&answer).unwrap() };
-            let body = Full::new(Bytes::from(body));
-            let response = http::Response::builder().status(answer.code.http_status()).body(body).unwrap();
-            async move { Ok::<_, Infallible>(response) }
+            let status = answer.code.http_status();
+            async move { (status, body) }
+        })
+        .await
+    }
+
+    /// An agent that answers as it is told.
+    async fn agent_that<F>(answer: impl Fn(http::Request<Incoming>) -> F + Send + 'static) -> Sender
+    where
+        F: Future<Output = (u16, Vec<u8>)> + Send + 'static,
+    {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let service = service_fn(move |request: http::Request<Incoming>| {
+            let answer = answer(request);
+            async move {
+                let (status, body) = answer.await;
+                let body = Full::new(Bytes::from(body));
+                Ok::<_, Infallible>(http::Response::builder().status(status).body(body).unwrap())
+            }
         });
         tokio::spawn(async move {
             let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
             let _ = builder.serve_connection(TokioIo::new(theirs), service).await;
         });
         handshake(ours, 1).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_log_is_read_on_while_what_came_is_acknowledged() {
+        let folder = tempfile::tempdir().unwrap();
+        let around = surroundings(&folder).await;
+        let job: JobId = Uuid::from_u128(3).into();
+        // The agent's window, after which it would wait.
+        let (piece, pieces) = (LOG_FRAME_MAX_PAYLOAD as u64, LOG_WINDOW / LOG_FRAME_MAX_PAYLOAD as u64);
+        let frame = |kind, offset, length| LogFrame { kind, offset, time_micros: 0, length }.encode().to_vec();
+        let mut log: Vec<u8> = (0..pieces)
+            .flat_map(|nth| {
+                let header = frame(LogFrameKind::Data, nth * piece, piece as u32);
+                [header, vec![b'x'; piece as usize]].concat()
+            })
+            .collect();
+        log.extend(frame(LogFrameKind::End, LOG_WINDOW, 0));
+        let logs = around.logs.clone();
+        let sender = agent_that(move |request| {
+            let (log, logs) = (log.clone(), logs.clone());
+            async move {
+                if request.method() == http::Method::GET {
+                    return (200, log);
+                }
+                // No acknowledgement is answered before all is there.
+                while logs.received(job) < LOG_WINDOW {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                (200, b"null".to_vec())
+            }
+        });
+        let reading = log_pull::run(connection(), around.clone(), sender.await, job, CancellationToken::new());
+        tokio::time::timeout(DEADLINE, reading).await.expect("nobody waits for an answer before reading on");
+        assert!(around.logs.end(job).complete);
+        assert_eq!(around.logs.received(job), LOG_WINDOW);
     }
 
     #[tokio::test]

@@ -6,8 +6,11 @@ use std::time::Duration;
 use api::agent::{AgentError, AgentErrorCode, LOG_FRAME_HEADER, LOG_WINDOW, LogFrame, LogFrameKind};
 use api::ids::JobId;
 use bytes::{Buf, Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::OrderError;
@@ -110,28 +113,41 @@ async fn read(around: &Surroundings, sender: &Sender, job: JobId) -> Break {
     }
 }
 
+/// Stores what comes and acknowledges it meanwhile: over a long way, waiting for the answers would be most of the time.
 async fn read_frames(around: &Surroundings, sender: &Sender, job: JobId) -> Result<(), Break> {
     let offset = around.logs.received(job);
     let mut body = sender.stream(&format!("/v1/tasks/{job}/logs?offset={offset}")).await?;
     let mut buffer = BytesMut::new();
-    let mut acknowledged = offset;
-    while let Some(bytes) = next_bytes(&mut body).await? {
-        buffer.extend_from_slice(&bytes);
-        let ended = take_frames(around, job, &mut buffer)?;
+    let turn = Mutex::new(());
+    let mut settling = FuturesUnordered::new();
+    // Up to here somebody acknowledges. The agent's window bounds how many do so at the same time.
+    let mut claimed = offset;
+    loop {
+        let is_over = tokio::select! {
+            Some(settled) = settling.next() => {
+                settled?;
+                continue;
+            }
+            bytes = next_bytes(&mut body) => match bytes? {
+                Some(bytes) => {
+                    buffer.extend_from_slice(&bytes);
+                    take_frames(around, job, &mut buffer)?.then_some(Err(Break::End))
+                }
+                None => Some(Ok(())),
+            }
+        };
         let received = around.logs.received(job);
-        if ended || received - acknowledged >= ACKNOWLEDGE_BYTES {
-            settle(around, sender, job, received).await?;
-            acknowledged = received;
+        if is_over.is_some() || ACKNOWLEDGE_BYTES <= received - claimed {
+            claimed = received;
+            settling.push(settle(around, sender, job, received, &turn));
         }
-        if ended {
-            return Err(Break::End);
+        if let Some(end) = is_over {
+            while let Some(settled) = settling.next().await {
+                settled?;
+            }
+            return end;
         }
     }
-    let received = around.logs.received(job);
-    if received > acknowledged {
-        settle(around, sender, job, received).await?;
-    }
-    Ok(())
 }
 
 async fn next_bytes(body: &mut Incoming) -> Result<Option<Bytes>, Break> {
@@ -168,11 +184,21 @@ fn take_frames(around: &Surroundings, job: JobId, buffer: &mut BytesMut) -> Resu
     }
 }
 
-/// What is acknowledged may be deleted by the agent, so it must outlive a power cut here first.
-async fn settle(around: &Surroundings, sender: &Sender, job: JobId, received: u64) -> Result<(), Break> {
-    let logs = around.logs.clone();
-    let synced = tokio::task::spawn_blocking(move || logs.sync(job)).await;
-    synced.map_err(std::io::Error::other)??;
+/// What is acknowledged may be deleted by the agent, so it must outlive a power cut here first. One at a time writes to
+/// the disk: whoever finds nothing to write must know that somebody else has written it.
+async fn settle(
+    around: &Surroundings,
+    sender: &Sender,
+    job: JobId,
+    received: u64,
+    turn: &Mutex<()>,
+) -> Result<(), Break> {
+    {
+        let _turn = turn.lock().await;
+        let logs = around.logs.clone();
+        let synced = tokio::task::spawn_blocking(move || logs.sync(job)).await;
+        synced.map_err(std::io::Error::other)??;
+    }
     sender.acknowledge(job, received).await?;
     Ok(())
 }

@@ -69,6 +69,7 @@ impl Route {
                     tracing::warn!(instance.id = %access.instance, "{warning}");
                 }
                 pin(&mut access.target, &joined.keys);
+                access.was_joined = true;
                 Ok(AgentStream::Host(Box::new(joined.stream)))
             }
         }

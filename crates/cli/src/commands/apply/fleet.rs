@@ -26,8 +26,11 @@ use crate::{Outcome, profiles};
 /// Offers of a plan that are shown.
 const SHOWN_OFFERS: usize = 3;
 
-/// How often a fleet that is being made is looked at.
-const INTERVAL: Duration = Duration::from_millis(500);
+/// How often a fleet that is being made is looked at, at most and at least. A machine may be joined within a second; but
+/// a look at a fleet costs the server by the number of its instances.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
+const LONGEST_INTERVAL: Duration = Duration::from_millis(500);
+const INTERVAL_PER_INSTANCE: Duration = Duration::from_millis(2);
 
 pub(super) async fn apply(
     session: &mut Session,
@@ -161,7 +164,7 @@ pub(super) async fn follow(
         let seen = tokio::select! {
             biased;
             () = interrupts.next() => None,
-            seen = look_again(project, &fleet.name) => Some(seen?),
+            seen = look_again(project, &fleet) => Some(seen?),
         };
         let Some(seen) = seen else {
             progress.clear();
@@ -197,9 +200,11 @@ pub(super) async fn follow(
     Ok(Outcome::Done)
 }
 
-async fn look_again(project: &Project, name: &str) -> anyhow::Result<Fleet> {
-    tokio::time::sleep(INTERVAL).await;
-    let request = GetFleetRequest { name: Some(name.to_owned()), id: None };
+async fn look_again(project: &Project, fleet: &Fleet) -> anyhow::Result<Fleet> {
+    let instances = u32::try_from(fleet.instances.len()).unwrap_or(u32::MAX);
+    let interval = INTERVAL_PER_INSTANCE.saturating_mul(instances).clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL);
+    tokio::time::sleep(interval).await;
+    let request = GetFleetRequest { name: Some(fleet.name.clone()), id: None };
     Ok(project.client.call(&endpoints::GET_FLEET, &project.name, &request).await?)
 }
 

@@ -19,7 +19,7 @@ const INSTALL: &str = include_str!("install.sh");
 const REMOVE: &str = include_str!("remove.sh");
 
 /// How long an agent may take to answer after its start.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long the scripts may take. Installing may stop one agent, wait for the next, and bring the first one back.
 const LOOK_TIME: Duration = Duration::from_secs(30);
@@ -211,6 +211,11 @@ impl Host<'_> {
         let message = format!("`{}` gives an answer that makes no sense: {reason}", self.session.address());
         JoinError::passing(step, message)
     }
+}
+
+/// Whether the agent says its first line in time. Nothing after it is read.
+pub(super) async fn listens(stream: &mut Stream) -> bool {
+    matches!(timeout(PATIENCE, skip_to_magic(stream)).await, Ok(Ok(true)))
 }
 
 /// Whether the magic line came. Nothing after it is read.

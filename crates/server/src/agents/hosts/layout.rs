@@ -61,7 +61,7 @@ impl Place {
         }
         if facts.can_be_root() {
             let privilege = if facts.is_root() { Privilege::User } else { Privilege::Sudo };
-            let programs = programs_of_root(facts, access);
+            let programs = usable_programs_of_root(facts, access);
             let root = quote(&access.roots.state);
             return Ok(Place { privilege, systemd: facts.systemd, programs: quote(&programs), root });
         }
@@ -74,15 +74,20 @@ impl Place {
     }
 }
 
-/// Some systems have nothing below `/usr` that can be written to.
-fn programs_of_root(facts: &Facts, access: &HostAccess) -> String {
-    let beside = format!("{}/programs", access.roots.state);
+/// Where programs may lie, with the rights of root, the best first. Some systems have nothing below `/usr` that can be
+/// written to.
+pub(super) fn programs_of_root(access: &HostAccess) -> [String; 2] {
+    [access.roots.programs.clone(), format!("{}/programs", access.roots.state)]
+}
+
+fn usable_programs_of_root(facts: &Facts, access: &HostAccess) -> String {
+    let [usual, beside] = programs_of_root(access);
     let can_run = |folder: &&String| {
         let below = |home: &String| folder.strip_prefix(home.as_str()).is_some_and(|rest| rest.starts_with('/'));
         facts.homes.iter().any(below)
     };
     // Where nothing is known to work, the first one says why it does not.
-    [&access.roots.programs, &beside].into_iter().find(can_run).unwrap_or(&access.roots.programs).clone()
+    [&usual, &beside].into_iter().find(can_run).unwrap_or(&usual).clone()
 }
 
 fn no_rights(facts: &Facts, access: &HostAccess) -> String {
@@ -251,6 +256,7 @@ pub(super) mod tests {
             address: Some("10.0.0.7".to_owned()),
             env: BTreeMap::new(),
             others: BTreeSet::new(),
+            was_joined: false,
             roots: Roots::default(),
         }
     }
@@ -317,7 +323,7 @@ pub(super) mod tests {
     fn programs_go_where_they_can_run() {
         let check = |homes: &[&str], expected: &str| {
             let facts = Facts { homes: homes.iter().map(|&home| home.to_owned()).collect(), ..facts() };
-            assert_eq!(programs_of_root(&facts, &access()), expected, "{homes:?}");
+            assert_eq!(usable_programs_of_root(&facts, &access()), expected, "{homes:?}");
         };
         check(&["/opt", "/var/lib", "/usr/local"], "/usr/local/lib/dstack");
         check(&["/opt", "/var/lib"], "/var/lib/dstack/programs");

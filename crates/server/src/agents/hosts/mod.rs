@@ -13,6 +13,7 @@
 //! Every script may be cut anywhere and is repaired by the next one: what an agent needs is written before it is
 //! restarted, and the record of it after it has answered.
 
+mod again;
 mod install;
 mod layout;
 mod plan;
@@ -55,6 +56,8 @@ pub struct HostAccess {
     /// Instances of this server that are wanted. A host that is one of these already is not taken from it; one that
     /// was any other is cleaned first.
     pub others: BTreeSet<InstanceId>,
+    /// The instance was joined before, so it is likely that nothing is missing.
+    pub was_joined: bool,
     /// Where things lie on the host.
     pub roots: Roots,
 }
@@ -93,8 +96,6 @@ pub struct Joined {
     pub stream: Stream,
     /// The keys that the host and its jumps showed, by address. Keep them, and connect with them the next time.
     pub keys: BTreeMap<String, HostKey>,
-    /// What the host said about itself.
-    pub facts: Facts,
     /// What is wrong there and does not keep it from working, in sentences for people.
     pub warnings: Vec<String>,
 }
@@ -135,6 +136,12 @@ pub async fn join(
     told(JoinStep::Connect);
     let loaded = program.load().await?;
     let session = connect(access).await?;
+    if access.was_joined {
+        told(JoinStep::Greet);
+        if let Some(stream) = again::greet(access, &session, &loaded.sha256).await {
+            return Ok(Joined { stream, keys: keys(&session, &access.target), warnings: Vec::new() });
+        }
+    }
     told(JoinStep::Check);
     let facts = probe(&session, clock).await?;
     let place = Place::choose(&facts, access)?;
@@ -173,7 +180,7 @@ pub async fn join(
         }
         told(JoinStep::Greet);
         match host.greet(&layout.program(&sha256), &layout.socket()).await {
-            Ok(stream) => return Ok(Joined { stream, keys: keys(&session, &access.target), facts, warnings }),
+            Ok(stream) => return Ok(Joined { stream, keys: keys(&session, &access.target), warnings }),
             // It looked as if it ran.
             Err(silent) if silent.may_be_down && !plan.start => plan.start = true,
             Err(silent) => return Err(silent.error),
