@@ -9,9 +9,11 @@ mod connect;
 mod discover;
 mod disk;
 mod failpoint;
+mod git;
 mod host;
 mod job;
 mod log_files;
+mod names;
 mod procs;
 mod sys;
 mod wire;
@@ -56,6 +58,9 @@ enum Command {
     /// Serve files to an SSH client; only a job's SSH server starts this.
     #[command(hide = true)]
     Sftp,
+    /// Clone a repository for one job; only its supervisor starts this.
+    #[command(hide = true)]
+    Clone,
     /// Remove the containers of a host agent that is gone for good.
     RemoveContainers {
         /// The agent's home.
@@ -119,6 +124,7 @@ pub fn main_from_args() -> ExitCode {
         Command::Job { dir, detach } => job::run(&dir, detach),
         Command::Ssh => finish(job::run_ssh()),
         Command::Sftp => finish(job::run_sftp()),
+        Command::Clone => finish(git::run()),
         Command::RemoveContainers { home, homes_below } => {
             finish(host::remove_containers(&home, homes_below.as_deref()))
         }

@@ -154,7 +154,12 @@ async fn code_is_delivered_again_after_a_crash_of_the_supervisor() {
     let mut agent = Agent::new(&[]);
     let blob = agent.upload(archive("main.txt", "hello")).await;
     let mut spec = script("cat repo/main.txt");
-    spec.code = Some(CodeDelivery { blob_sha256: Some(blob), repo_dir: "repo".to_owned(), skip_if_exists: false });
+    spec.code = Some(CodeDelivery {
+        blob_sha256: Some(blob),
+        repo_dir: "repo".to_owned(),
+        skip_if_exists: false,
+        git: None,
+    });
     arm(&agent, "job:before-ready");
     let (state, log) = agent.run(&spec).await;
     assert!(fired(&agent));

@@ -537,8 +537,12 @@ async fn code_and_files_arrive_before_the_command() {
     let blob = archive("src/main.txt", "hello");
     let hash = hex::encode(sha2::Sha256::digest(&blob));
     let mut spec = script("cat repo/src/main.txt there/main.txt; pwd");
-    spec.code =
-        Some(CodeDelivery { blob_sha256: Some(hash.clone()), repo_dir: "repo".to_owned(), skip_if_exists: false });
+    spec.code = Some(CodeDelivery {
+        blob_sha256: Some(hash.clone()),
+        repo_dir: "repo".to_owned(),
+        skip_if_exists: false,
+        git: None,
+    });
     spec.files = vec![FileDelivery { blob_sha256: hash.clone(), path: "there".to_owned() }];
     let path = format!("/v1/tasks/{}", spec.id);
     let refused = agent.insist::<TaskState>("PUT", &path, &spec).await.unwrap_err();

@@ -16,6 +16,7 @@ mod names;
 mod output;
 mod printer;
 mod profiles;
+mod repos;
 mod session;
 mod ssh;
 

@@ -28,29 +28,40 @@ pub(crate) fn make_dirs(path: &Path, owner: Owner<'_>) -> Result<(), String> {
     if path.is_dir() { Ok(()) } else { Err(format!("`{}` is not a directory", path.display())) }
 }
 
-/// Unpacks uploaded code into `target`. The file `mark` remembers that this was begun in an empty directory, so that
-/// whoever repeats it knows that what is there is the job's own.
-pub(crate) fn deliver_code(
-    code: &CodeDelivery,
-    target: &Path,
-    blobs: &Path,
-    owner: Owner<'_>,
-    mark: &Path,
-) -> Result<(), String> {
+/// What the directory of a job's code was found to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// There is nothing in it.
+    Empty,
+    /// There is what an earlier try of this job put there.
+    Begun,
+    /// There is something in it that stays.
+    Kept,
+}
+
+/// Makes the directory for a job's code and looks what is in it. The file `mark` remembers that this was begun in an
+/// empty directory, so that whoever repeats it knows that what is there is the job's own.
+pub(crate) fn claim(code: &CodeDelivery, target: &Path, owner: Owner<'_>, mark: &Path) -> Result<Place, String> {
     make_dirs(target, owner)?;
     let was_begun = fs::read(mark).is_ok_and(|marked| marked == target.as_os_str().as_bytes());
-    if !was_begun && !is_empty(target) {
-        return if code.skip_if_exists {
-            Ok(())
-        } else {
-            Err(format!("the repository's directory `{}` is not empty", target.display()))
-        };
-    }
-    let Some(blob) = &code.blob_sha256 else {
-        return Ok(());
+    let place = match (was_begun, is_empty(target)) {
+        (true, _) => Place::Begun,
+        (false, true) => Place::Empty,
+        (false, false) if code.skip_if_exists => return Ok(Place::Kept),
+        (false, false) => {
+            return Err(format!(
+                "the repository's directory `{}` is not empty: choose another `path`, or set `if_exists: skip`",
+                target.display()
+            ));
+        }
     };
-    disk::write_atomically(mark, target.as_os_str().as_bytes())
-        .and_then(|()| unpack(&blobs.join(blob), target, owner))
+    let marked = disk::write_atomically(mark, target.as_os_str().as_bytes());
+    marked.map(|()| place).map_err(|error| format!("cannot write `{}`: {error}", mark.display()))
+}
+
+/// Unpacks uploaded code into the directory `target`.
+pub(crate) fn deliver_code(blob: &Path, target: &Path, owner: Owner<'_>) -> Result<(), String> {
+    unpack(blob, target, owner)
         .map_err(|error| format!("cannot unpack the code into `{}`: {error}", target.display()))
 }
 
@@ -104,7 +115,8 @@ fn unpack(archive: &Path, target: &Path, owner: Owner<'_>) -> io::Result<()> {
     Ok(())
 }
 
-fn own(path: &Path, owner: Owner<'_>) -> io::Result<()> {
+/// Gives a file or a directory to its owner.
+pub(crate) fn own(path: &Path, owner: Owner<'_>) -> io::Result<()> {
     match owner {
         Some(owner) => lchown(path, Some(owner.uid), Some(owner.gid)),
         None => Ok(()),
@@ -141,16 +153,24 @@ mod tests {
         builder.finish().unwrap();
     }
 
+    fn code(skip_if_exists: bool) -> CodeDelivery {
+        CodeDelivery { blob_sha256: Some("blob".to_owned()), repo_dir: String::new(), skip_if_exists, git: None }
+    }
+
+    fn deliver(code: &CodeDelivery, target: &Path, blobs: &Path, mark: &Path) -> Result<(), String> {
+        match claim(code, target, None, mark)? {
+            Place::Kept => Ok(()),
+            Place::Empty | Place::Begun => deliver_code(&blobs.join("blob"), target, None),
+        }
+    }
+
     #[test]
     fn code_goes_into_an_empty_directory_only() {
         let dir = tempfile::tempdir().unwrap();
         archive(dir.path(), "blob", &[("a/b.txt", "text")]);
-        let mut code =
-            CodeDelivery { blob_sha256: Some("blob".to_owned()), repo_dir: String::new(), skip_if_exists: false };
+        let mut code = code(false);
         let target = dir.path().join("deep/repo");
-        let deliver = |code: &CodeDelivery, mark: &str| {
-            deliver_code(code, &target, dir.path(), None, &dir.path().join(mark))
-        };
+        let deliver = |code: &CodeDelivery, mark: &str| deliver(code, &target, dir.path(), &dir.path().join(mark));
         let file = target.join("a/b.txt");
         deliver(&code, "mark").unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "text");
@@ -166,11 +186,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         archive(dir.path(), "blob", &[("a.txt", "text"), ("b.txt", "more")]);
         for skip_if_exists in [false, true] {
-            let code =
-                CodeDelivery { blob_sha256: Some("blob".to_owned()), repo_dir: String::new(), skip_if_exists };
+            let code = code(skip_if_exists);
             let target = dir.path().join(format!("repo-{skip_if_exists}"));
             let mark = dir.path().join("mark");
-            let deliver = || deliver_code(&code, &target, dir.path(), None, &mark);
+            let deliver = || deliver(&code, &target, dir.path(), &mark);
             deliver().unwrap();
             fs::write(target.join("a.txt"), "te").unwrap();
             fs::remove_file(target.join("b.txt")).unwrap();

@@ -5,10 +5,12 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use api::agent::CodeDelivery;
 use nix::unistd::{Gid, Uid};
 
+use crate::git;
 use crate::job::account::{Account, Database};
-use crate::job::delivery::{self, Owner};
+use crate::job::delivery::{self, Owner, Place};
 use crate::job::env::{self, Facts};
 use crate::job::python;
 use crate::sys::Credentials;
@@ -43,23 +45,12 @@ pub(crate) fn prepare(job: &JobFile, dir: &Path) -> Result<Prepared, String> {
         Some(dir) => absolute(&base, dir, &home)?,
         None => base.clone(),
     };
-    delivery::make_dirs(&working_dir, owner)?;
-    if let (false, Some(owner)) = (job.container, owner) {
-        check_reach(&working_dir, &account.name, owner)?;
-    }
     let repo_dir = match &spec.code {
-        Some(code) => {
-            let target = absolute(&base, &code.repo_dir, &home)?;
-            delivery::deliver_code(code, &target, &job.blobs_dir, owner, &dir.join(wire::CODE_MARK))?;
-            target
-        }
+        Some(code) if code.git.is_some() => absolute(&working_dir, &code.repo_dir, &home)?,
+        Some(code) => absolute(&base, &code.repo_dir, &home)?,
         None => working_dir.clone(),
     };
-    for file in &spec.files {
-        let target = absolute(&working_dir, &file.path, &home)?;
-        delivery::deliver_file(file, &target, &job.blobs_dir, owner)?;
-    }
-    write_file(&job.hostfile, &env::hostfile(&spec.cluster), 0o644, None)?;
+    let inherited = inherited();
     let mut facts = Facts {
         username: account.name.clone(),
         home: home.to_string_lossy().into_owned(),
@@ -67,7 +58,23 @@ pub(crate) fn prepare(job: &JobFile, dir: &Path) -> Result<Prepared, String> {
         repo_dir: repo_dir.to_string_lossy().into_owned(),
         venv_dir: None,
     };
-    let inherited = inherited();
+    let warnings = match &spec.code {
+        Some(code) => {
+            let env = env::build(job, &facts, &inherited);
+            deliver_code(job, code, &Delivery { target: &repo_dir, home: &home, env, owner, dir })?
+        }
+        None => Vec::new(),
+    };
+    // Not before the code, whose directory it may be in.
+    delivery::make_dirs(&working_dir, owner)?;
+    if let (false, Some(owner)) = (job.container, owner) {
+        check_reach(&working_dir, &account.name, owner)?;
+    }
+    for file in &spec.files {
+        let target = absolute(&working_dir, &file.path, &home)?;
+        delivery::deliver_file(file, &target, &job.blobs_dir, owner)?;
+    }
+    write_file(&job.hostfile, &env::hostfile(&spec.cluster), 0o644, None)?;
     if let Some(version) = &spec.python {
         let mut env = env::build(job, &facts, &inherited);
         if !job.container {
@@ -87,8 +94,45 @@ pub(crate) fn prepare(job: &JobFile, dir: &Path) -> Result<Prepared, String> {
         working_dir: facts.working_dir,
         username: account.name,
         credentials,
-        warnings: Vec::new(),
+        warnings,
     })
+}
+
+/// Where a job's code goes, and whose it is.
+struct Delivery<'a> {
+    target: &'a Path,
+    home: &'a Path,
+    env: BTreeMap<String, String>,
+    owner: Owner<'a>,
+    /// The run folder.
+    dir: &'a Path,
+}
+
+/// Brings the job's code, or clones it; answers what the user should know.
+fn deliver_code(job: &JobFile, code: &CodeDelivery, to: &Delivery<'_>) -> Result<Vec<String>, String> {
+    let place = delivery::claim(code, to.target, to.owner, &to.dir.join(wire::CODE_MARK))?;
+    if place == Place::Kept {
+        return Ok(Vec::new());
+    }
+    let blob = code.blob_sha256.as_ref().map(|blob| job.blobs_dir.join(blob));
+    let Some(repo) = &code.git else {
+        if let Some(blob) = blob {
+            delivery::deliver_code(&blob, to.target, to.owner)?;
+        }
+        return Ok(Vec::new());
+    };
+    if job.container {
+        // An image's folders are mostly root's, and the one for the code becomes the user's, as its files are.
+        delivery::own(to.target, to.owner).map_err(|error| format!("`{}`: {error}", to.target.display()))?;
+    }
+    let order = git::Order {
+        repo: repo.clone(),
+        target: to.target.to_owned(),
+        replace: place == Place::Begun,
+        home: to.home.to_owned(),
+        env: to.env.clone(),
+    };
+    git::clone(job.spec.id, &order, blob.as_deref(), to.owner)
 }
 
 /// The job's account, and whom to become for it if that is not who we are already.

@@ -8,6 +8,7 @@
     reason = "every test file uses another part of this"
 )]
 
+pub mod git;
 pub mod ssh;
 
 use std::path::{Path, PathBuf};

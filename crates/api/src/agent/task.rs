@@ -221,15 +221,52 @@ pub struct HostShare {
     pub memory_bytes: Option<u64>,
 }
 
-/// Uploaded code.
+/// A job's code: uploaded, or cloned.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CodeDelivery {
-    /// The blob's SHA-256 in hex; unset: nothing was uploaded.
+    /// The blob's SHA-256 in hex; unset: nothing was uploaded. It is an archive, or with `git` the changes that were
+    /// not committed.
     pub blob_sha256: Option<String>,
     /// Where the code goes.
     pub repo_dir: String,
     /// What happens when that directory is not empty.
     pub skip_if_exists: bool,
+    /// The Git repository to clone there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub git: Option<GitRepo>,
+}
+
+/// A Git repository, its commit, and how to read it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GitRepo {
+    /// Where it is: `https://`, `http://`, `ssh://`, or `user@host:path`.
+    pub url: String,
+    /// The token or password for HTTP.
+    pub token: Option<String>,
+    /// The private key for SSH, in its text form and without a passphrase.
+    pub private_key: Option<String>,
+    /// The branch; unset: the repository's default one.
+    pub branch: Option<String>,
+    /// The commit; unset: the branch's last one.
+    pub hash: Option<String>,
+    /// Every branch is fetched, not just that one.
+    #[serde(default)]
+    pub all_branches: bool,
+    /// `user.name` of the commits that are made in the job.
+    pub user_name: Option<String>,
+    /// `user.email` of those.
+    pub user_email: Option<String>,
+}
+
+// The token and the key may not be printed, nor the URL, which may hold a password.
+impl std::fmt::Debug for GitRepo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GitRepo")
+            .field("branch", &self.branch)
+            .field("hash", &self.hash)
+            .field("all_branches", &self.all_branches)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Uploaded files.

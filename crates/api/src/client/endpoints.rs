@@ -15,7 +15,7 @@ use crate::gateways::{
 use crate::gpus::{GpuList, ListGpusRequest};
 use crate::logs::{JobSubmissionLogs, PollLogsRequest};
 use crate::projects::Project;
-use crate::repos::InitRepoRequest;
+use crate::repos::{GetRepoRequest, InitRepoRequest, RepoHeadWithCreds};
 use crate::runs::{
     ApplyRunPlanRequest, DeleteRunsRequest, GetRunPlanRequest, GetRunRequest, ListRunsRequest, Run, RunPlan,
     StopRunsRequest,
@@ -109,6 +109,10 @@ pub const DELETE_SECRETS: Endpoint<DeleteSecretsRequest, Void> =
 
 /// Makes a repository known.
 pub const INIT_REPO: Endpoint<InitRepoRequest, Void> = Endpoint::new("/api/project/{project}/repos/init");
+
+/// A repository, and how this user reads it.
+pub const GET_REPO: Endpoint<GetRepoRequest, RepoHeadWithCreds> =
+    Endpoint::new("/api/project/{project}/repos/get");
 
 /// The volumes of a project.
 pub const LIST_VOLUMES: Endpoint<(), Vec<Volume>> = Endpoint::bare("/api/project/{project}/volumes/list");

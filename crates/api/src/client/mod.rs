@@ -123,8 +123,29 @@ impl Client {
 
     /// Uploads a tar of files under its SHA-256 in hex.
     pub async fn upload_archive(&self, hash: &str, tar: Vec<u8>) -> Result<FileArchive, ClientError> {
-        let url = format!("{}/api/files/upload_archive", self.base_url);
-        let part = reqwest::multipart::Part::bytes(tar).file_name(hash.to_owned());
+        self.upload(format!("{}/api/files/upload_archive", self.base_url), hash, tar).await
+    }
+
+    /// Uploads the code of a repository that is not committed; `hash` is its SHA-256 in hex.
+    pub async fn upload_code(
+        &self,
+        project: &str,
+        repo_id: &str,
+        hash: &str,
+        code: Vec<u8>,
+    ) -> Result<(), ClientError> {
+        let path = format!("/api/project/{}/repos/upload_code", escape(project));
+        let url = self.url(&path, &[("repo_id", repo_id.to_owned())]);
+        self.upload::<serde::de::IgnoredAny>(url, hash, code).await.map(drop)
+    }
+
+    async fn upload<A: DeserializeOwned>(
+        &self,
+        url: String,
+        hash: &str,
+        bytes: Vec<u8>,
+    ) -> Result<A, ClientError> {
+        let part = reqwest::multipart::Part::bytes(bytes).file_name(hash.to_owned());
         let form = reqwest::multipart::Form::new().part("file", part);
         // A form cannot be sent twice, so an unreachable server is found out here at once.
         let response = self

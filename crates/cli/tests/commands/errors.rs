@@ -90,7 +90,7 @@ fn files_that_cannot_be_applied_say_why() {
         .file("fleet.yml", "type: fleet\nname: f1\nnodes: 1\n")
         .file("env.yml", "type: task\nname: x1\ncommands: [x]\nenv: [NOT_SET]\n")
         .file("ref.yml", "type: task\nname: x1\ncommands: ['echo ${{ env.X }}']\n")
-        .file("repo.yml", "type: task\nname: x1\ncommands: [x]\nrepos: [\"https://example.com/a/b.git\"]\n")
+        .file("repo.yml", "type: task\nname: x1\ncommands: [x]\nrepos: [missing]\n")
         .file("files.yml", "type: task\nname: x1\ncommands: [x]\nfiles: [missing.py]\n")
         .file("dir.yml", "type: task\ncommands: [x]\nworking_dir: sub\n")
         .file("task.yml", "type: task\ncommands: [x]\n");
@@ -101,7 +101,7 @@ fn files_that_cannot_be_applied_say_why() {
         ("apply -f fleet.yml --gpu 1", "Unrecognized arguments"),
         ("apply -f env.yml -y", "Environment variable NOT_SET is not set\n"),
         ("apply -f ref.yml -y", "Failed to interpolate due to missing vars: ['env.X']\n"),
-        ("apply -f repo.yml -y", "Git repositories are not supported yet"),
+        ("apply -f repo.yml -y", "Invalid repo path: missing -> "),
         ("init", "No default project"),
         ("attach x -p 80:8000 -p 81:8000", "`-p` names the port 8000 of the run twice\n"),
         ("attach x -p 80:8000 -p 80:8001", "`-p` names the local port 80 twice\n"),

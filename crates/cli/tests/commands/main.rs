@@ -10,6 +10,7 @@ mod errors;
 mod golden;
 mod interrupts;
 mod local;
+mod repos;
 mod server;
 mod ssh;
 mod ssh_fleets;

@@ -14,6 +14,7 @@ mod hosts;
 mod local;
 mod official_client;
 mod postgres;
+mod repos;
 mod rig;
 mod secrecy;
 mod ssh_fleets;

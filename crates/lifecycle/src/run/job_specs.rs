@@ -4,7 +4,7 @@
 //! virtual environment itself, so no command of ours ever runs with the user's rights on somebody's machine.
 
 use api::configurations::{
-    CpuArchitecture, Mount, NodeGroupView, OffDuration, PortMapping, ProfileParams, RepoExistsAction,
+    CpuArchitecture, Mount, NodeGroupView, OffDuration, PortMapping, ProfileParams, RepoExistsAction, RepoSpec,
     ResourcesSpec, RunConfiguration, Runtime, SpotPolicy, TaskConfiguration, VolumeMount, VolumeNames,
 };
 use api::jobs::{AppSpec, JobSpec, Requirements, Retry, UnixUser};
@@ -73,7 +73,7 @@ pub fn job_specs(effective: &RunSpec, default_image: &str) -> Result<Vec<JobSpec
                 working_dir: task.working_dir.clone().or_else(|| effective.working_dir.clone()),
                 repo_data: effective.repo_data.clone(),
                 repo_code_hash: effective.repo_code_hash.clone(),
-                repo_dir: Some(effective.repo_dir.clone().unwrap_or_else(|| REPO_DIR.to_owned())),
+                repo_dir: Some(repo_dir(effective, task.repos.first())),
                 repo_exists_action: task.repos.first().map(|repo| exists_action(repo.if_exists).to_owned()),
                 file_archives: effective.file_archives.clone(),
                 service_port: None,
@@ -280,6 +280,12 @@ fn volumes(mounts: &[Mount], job_num: u32) -> Result<Vec<Mount>, String> {
         .collect()
 }
 
+/// Where the code goes. A configuration that names a repository says where; one of an older client does not.
+fn repo_dir(effective: &RunSpec, repo: Option<&RepoSpec>) -> String {
+    let named = repo.map(|repo| repo.path.clone()).or_else(|| effective.repo_dir.clone());
+    named.unwrap_or_else(|| REPO_DIR.to_owned())
+}
+
 fn exists_action(action: RepoExistsAction) -> &'static str {
     match action {
         RepoExistsAction::Error => "error",
@@ -364,6 +370,18 @@ mod tests {
         );
         let open = specs_of(&json!({ "image": "x", "entrypoint": "sh 'a" }));
         assert_eq!(open, Err("`entrypoint` has an open quote: sh 'a".to_owned()));
+    }
+
+    #[test]
+    fn code_goes_where_its_repository_says() {
+        let check = |configuration: &Value, dir: &str, action: Option<&str>| {
+            let spec = spec_of(configuration);
+            assert_eq!((spec.repo_dir.as_deref(), spec.repo_exists_action.as_deref()), (Some(dir), action));
+        };
+        check(&json!({ "commands": ["a"] }), "/workflow", None);
+        check(&json!({ "commands": ["a"], "repos": ["."] }), ".", Some("error"));
+        let repo = json!({ "url": "https://x.y/z", "path": "~/z", "if_exists": "skip" });
+        check(&json!({ "commands": ["a"], "repos": [repo] }), "~/z", Some("skip"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod placement;
 mod record;
 pub mod run;
 pub mod sweep;
+mod task_code;
 mod task_spec;
 
 use std::collections::{HashMap, HashSet};

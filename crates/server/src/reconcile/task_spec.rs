@@ -3,15 +3,14 @@
 use std::collections::BTreeMap;
 
 use api::agent::{
-    CodeDelivery, ContainerNetwork, ContainerSpec, FileDelivery, HostShare, InstanceMount, RegistryAuth, Runtime,
-    SSH_PORT, SshListen, SshServer, TaskSpec,
+    ContainerNetwork, ContainerSpec, FileDelivery, HostShare, InstanceMount, RegistryAuth, Runtime, SSH_PORT,
+    SshListen, SshServer, TaskSpec,
 };
 use api::backends::BackendType;
 use api::configurations::{Memory, Mount};
 use api::ids::{FileArchiveId, ProjectId};
 use api::instances::{InstanceAvailability, Offer};
 use api::jobs::{JobProvisioningData, JobRuntimeData, JobSpec};
-use api::repos::RepoData;
 use lifecycle::instance::Instance;
 use lifecycle::job::Job;
 use lifecycle::placement::requirements;
@@ -23,9 +22,6 @@ use crate::agents::{BlobSeen, HostSeen, OrderError};
 use crate::deps::Deps;
 use crate::pool::needs_docker;
 use crate::spec_secrets;
-
-/// Where the uploaded code of a job goes unless its configuration says otherwise.
-const REPO_DIR: &str = "/workflow";
 
 /// The folder of a host's RDMA devices.
 const RDMA_DEVICES: &str = "/dev/infiniband";
@@ -230,6 +226,10 @@ async fn spec_of(
         Ok(files) => files,
         Err(message) => return Ok(Err(message)),
     };
+    let code = match super::task_code::code_of(deps, run, &job_spec, in_container).await? {
+        Ok(code) => code,
+        Err(message) => return Ok(Err(message)),
+    };
     let user = run.spec.configuration.common().user.clone();
     Ok(Ok(TaskSpec {
         id: job.id,
@@ -248,9 +248,9 @@ async fn spec_of(
         cluster,
         share: share_of(job, instance),
         user,
-        working_dir: working_dir_of(&job_spec, in_container),
+        working_dir: super::task_code::working_dir_of(&job_spec, in_container),
         python: run.spec.configuration.common().python.as_ref().map(ToString::to_string),
-        code: code_of(&job_spec, in_container),
+        code,
         files,
         repo_id: run.spec.repo_id.clone(),
         max_duration_secs: job_spec.max_duration,
@@ -351,33 +351,6 @@ fn share_of(job: &Job, instance: &Instance) -> HostShare {
     }
 }
 
-fn code_of(spec: &JobSpec, in_container: bool) -> Option<CodeDelivery> {
-    let has_code = spec.repo_code_hash.is_some() || !matches!(spec.repo_data, None | Some(RepoData::Virtual {}));
-    has_code.then(|| CodeDelivery {
-        blob_sha256: spec.repo_code_hash.clone(),
-        repo_dir: repo_path(spec.repo_dir.as_deref().unwrap_or(REPO_DIR), in_container),
-        skip_if_exists: spec.repo_exists_action.as_deref() == Some("skip"),
-    })
-}
-
-/// Where the commands begin; that may be in the uploaded code.
-fn working_dir_of(spec: &JobSpec, in_container: bool) -> Option<String> {
-    let dir = spec.working_dir.as_deref()?;
-    let follows_code =
-        code_of(spec, in_container).is_some() && spec.repo_dir.as_deref().unwrap_or(REPO_DIR) == REPO_DIR;
-    Some(if follows_code { repo_path(dir, in_container) } else { dir.to_owned() })
-}
-
-/// A path in terms of where uploaded code goes. The default is made for containers: on a host it would be one folder
-/// for everybody, and within the task's own folder it is nobody else's.
-fn repo_path(path: &str, in_container: bool) -> String {
-    let within = path.strip_prefix(REPO_DIR).filter(|rest| rest.is_empty() || rest.starts_with('/'));
-    match within {
-        Some(_) if !in_container => path.trim_start_matches('/').to_owned(),
-        _ => path.to_owned(),
-    }
-}
-
 async fn file_deliveries(deps: &Deps, spec: &JobSpec) -> store::Result<Result<Vec<FileDelivery>, String>> {
     let mut deliveries = vec![];
     for file in &spec.file_archives {
@@ -387,20 +360,4 @@ async fn file_deliveries(deps: &Deps, spec: &JobSpec) -> store::Result<Result<Ve
         deliveries.push(FileDelivery { blob_sha256: archive.hash, path: file.path.clone() });
     }
     Ok(Ok(deliveries))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn uploaded_code_of_a_process_stays_in_its_own_folder() {
-        let check = |path, in_container, expected| assert_eq!(repo_path(path, in_container), expected);
-        check("/workflow", true, "/workflow");
-        check("/workflow", false, "workflow");
-        check("/workflow/train", false, "workflow/train");
-        check("/workflows", false, "/workflows");
-        check("/data/code", false, "/data/code");
-        check("~/code", false, "~/code");
-    }
 }

@@ -13,7 +13,8 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
 use super::transport::{Lane, Offer, Opener, Output};
-use super::{Server, log_socket, names};
+use super::{Server, log_socket};
+use crate::names;
 
 /// How long it may take to reach one address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -23,9 +23,10 @@ use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::net::UnixStream;
 use tokio::sync::{Mutex, mpsc, watch};
 
+use super::Server;
 use super::control::{QUESTION, Word};
-use super::{Server, names};
 use crate::log_files::INDEX_ENTRY;
+use crate::names;
 
 /// The port.
 const PORT: u16 = 10999;

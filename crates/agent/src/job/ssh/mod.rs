@@ -13,7 +13,6 @@ mod control;
 mod forward;
 mod keeper;
 mod log_socket;
-mod names;
 mod pty;
 mod session;
 mod sftp;

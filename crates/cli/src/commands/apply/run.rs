@@ -20,6 +20,7 @@ use crate::commands::agreed;
 use crate::output::runs::run_name;
 use crate::output::{format, offers, plans};
 use crate::profiles;
+use crate::repos::{self, Repo};
 use crate::session::{Project, Session};
 
 /// Offers of a plan that are shown, unless told.
@@ -34,9 +35,6 @@ const NO_REPO: &str = "none";
 const NO_FLEETS: &str = "The project has no fleets. Create one before submitting a run.\n\
                          See https://dstack.ai/docs/guides/troubleshooting/#no-fleets";
 
-const NO_REPOS: &str = "Git repositories are not supported yet: leave out `repos` and `--repo` (or use `--no-repo`), \
-                        and copy local files with `files`";
-
 /// Submits a run. None: it is not to be followed.
 pub(super) async fn apply(
     session: &mut Session,
@@ -46,17 +44,15 @@ pub(super) async fn apply(
     folder: &Path,
 ) -> anyhow::Result<Option<(Project, Run)>> {
     configure::complete(session, args, &mut configuration, folder)?;
-    set_repo(args, &mut configuration)?;
+    if args.run.no_repo {
+        configuration.common_mut().repos.clear();
+    }
     let project = session.project(args.project.project.as_deref())?;
     let selection = &args.run.selection;
     let profile = profiles::load(session, selection.profile.as_deref(), selection.no_profile)?;
     let mut spec = options::run_spec(configuration, Some(profile), Some(path));
-    spec.repo_id = Some(NO_REPO.to_owned());
-    spec.repo_data = Some(RepoData::Virtual {});
     spec.ssh_key_pub = public_key(session, args)?;
-    let request =
-        InitRepoRequest { repo_id: NO_REPO.to_owned(), repo_info: RepoData::Virtual {}, repo_creds: None };
-    project.client.call(&endpoints::INIT_REPO, &project.name, &request).await?;
+    let repo = set_repo(session, &project, args, &mut spec, folder).await?;
     spec.file_archives = archives::upload(&project, spec.configuration.common().files).await?;
     let plan = get_plan(&project, args, spec).await?;
     print_plan(session, &project, args, &plan).await?;
@@ -69,6 +65,9 @@ pub(super) async fn apply(
         stop(&project, plan.current_resource.as_ref().map_or("", run_name)).await?;
     }
     let is_update = plan.action == ApplyAction::Update && !decision.stop_first;
+    if let Some((repo, hash)) = repo.and_then(|repo| repo.code_hash().map(|hash| (repo, hash))) {
+        project.client.upload_code(&project.name, &repo.id, &hash, repo.diff).await?;
+    }
     let input = ApplyRunPlanInput { run_spec: plan.run_spec, current_resource: plan.current_resource };
     let request = ApplyRunPlanRequest { plan: input, force: false };
     let run = project.client.call(&endpoints::APPLY_RUN, &project.name, &request).await?;
@@ -80,16 +79,27 @@ pub(super) async fn apply(
     Ok(Some((project, run)))
 }
 
-fn set_repo(args: &ApplyArgs, configuration: &mut RunConfiguration) -> anyhow::Result<()> {
-    let repos = configuration.common_mut().repos;
-    if args.run.no_repo {
-        repos.clear();
-    }
-    let is_wanted = !repos.is_empty() || args.run.repo.repo.is_some();
-    if is_wanted || args.run.repo_branch.is_some() || args.run.repo_hash.is_some() {
-        bail!(NO_REPOS);
-    }
-    Ok(())
+/// The repository that the run takes along, written into its spec.
+async fn set_repo(
+    session: &Session,
+    project: &Project,
+    args: &ApplyArgs,
+    spec: &mut RunSpec,
+    folder: &Path,
+) -> anyhow::Result<Option<Repo>> {
+    let configured = spec.configuration.common().repos.first();
+    let Some(repo) = repos::prepare(session, project, &args.run, configured, folder).await? else {
+        spec.repo_id = Some(NO_REPO.to_owned());
+        spec.repo_data = Some(RepoData::Virtual {});
+        let request =
+            InitRepoRequest { repo_id: NO_REPO.to_owned(), repo_info: RepoData::Virtual {}, repo_creds: None };
+        project.client.call(&endpoints::INIT_REPO, &project.name, &request).await?;
+        return Ok(None);
+    };
+    spec.repo_id = Some(repo.id.clone());
+    spec.repo_data = Some(repo.data.clone());
+    spec.repo_code_hash = repo.code_hash();
+    Ok(Some(repo))
 }
 
 fn public_key(session: &Session, args: &ApplyArgs) -> anyhow::Result<Option<String>> {

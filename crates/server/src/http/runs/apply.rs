@@ -34,7 +34,6 @@ pub async fn apply(
 ) -> Result<Json<WireRun>> {
     let checked = Checked::new(&deps, &member, &request.plan.run_spec).await?;
     checked.check_repo_exists(&deps, &member).await?;
-    checked.check_repo_supported()?;
     let mut tx = deps.db.begin().await?;
     hold_project(&mut tx, &member, Hold::Together).await?;
     let current = match &checked.effective.run_name {

@@ -71,16 +71,6 @@ impl Checked {
         }
         Ok(())
     }
-
-    /// Refuses Git repositories, which nobody would clone.
-    pub(super) fn check_repo_supported(&self) -> Result<()> {
-        match &self.effective.repo_data {
-            Some(RepoData::Remote { .. }) => Err(Error::bad_request(
-                "Git repositories (`repos`) are not supported by this server yet: list what the run needs in `files`",
-            )),
-            Some(RepoData::Local { .. } | RepoData::Virtual {}) | None => Ok(()),
-        }
-    }
 }
 
 /// What a task of this server cannot have.

@@ -36,7 +36,6 @@ pub async fn get_plan(
     let max_offers = request.max_offers.unwrap_or(OFFERS);
     check_bounds("max_offers", max_offers, 1, MOST_OFFERS)?;
     let checked = Checked::new(&deps, &member, &request.run_spec).await?;
-    checked.check_repo_supported()?;
     let gang = gang_of(&deps, &member, &checked);
     let pool = pool::load(&deps, member.project.id).await?;
     let wanted = Wanted {

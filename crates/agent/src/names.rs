@@ -12,7 +12,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const HOSTS_LIMIT: usize = 1 << 20;
 
 /// The addresses of a host, in the order in which to try them.
-pub(super) async fn resolve(host: &str) -> io::Result<Vec<IpAddr>> {
+pub(crate) async fn resolve(host: &str) -> io::Result<Vec<IpAddr>> {
     let literal = host.trim_start_matches('[').trim_end_matches(']');
     if let Ok(address) = literal.parse::<IpAddr>() {
         return Ok(vec![address]);
@@ -28,12 +28,13 @@ pub(super) async fn resolve(host: &str) -> io::Result<Vec<IpAddr>> {
     }
     // Read each time: the job may write to its own.
     let resolver = TokioResolver::builder_tokio().and_then(ResolverBuilder::build).map_err(io::Error::other)?;
-    let found = tokio::time::timeout(TIMEOUT, resolver.lookup_ip(host)).await.map_err(io::Error::other)?;
+    let found = tokio::time::timeout(TIMEOUT, resolver.lookup_ip(host)).await;
+    let found = found.map_err(|_| io::Error::other("the name servers do not answer"))?;
     Ok(found.map_err(io::Error::other)?.iter().collect())
 }
 
 /// Whether a name means this machine, whoever is asked.
-pub(super) fn is_localhost(host: &str) -> bool {
+pub(crate) fn is_localhost(host: &str) -> bool {
     let host = host.trim_end_matches('.').to_ascii_lowercase();
     host == "localhost" || host.ends_with(".localhost")
 }
