@@ -55,6 +55,8 @@ pub(crate) struct JobFile {
     pub(crate) venv_dir: PathBuf,
     /// Where the list of nodes for MPI goes.
     pub(crate) hostfile: PathBuf,
+    /// Where the credentials of the job's repository are for its own `git`.
+    pub(crate) git_dir: PathBuf,
     /// Where blobs are, by their SHA-256.
     pub(crate) blobs_dir: PathBuf,
     /// The GPUs that the task was granted.

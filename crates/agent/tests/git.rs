@@ -105,16 +105,22 @@ async fn a_branch_a_tag_and_any_commit_can_be_named() {
 }
 
 #[tokio::test]
-async fn a_token_opens_a_private_repository_and_is_left_nowhere() {
+async fn a_token_opens_a_private_repository_for_the_jobs_own_git_too_and_is_in_no_text() {
     let origin = Origin::new();
-    origin.repo("app", &[("f", "private\n")]);
+    let work = origin.repo("app", &[("f", "private\n")]);
+    git(&origin.bare("app"), &["config", "http.receivepack", "true"]);
     let web = Web::serve(&origin, Manners { is_private: true, ..Manners::default() }).await;
     let mut agent = Agent::new(&[]);
     let source = GitRepo { token: Some(TOKEN.to_owned()), ..repo(&web.url("app")) };
-    let spec =
-        cloning("cat repo/f; env; cat /proc/*/cmdline | tr '\\0' ' '; grep -r tok-3n repo; true", source.clone());
+    let spec = cloning(
+        "cat repo/f; env; cat /proc/*/cmdline | tr '\\0' ' '; grep -r tok-3n repo; \
+         cd repo; GIT_TERMINAL_PROMPT=0 git push -q origin HEAD:refs/heads/from-job",
+        source.clone(),
+    );
     let printed = run_well(&mut agent, &spec).await;
     assert!(printed.starts_with("private\n"));
+    let pushed = git(&work, &["ls-remote", &origin.bare("app").to_string_lossy(), "refs/heads/from-job"]);
+    assert!(pushed.ends_with("refs/heads/from-job"), "{pushed}");
     assert!(!printed.contains(TOKEN), "{printed}");
     assert!(!fs::read_to_string(agent.home.path().join("agent.log")).unwrap().contains(TOKEN));
     assert!(!format!("{source:?} {spec:?}").contains(TOKEN));
@@ -398,6 +404,10 @@ async fn a_private_key_opens_a_repository_over_ssh() {
             run_well(&mut agent, &cloning("cd repo; cat f lib/lib.txt; git status --porcelain", source.clone()))
                 .await;
         assert_eq!(printed, "over ssh\nlib\n", "{settings}");
+        let push = "cd repo && GIT_SSH_VARIANT=ssh git push -q origin HEAD:refs/heads/from-job";
+        run_well(&mut agent, &cloning(push, source.clone())).await;
+        let pushed = git(&work, &["ls-remote", &origin.bare("app").to_string_lossy(), "refs/heads/from-job"]);
+        assert!(pushed.ends_with("refs/heads/from-job"), "{pushed}");
         let wrong =
             refusal(&mut agent, GitRepo { private_key: Some(sshd.other_key.clone()), ..source.clone() }).await;
         assert!(wrong.contains("its credentials were refused"), "{wrong}");

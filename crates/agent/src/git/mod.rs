@@ -9,6 +9,7 @@ mod clone;
 mod dial;
 mod error;
 mod http;
+mod leave;
 mod modules;
 mod packets;
 mod patch;
@@ -29,6 +30,7 @@ use api::ids::JobId;
 use serde::{Deserialize, Serialize};
 
 use self::clone::Cloner;
+pub(crate) use self::leave::credentials;
 use self::remote::Login;
 use self::url::Url;
 use crate::sys::{self, Credentials};

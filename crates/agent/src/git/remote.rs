@@ -241,7 +241,7 @@ impl Remote {
 }
 
 /// User and password for a web server. A token needs some user's name; services differ in which.
-fn http_login(url: &Url, login: &Login) -> Option<(String, String)> {
+pub(super) fn http_login(url: &Url, login: &Login) -> Option<(String, String)> {
     if let Some(token) = &login.token {
         let usual = if url.host == "bitbucket.org" { "x-token-auth" } else { "oauth2" };
         return Some((url.user.clone().unwrap_or_else(|| usual.to_owned()), token.clone()));

@@ -146,6 +146,7 @@ fn process_job_file(host: &Host, dir: &TaskDir, spec: &TaskSpec, gpus: Vec<Strin
         home_dir: std::env::var_os("HOME").map(Into::into),
         venv_dir: dir.venv(),
         hostfile: dir.root().join("hostfile"),
+        git_dir: dir.root().join("git"),
         blobs_dir: host.blobs_dir(),
         gpu_env: host.gpu_env(&gpus),
         gpu_uuids: gpus,

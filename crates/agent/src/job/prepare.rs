@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use api::agent::CodeDelivery;
+use api::agent::{CodeDelivery, GitRepo};
 use nix::unistd::{Gid, Uid};
 
 use crate::git;
@@ -83,7 +83,10 @@ pub(crate) fn prepare(job: &JobFile, dir: &Path) -> Result<Prepared, String> {
         make_venv(job, version, &env, owner)?;
         facts.venv_dir = Some(job.venv_dir.to_string_lossy().into_owned());
     }
-    let env = env::build(job, &facts, &inherited);
+    let mut env = env::build(job, &facts, &inherited);
+    if let Some(repo) = spec.code.as_ref().and_then(|code| code.git.as_ref()) {
+        leave_credentials(repo, &job.git_dir, &mut env, owner)?;
+    }
     if job.container {
         let profile = env::profile(&env, &facts.working_dir);
         write_file(Path::new("/dstack/profile"), &profile, 0o600, owner)?;
@@ -133,6 +136,22 @@ fn deliver_code(job: &JobFile, code: &CodeDelivery, to: &Delivery<'_>) -> Result
         env: to.env.clone(),
     };
     git::clone(job.spec.id, &order, blob.as_deref(), to.owner)
+}
+
+/// Leaves what the job's own `git` needs for the repository.
+fn leave_credentials(
+    repo: &GitRepo,
+    folder: &Path,
+    env: &mut BTreeMap<String, String>,
+    owner: Owner<'_>,
+) -> Result<(), String> {
+    for secret in git::credentials(repo, folder, env) {
+        delivery::make_dirs(folder, owner)?;
+        let closed = fs::set_permissions(folder, fs::Permissions::from_mode(0o700));
+        closed.map_err(|error| format!("cannot close `{}`: {error}", folder.display()))?;
+        write_file(&folder.join(secret.name), &secret.text, 0o600, owner)?;
+    }
+    Ok(())
 }
 
 /// The job's account, and whom to become for it if that is not who we are already.

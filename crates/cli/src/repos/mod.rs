@@ -38,8 +38,11 @@ impl Repo {
 }
 
 /// Where a repository is.
-enum Source {
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// On a server.
     Url(String),
+    /// In a folder of the user's.
     Folder(PathBuf),
 }
 
@@ -49,21 +52,32 @@ struct Found {
     checkout: Option<Checkout>,
 }
 
-/// The repository of a run, made known to the server if it is not. `folder` is that of the configuration.
+/// Where the repository of a run is, if it has one. `folder` is that of the configuration.
+pub(crate) fn locate(
+    session: &Session,
+    args: &RunArgs,
+    configured: Option<&RepoSpec>,
+    folder: &Path,
+) -> anyhow::Result<Option<Source>> {
+    Ok(match (&args.repo.repo, configured) {
+        _ if args.no_repo => None,
+        (Some(typed), _) => Some(source_of(session, typed, &session.directory)),
+        (None, Some(RepoSpec { url: Some(url), .. })) => Some(Source::Url(url.clone())),
+        (None, Some(RepoSpec { local_path: Some(path), .. })) => {
+            Some(Source::Folder(local(session, path, folder)?))
+        }
+        (None, _) => None,
+    })
+}
+
+/// The repository of a run, made known to the server if it is not.
 pub(crate) async fn prepare(
     session: &Session,
     project: &Project,
     args: &RunArgs,
     configured: Option<&RepoSpec>,
-    folder: &Path,
-) -> anyhow::Result<Option<Repo>> {
-    let source = match (&args.repo.repo, configured) {
-        _ if args.no_repo => return Ok(None),
-        (Some(typed), _) => source_of(session, typed, &session.directory),
-        (None, Some(RepoSpec { url: Some(url), .. })) => Source::Url(url.clone()),
-        (None, Some(RepoSpec { local_path: Some(path), .. })) => Source::Folder(local(session, path, folder)?),
-        (None, _) => return Ok(None),
-    };
+    source: Source,
+) -> anyhow::Result<Repo> {
     let found = find(session, source).await?;
     let known = get(project, &found.url.id()).await?;
     let mut given = given(session, &args.repo);
@@ -80,7 +94,7 @@ pub(crate) async fn prepare(
     let configured = configured.filter(|_| args.repo.repo.is_none());
     let branch = args.repo_branch.clone().or_else(|| configured?.branch.clone());
     let hash = args.repo_hash.clone().or_else(|| configured?.hash.clone());
-    Ok(Some(repo_of(found, branch, hash)))
+    Ok(repo_of(found, branch, hash))
 }
 
 /// Makes a repository known to the server, with the credentials that work.

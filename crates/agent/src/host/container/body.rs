@@ -130,6 +130,7 @@ pub(crate) fn job_file(
         home_dir,
         venv_dir: PathBuf::from("/dstack/venv"),
         hostfile: PathBuf::from("/dstack/mpi/hostfile"),
+        git_dir: PathBuf::from("/dstack/git"),
         blobs_dir: PathBuf::from(wire::CONTAINER_BLOBS),
         gpu_uuids: gpus,
         gpu_env: Vec::new(),

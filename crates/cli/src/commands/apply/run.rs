@@ -20,7 +20,7 @@ use crate::commands::agreed;
 use crate::output::runs::run_name;
 use crate::output::{format, offers, plans};
 use crate::profiles;
-use crate::repos::{self, Repo};
+use crate::repos::{self, Repo, Source};
 use crate::session::{Project, Session};
 
 /// Offers of a plan that are shown, unless told.
@@ -47,12 +47,13 @@ pub(super) async fn apply(
     if args.run.no_repo {
         configuration.common_mut().repos.clear();
     }
+    let source = repos::locate(session, &args.run, configuration.common().repos.first(), folder)?;
     let project = session.project(args.project.project.as_deref())?;
     let selection = &args.run.selection;
     let profile = profiles::load(session, selection.profile.as_deref(), selection.no_profile)?;
     let mut spec = options::run_spec(configuration, Some(profile), Some(path));
     spec.ssh_key_pub = public_key(session, args)?;
-    let repo = set_repo(session, &project, args, &mut spec, folder).await?;
+    let repo = set_repo(session, &project, args, &mut spec, source).await?;
     spec.file_archives = archives::upload(&project, spec.configuration.common().files).await?;
     let plan = get_plan(&project, args, spec).await?;
     print_plan(session, &project, args, &plan).await?;
@@ -85,10 +86,9 @@ async fn set_repo(
     project: &Project,
     args: &ApplyArgs,
     spec: &mut RunSpec,
-    folder: &Path,
+    source: Option<Source>,
 ) -> anyhow::Result<Option<Repo>> {
-    let configured = spec.configuration.common().repos.first();
-    let Some(repo) = repos::prepare(session, project, &args.run, configured, folder).await? else {
+    let Some(source) = source else {
         spec.repo_id = Some(NO_REPO.to_owned());
         spec.repo_data = Some(RepoData::Virtual {});
         let request =
@@ -96,6 +96,8 @@ async fn set_repo(
         project.client.call(&endpoints::INIT_REPO, &project.name, &request).await?;
         return Ok(None);
     };
+    let configured = spec.configuration.common().repos.first();
+    let repo = repos::prepare(session, project, &args.run, configured, source).await?;
     spec.repo_id = Some(repo.id.clone());
     spec.repo_data = Some(repo.data.clone());
     spec.repo_code_hash = repo.code_hash();
