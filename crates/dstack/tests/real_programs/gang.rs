@@ -119,7 +119,8 @@ groups:
 fn starts_in_order(rig: &Rig, order: &str) -> Vec<u32> {
     let _of_the_run_before = fs::remove_file(rig.dir.join("ledger"));
     // The lines' own order tells: to ask for the time takes a program that a busy machine may keep waiting.
-    let text = task(order, 2, &ledgered(rig, "echo $DSTACK_NODE_RANK 0 >> $LEDGER")) + &format!("startup_order: {order}\n");
+    let text = task(order, 2, &ledgered(rig, "echo $DSTACK_NODE_RANK 0 >> $LEDGER"))
+        + &format!("startup_order: {order}\n");
     rig.apply("task.dstack.yml", &text, &["-R"]);
     assert_eq!(rig.run_status(order), "done", "a peer that has ended holds nobody up");
     noted(rig).iter().map(|(rank, _)| *rank).collect()
