@@ -11,6 +11,7 @@ mod commands;
 mod config;
 mod files;
 mod interrupts;
+mod links;
 mod logs;
 mod names;
 mod output;

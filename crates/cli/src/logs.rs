@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use crate::links::Links;
 use crate::printer::Printer;
+use crate::ssh::Forward;
 
 /// A line is printed in pieces when it gets longer than this.
 const LINE_LIMIT: usize = 64 * 1024;
@@ -17,16 +19,34 @@ pub(crate) struct LogWriter {
     lines: Vec<u8>,
     /// The last byte was a newline, or there was none.
     at_start: bool,
+    /// The job whose ports are forwarded, and its links.
+    links: Option<(u32, Links)>,
 }
 
 impl LogWriter {
     /// A writer for one job, or for several.
     pub(crate) fn new(several: bool) -> LogWriter {
-        LogWriter { partial: several.then(BTreeMap::new), lines: Vec::new(), at_start: true }
+        LogWriter { partial: several.then(BTreeMap::new), lines: Vec::new(), at_start: true, links: None }
+    }
+
+    /// From now on, links to the forwarded ports of a job lead where the user can open them.
+    pub(crate) fn rewrite_links(&mut self, job_num: u32, forwards: &[Forward]) {
+        self.links = (!forwards.is_empty()).then(|| (job_num, Links::new(forwards)));
     }
 
     /// Writes bytes of a job's log.
     pub(crate) fn write(&mut self, printer: &mut Printer, job_num: u32, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.links {
+            Some((linked, links)) if *linked == job_num => {
+                let mut text = Vec::with_capacity(bytes.len());
+                links.rewrite(bytes, &mut text);
+                self.write_text(printer, job_num, &text)
+            }
+            _ => self.write_text(printer, job_num, bytes),
+        }
+    }
+
+    fn write_text(&mut self, printer: &mut Printer, job_num: u32, bytes: &[u8]) -> io::Result<()> {
         let Some(partial) = &mut self.partial else {
             self.at_start = bytes.last().map_or(self.at_start, |byte| *byte == b'\n');
             return printer.raw(bytes);
@@ -60,8 +80,11 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Writes what is left of lines of several jobs that have not ended.
+    /// Writes what is left of links and of lines of several jobs that have not ended.
     pub(crate) fn finish(&mut self, printer: &mut Printer) -> io::Result<()> {
+        if let Some((job_num, text)) = self.links.as_mut().map(|(job_num, links)| (*job_num, links.finish())) {
+            self.write_text(printer, job_num, &text)?;
+        }
         for (job_num, line) in self.partial.iter_mut().flatten() {
             if !line.is_empty() {
                 push_prefix(&mut self.lines, *job_num);
@@ -137,6 +160,22 @@ mod tests {
         check(true, &[(0, "a"), (1, "b\n"), (0, "a\n"), (1, "c")], "[1] b\n[0] aa\n[1] c\n");
         check(true, &[(0, "a\r\nb\r"), (0, "\nc\n")], "[0] a\r\n[0] b\r\n[0] c\n");
         check(true, &[(0, "\n\n")], "[0] \n[0] \n");
+    }
+
+    #[test]
+    fn links_of_the_job_whose_ports_are_forwarded_lead_there() {
+        let out = Shared::default();
+        let mut printer =
+            Printer::new(Box::new(out.clone()), Box::new(io::sink()), Box::new(io::empty()), Terminal::default());
+        let mut writer = LogWriter::new(true);
+        writer.rewrite_links(0, &[Forward { host: "127.0.0.1".to_owned(), local: 8001, container: 8000 }]);
+        for (job_num, text) in [(0, "http://0.0.0.0:80"), (1, "http://0.0.0.0:8000\n"), (0, "00\nhtt")] {
+            writer.write(&mut printer, job_num, text.as_bytes()).unwrap();
+        }
+        writer.finish(&mut printer).unwrap();
+        printer.flush().unwrap();
+        let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text, "[1] http://0.0.0.0:8000\n[0] http://127.0.0.1:8001\n[0] htt\n");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! on both, on the same machine in the same run.
 
 mod command_line;
+mod entering;
 mod hosts;
 mod logs;
 mod requests;
@@ -40,13 +41,14 @@ pub(crate) struct Options {
 /// A group of rows: its name, and how it is measured.
 type Group = (&'static str, fn(&Bench<'_>) -> Result<()>);
 
-const GROUPS: [Group; 8] = [
+const GROUPS: [Group; 9] = [
     ("tasks", tasks::measure),
     ("containers", tasks::measure_containers),
     ("server", server::measure),
     ("requests", requests::measure),
     ("command-line", command_line::measure),
     ("logs", logs::measure),
+    ("entering", entering::measure),
     ("hosts", hosts::measure),
     ("many-hosts", hosts::measure_many),
 ];

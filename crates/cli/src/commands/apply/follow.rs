@@ -326,6 +326,7 @@ impl Follower {
                 for warning in &attachment.warnings {
                     session.printer.note(warning)?;
                 }
+                self.writer.rewrite_links(target.job, &attachment.forwards);
                 self.attachment = Some(attachment);
                 return Ok(());
             }
