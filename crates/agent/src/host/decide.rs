@@ -110,6 +110,7 @@ fn follow(record: &Record, seen: &Seen, status: &JobStatus) -> Step {
         let mut resolved = record.state.resolved.clone();
         resolved.working_dir.clone_from(&status.working_dir);
         resolved.username.clone_from(&status.username);
+        resolved.on_host_network = record.accepted.on_host_network;
         // What a supervisor says of ports counts only where it could not say more by connecting itself.
         if let (Some(wanted), Some(port), true) =
             (record.accepted.ssh_port, status.ssh_port, record.accepted.on_host_network)

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use api::agent::{
-    AgentError, AgentErrorCode, EPOCH_HEADER, HelloRequest, LogAck, SSH_PORT, StopOrder, TaskOrder, TaskPhase,
-    TaskSpec, TaskState,
+    AgentError, AgentErrorCode, EPOCH_HEADER, HelloRequest, LogAck, NETWORK_HEADER, SSH_PORT, StopOrder,
+    TaskOrder, TaskPhase, TaskSpec, TaskState, network_of_this_process,
 };
 use api::ids::JobId;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, head, post, put};
@@ -140,14 +140,17 @@ async fn logs(
 
 /// Joins the request and its answer to a connection to the task's SSH server, until either side ends.
 async fn ssh(State(host): App, Path(id): Path<JobId>, body: Body) -> Result<Response, Refusal> {
-    let state = host.task(id)?.snapshot();
-    let port = state.and_then(|state| state.resolved.ports.get(&SSH_PORT).copied());
+    let resolved = host.task(id)?.snapshot().map(|state| state.resolved).unwrap_or_default();
+    let port = resolved.ports.get(&SSH_PORT).copied();
     let none = || refuse(AgentErrorCode::WrongPhase, "the job has no SSH server, or not yet");
     let stream = entrance::connect(port.ok_or_else(none)?).await.map_err(|error| {
         let message = format!("the job's SSH server does not answer: {error}");
         refuse(AgentErrorCode::WrongPhase, message)
     })?;
-    Ok(entrance::join(stream, body).into_response())
+    let network = resolved.on_host_network.then(network_of_this_process).flatten();
+    let network = network.and_then(|network| HeaderValue::try_from(network).ok());
+    let headers = network.map(|network| [(NETWORK_HEADER, network)]);
+    Ok((headers, entrance::join(stream, body)).into_response())
 }
 
 async fn ack(State(host): App, Path(id): Path<JobId>, body: Body) -> Answer<()> {

@@ -45,6 +45,18 @@ pub const PROTOCOL_VERSION: u32 = 1;
 /// The request header that carries the caller's epoch, a decimal number.
 pub const EPOCH_HEADER: &str = "x-dstack-epoch";
 
+/// The header of an answer that opens a way to a job's SSH server: the network whose ports the job's are, as
+/// [`network_of_this_process`] tells it. It is left out where the job has a network of its own.
+pub const NETWORK_HEADER: &str = "x-dstack-network";
+
+/// Which network this process is in, the same for all processes in it and for no others: the machine's boot, and the
+/// kernel's number of the network. None where the system does not tell.
+pub fn network_of_this_process() -> Option<String> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let network = std::fs::read_link("/proc/self/ns/net").ok()?;
+    Some(format!("{}/{}", boot.trim(), network.to_str()?))
+}
+
 /// How many log bytes may be sent and not yet acknowledged, so that an order overtakes a flood.
 pub const LOG_WINDOW: u64 = 1024 * 1024;
 

@@ -363,6 +363,8 @@ pub struct Resolved {
     pub username: Option<String>,
     /// Host ports by container port, where the network maps them.
     pub ports: BTreeMap<u16, u16>,
+    /// The job shares the host's network, so that its ports are the host's.
+    pub on_host_network: bool,
     /// The container's identifier.
     pub container_id: Option<String>,
     /// The GPUs by UUID.

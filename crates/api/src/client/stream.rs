@@ -281,7 +281,9 @@ impl Reader {
     }
 
     async fn connect(&self) -> Result<Socket, ClientError> {
-        socket::open(&self.client, &self.path, &self.query(), MESSAGE_LIMIT, ClientError::of_answer).await
+        socket::open(&self.client, &self.path, &self.query(), MESSAGE_LIMIT, ClientError::of_answer)
+            .await
+            .map(|(socket, _)| socket)
     }
 
     fn query(&self) -> Vec<(&'static str, String)> {

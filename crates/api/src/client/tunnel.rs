@@ -10,6 +10,7 @@ use tokio_tungstenite::tungstenite::{Bytes, Error, Message};
 
 use super::socket::{self, Socket};
 use super::{Client, ClientError};
+use crate::agent::{NETWORK_HEADER, network_of_this_process};
 use crate::error::ErrorBody;
 
 /// Bytes of one message that is sent at most.
@@ -38,6 +39,7 @@ pub struct RunTunnelTarget {
 pub struct RunTunnel {
     socket: Socket,
     base_url: String,
+    network: Option<String>,
 }
 
 impl RunTunnel {
@@ -50,8 +52,14 @@ impl RunTunnel {
     ) -> Result<RunTunnel, ClientError> {
         let path = format!("/api/project/{}/runs/{}/ssh", super::escape(project), super::escape(run));
         let query = [("replica", target.replica.to_string()), ("job", target.job.to_string())];
-        let socket = socket::open(client, &path, &query, MESSAGE_LIMIT, of_answer).await?;
-        Ok(RunTunnel { socket, base_url: client.base_url.clone() })
+        let (socket, headers) = socket::open(client, &path, &query, MESSAGE_LIMIT, of_answer).await?;
+        let network = headers.get(NETWORK_HEADER).and_then(|network| network.to_str().ok()).map(str::to_owned);
+        Ok(RunTunnel { socket, base_url: client.base_url.clone(), network })
+    }
+
+    /// Whether the job's ports are those of the network that this process is in.
+    pub fn is_in_our_network(&self) -> bool {
+        self.network.is_some() && self.network == network_of_this_process()
     }
 
     /// Closes the connection before anything was said on it.

@@ -40,6 +40,13 @@ pub(crate) struct Forward {
     pub(crate) container: u16,
 }
 
+impl Forward {
+    /// A port that leads into the job as it is.
+    pub(super) fn direct(host: &str, port: PortMapping) -> Forward {
+        Forward { host: host.to_owned(), local: port.container_port, container: port.container_port }
+    }
+}
+
 /// Refuses what was typed if no two ports could be told apart by it.
 pub(crate) fn check(typed: &[PortMapping]) -> anyhow::Result<()> {
     let (mut locals, mut containers) = (BTreeSet::new(), BTreeSet::new());
@@ -81,6 +88,11 @@ pub(super) fn choose(ports: &[PortMapping], host: &str) -> anyhow::Result<Vec<Fo
         forwards.push(Forward { host: host.to_owned(), local, container: port.container_port });
     }
     Ok(forwards)
+}
+
+/// Whether a port needs no forwarding where the job shares our network.
+pub(super) fn is_direct(port: PortMapping) -> bool {
+    chosen(port).is_none()
 }
 
 /// A local port that was chosen, and not only taken over from the job's.

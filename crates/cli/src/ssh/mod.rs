@@ -70,7 +70,9 @@ impl Attachment {
         let (Some(host_key), Some(submission)) = (host_key, job.job_submissions.last()) else { return Ok(None) };
         let run_name = run.run_spec.run_name.as_deref().context("the run has no name")?;
         let identity = keys::identity(session, project, run.run_spec.ssh_key_pub.as_deref(), wishes).await?;
-        RunTunnel::open(&project.client, &project.name, run_name, target).await?.close().await;
+        let tunnel = RunTunnel::open(&project.client, &project.name, run_name, target).await?;
+        let is_here = tunnel.is_in_our_network();
+        tunnel.close().await;
         let entry = Entry {
             alias: if target == RunTunnelTarget::default() { run_name } else { &job.job_spec.job_name }.to_owned(),
             project: project.name.clone(),
@@ -97,7 +99,7 @@ impl Attachment {
         }
         let ports = forward::wanted(job.job_spec.app_specs.as_deref().unwrap_or_default(), &wishes.ports)?;
         if !ports.is_empty()
-            && let Err(error) = attachment.forward(session, &ports, wishes.host.as_deref()).await
+            && let Err(error) = attachment.forward(session, ports, wishes.host.as_deref(), is_here).await
         {
             attachment.warnings.push(format!("No ports are forwarded: {error:#}"));
         }
@@ -107,10 +109,19 @@ impl Attachment {
     async fn forward(
         &mut self,
         session: &Session,
-        ports: &[PortMapping],
+        ports: Vec<PortMapping>,
         host: Option<&str>,
+        is_here: bool,
     ) -> anyhow::Result<()> {
-        let forwards = forward::choose(ports, host.unwrap_or(forward::LOCALHOST))?;
+        let host = host.unwrap_or(forward::LOCALHOST);
+        // What the job will listen at must not be taken from it.
+        let (direct, ports) =
+            ports.into_iter().partition::<Vec<_>, _>(|port| is_here && forward::is_direct(*port));
+        self.forwards = direct.into_iter().map(|port| Forward::direct(host, port)).collect();
+        if ports.is_empty() {
+            return Ok(());
+        }
+        let forwards = forward::choose(&ports, host)?;
         let command = forward::Command {
             config: self.config.path(),
             alias: self.alias.clone(),
@@ -118,7 +129,7 @@ impl Attachment {
             variables: session.variables.clone(),
         };
         self.forwarding = Some(Forwarding::start(command).await?);
-        self.forwards = forwards;
+        self.forwards.extend(forwards);
         Ok(())
     }
 }

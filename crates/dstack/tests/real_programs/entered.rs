@@ -1,6 +1,8 @@
 //! Jobs that are entered with OpenSSH's own clients, through the server.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -80,6 +82,50 @@ fn a_job_is_entered_through_the_server() {
     rig.wait_for_status("long", "terminated");
     // Who is not attached any more finds no way.
     assert_ne!(attached.ssh("long", "true").status, Some(0));
+}
+
+#[test]
+fn a_port_of_a_job_on_this_machine_stays_the_jobs() {
+    let Some(rig) = Rig::start("a_port_of_a_job_on_this_machine_stays_the_jobs") else { return };
+    if std::env::var_os("DSTACK_TEST_SSH").is_none() {
+        return;
+    }
+    let free = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    rig.apply("fleet.dstack.yml", FLEET, &[]);
+    // It begins to listen only after the user is attached.
+    let task = format!(
+        "type: task\nname: web\nports: [{port}]\ncommands:\n  - until [ -e {go} ]; do sleep 0.05; done\n  \
+         - echo At http://0.0.0.0:{port}/\n  - exec python3 -m http.server --directory {dir} {port}\n\
+         resources: {{cpu: 1.., memory: 64MB.., disk: 1GB..}}\n",
+        go = rig.dir.join("go").display(),
+        dir = rig.dir.join("served").display(),
+    );
+    fs::create_dir(rig.dir.join("served")).unwrap();
+    rig.write("served/page", "it is the job's");
+    rig.apply("task.dstack.yml", &task, &["-R", "-d"]);
+    rig.wait_for_status("web", "running");
+    let mut attached = rig.cli(&["attach", "web", "--logs"]);
+    let mut attached = attached.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(attached.stdout.take().unwrap()).lines();
+    let mut line_with = |part: &str| {
+        let found = lines.find(|line| line.as_ref().unwrap().contains(part));
+        found.unwrap_or_else(|| panic!("no line has `{part}`")).unwrap()
+    };
+    assert!(line_with(" -> ").contains(&format!("localhost:{port} -> {port}")));
+    line_with("Ctrl+C");
+    rig.write("go", "");
+    assert_eq!(line_with("At http").trim_end(), format!("At http://localhost:{port}/"));
+    let answer = wait_for("the job's page", PATIENCE, || {
+        let mut stream = TcpStream::connect(("localhost", port)).ok()?;
+        stream.write_all(b"GET /page HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok().map(|_| answer)
+    });
+    assert!(answer.ends_with("it is the job's"), "{answer}");
+    rig.run(&["stop", "web", "-x", "-y"]).expect_status(0);
+    attached.wait().unwrap();
 }
 
 #[test]

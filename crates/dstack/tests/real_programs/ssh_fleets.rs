@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::hosts::{Init, Lan, Options, Sudo, TINY_IMAGE, TestHost, User};
-use crate::rig::{Rig, Setup, wait_for};
+use crate::rig::{Rig, Setup, pause, wait_for};
 
 const PATIENCE: Duration = Duration::from_mins(2);
 
@@ -232,6 +232,13 @@ fn a_run_outlives_a_cut_of_the_network_and_a_host_with_another_key_is_refused() 
     let commands = ["for i in $(seq 400); do echo line $i; sleep 0.05; done"];
     rig.apply("task.dstack.yml", &task("long", 1, &commands), &["-R", "-d"]);
     rig.wait_for_status("long", "running");
+    // It comes and goes, in the middle of greetings too.
+    for moment in [50, 400, 100, 800, 200] {
+        host.cut_network();
+        pause(Duration::from_millis(moment));
+        host.restore_network();
+        pause(Duration::from_millis(moment));
+    }
     host.cut_network();
     wait_for("the loss of the host", PATIENCE, || {
         instances(&rig)[0]["progress"]["message"].is_string().then_some(())

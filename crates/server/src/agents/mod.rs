@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
+use http::HeaderValue;
 use jiff::Timestamp;
 use lifecycle::instance::Leaving;
 use tokio::sync::mpsc;
@@ -147,6 +148,8 @@ pub struct Entered {
     pub input: mpsc::Sender<Bytes>,
     /// What comes from there.
     pub output: BoxStream<'static, std::io::Result<Bytes>>,
+    /// The network whose ports the job's are, if it has none of its own.
+    pub network: Option<HeaderValue>,
 }
 
 impl fmt::Debug for Entered {

@@ -3,11 +3,11 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use api::agent::{AgentError, EPOCH_HEADER, LOG_WINDOW, PING_INTERVAL_SECS};
+use api::agent::{AgentError, EPOCH_HEADER, LOG_WINDOW, NETWORK_HEADER, PING_INTERVAL_SECS};
 use api::ids::JobId;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use http::StatusCode;
+use http::{Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -72,8 +72,9 @@ impl Sender {
         });
         let body = StreamBody::new(frames).boxed_unsync();
         let answer = self.stream_with("POST", &format!("/v1/tasks/{job}/ssh"), body).await?;
-        let output = answer.into_data_stream().map_err(std::io::Error::other).boxed();
-        Ok(Entered { input, output })
+        let network = answer.headers().get(NETWORK_HEADER).cloned();
+        let output = answer.into_body().into_data_stream().map_err(std::io::Error::other).boxed();
+        Ok(Entered { input, output, network })
     }
 
     pub(super) async fn send<B: Serialize, T: DeserializeOwned>(
@@ -155,18 +156,24 @@ impl Sender {
 
     /// Opens a stream of bytes.
     pub(super) async fn stream(&self, path: &str) -> Result<Incoming, OrderError> {
-        self.stream_with("GET", path, Full::default().boxed_unsync()).await
+        let answer = self.stream_with("GET", path, Full::default().boxed_unsync()).await?;
+        Ok(answer.into_body())
     }
 
     /// Opens streams of bytes in both directions.
-    async fn stream_with(&self, method: &str, path: &str, body: RequestBody) -> Result<Incoming, OrderError> {
+    async fn stream_with(
+        &self,
+        method: &str,
+        path: &str,
+        body: RequestBody,
+    ) -> Result<Response<Incoming>, OrderError> {
         let unreachable = |error: String| OrderError::Unreachable(format!("{error}, asked for {path}"));
         let exchange = async {
             let opened = self.open_with(method, path, body).await;
             let response = opened.map_err(|error| unreachable(error.to_string()))?;
             let status = response.status();
             if status.is_success() {
-                return Ok(response.into_body());
+                return Ok(response);
             }
             let answer = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await;
             let answer = answer.map_err(|error| unreachable(error.to_string()))?.to_bytes();

@@ -5,12 +5,12 @@
 
 use std::time::Duration;
 
-use api::agent::SSH_PORT;
+use api::agent::{NETWORK_HEADER, SSH_PORT};
 use api::jobs::JobStatus;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path, Query, State};
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -62,7 +62,9 @@ pub async fn enter(
     let instance = job.instance_id.ok_or_else(|| Error::bad_request("The job is on no instance"))?;
     let entered = deps.agents.enter(instance, job.id).await;
     let entered = entered.map_err(|error| Error::bad_request(format!("The job cannot be entered: {error}")))?;
-    Ok(upgrade.max_message_size(MESSAGE_LIMIT).on_upgrade(move |socket| carry(socket, entered)))
+    let network = entered.network.clone().map(|network| [(NETWORK_HEADER, network)]);
+    let upgrade = upgrade.max_message_size(MESSAGE_LIMIT).on_upgrade(move |socket| carry(socket, entered));
+    Ok((network, upgrade).into_response())
 }
 
 fn check(job: &Job) -> Result<()> {
@@ -81,7 +83,7 @@ fn check(job: &Job) -> Result<()> {
 
 /// Carries bytes both ways until either side ends.
 async fn carry(socket: WebSocket, entered: Entered) {
-    let Entered { input, mut output } = entered;
+    let Entered { input, mut output, .. } = entered;
     let (mut sink, stream) = socket.split();
     let reading = tokio::spawn(read(stream, input));
     let mut ping = tokio::time::interval(PING_EVERY);
