@@ -61,7 +61,7 @@ enum Command {
     /// Clone a repository for one job; only its supervisor starts this.
     #[command(hide = true)]
     Clone,
-    /// Remove the containers of a host agent that is gone for good.
+    /// Remove the containers of a host agent that is gone for good, and the ways over the host to them.
     RemoveContainers {
         /// The agent's home.
         #[arg(long)]
@@ -126,7 +126,8 @@ pub fn main_from_args() -> ExitCode {
         Command::Sftp => finish(job::run_sftp()),
         Command::Clone => finish(git::run()),
         Command::RemoveContainers { home, homes_below } => {
-            finish(host::remove_containers(&home, homes_below.as_deref()))
+            let removed = host::remove_containers(&home, homes_below.as_deref());
+            finish(removed.and_then(|()| host::remove_ways(&home)))
         }
         Command::RemoveNetwork { name } => finish(host::remove_network(&name)),
         Command::Discover => finish(discover::run().map(|info| print(&info))),

@@ -201,6 +201,7 @@ mod tests {
             released: false,
             ssh_port: None,
             on_host_network: true,
+            over_host: None,
         };
         let mut record = Record::new(accepted, "boot".to_owned());
         for entry in entries {

@@ -1,5 +1,6 @@
 //! The host agent: keeps tasks on the disk and running, and answers the server on a unix socket.
 
+mod authorized_keys;
 mod blobs;
 mod container;
 mod decide;
@@ -67,6 +68,11 @@ pub(crate) fn remove_containers(home: &Path, homes: Option<&Path>) -> anyhow::Re
     }
 }
 
+/// Takes away the ways over the host to the jobs of an agent that is gone for good.
+pub(crate) fn remove_ways(home: &Path) -> anyhow::Result<()> {
+    authorized_keys::remove_all(home).map_err(anyhow::Error::msg)
+}
+
 /// Removes a containers' network that nobody uses any more.
 pub(crate) fn remove_network(name: &str) -> anyhow::Result<()> {
     ask_engine(container::remove_network(name))
@@ -121,6 +127,7 @@ async fn serve(options: HostOptions) -> anyhow::Result<()> {
         hashing.binary_sha256();
     });
     tokio::spawn(tidy_up(host.clone()));
+    tokio::spawn(authorized_keys::keep(host.clone()));
     let accepting = tokio::spawn(accept(host.clone(), listener));
     let reason = tokio::select! {
         reason = asked_to_exit(&host) => reason?,

@@ -1,6 +1,8 @@
 //! What is known about a task, as the sum of its journal's lines.
 
-use api::agent::{ContainerNetwork, PullProgress, Resolved, Runtime, TaskExit, TaskPhase, TaskSpec, TaskState};
+use api::agent::{
+    ContainerNetwork, PullProgress, Resolved, Runtime, TaskExit, TaskPhase, TaskSpec, TaskState, WayOverHost,
+};
 use api::ids::JobId;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -72,6 +74,9 @@ pub(crate) struct Accepted {
     /// That is a port of the host too: it shares the host's network.
     #[serde(default)]
     pub(crate) on_host_network: bool,
+    /// Who may go over the host to it.
+    #[serde(default)]
+    pub(crate) over_host: Option<WayOverHost>,
 }
 
 impl Accepted {
@@ -88,6 +93,7 @@ impl Accepted {
                 Runtime::Process => true,
                 Runtime::Docker(container) => container.network == ContainerNetwork::Host,
             },
+            over_host: spec.ssh.as_ref().and_then(|ssh| ssh.over_host.clone()),
         }
     }
 }
@@ -223,6 +229,7 @@ mod tests {
             released: false,
             ssh_port: None,
             on_host_network: true,
+            over_host: None,
         })
     }
 

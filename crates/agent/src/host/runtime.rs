@@ -70,6 +70,12 @@ pub(crate) async fn launch(
     progress: &mpsc::Sender<Progress>,
     cancel: &CancellationToken,
 ) -> Result<(), Failure> {
+    let mut spec = spec.clone();
+    if let Some(ssh) = &mut spec.ssh {
+        // What stands on the host is none of the job's business.
+        ssh.over_host = None;
+    }
+    let spec = &spec;
     match &spec.runtime {
         WantedRuntime::Process => {
             if process::liveness(dir) == Liveness::Alive || dir.read_exit().is_some() {

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
+use crate::host::authorized_keys::Ways;
 use crate::host::blobs;
 use crate::host::container::Engine;
 use crate::host::gpus::GpuPool;
@@ -78,6 +79,8 @@ pub(crate) struct Host {
     pub(crate) engine: Engine,
     /// The tasks; never locked across an await.
     tasks: Mutex<BTreeMap<JobId, Arc<TaskHandle>>>,
+    /// The ways over this host to its jobs.
+    pub(crate) ways: Ways,
     /// Grows whenever a task changes or goes.
     pub(crate) changes: watch::Sender<u64>,
     /// How many connections are open.
@@ -107,6 +110,7 @@ impl Host {
             engine: Engine::new(options.docker == DockerMode::Auto),
             machine,
             tasks: Mutex::default(),
+            ways: Ways::default(),
             changes: watch::Sender::new(0),
             connections: watch::Sender::new(0),
             shutdown: watch::Sender::new(false),

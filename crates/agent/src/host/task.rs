@@ -190,6 +190,9 @@ fn spawn(host: &Arc<Host>, id: JobId, known: Option<(Journal, Record)>) -> Arc<T
         end: record.state.log_end.max(log_reader::end_on_disk(&dir.logs())),
         sealed: record.state.phase == TaskPhase::Sealed,
     });
+    if let Some((_, record)) = &known {
+        host.ways.note(record);
+    }
     let state = known.as_ref().map(|(_, record)| record.state.clone());
     let handle = Arc::new(TaskHandle {
         id,
@@ -448,6 +451,7 @@ impl Task {
         };
         let is_news = self.handle.state.borrow().as_ref() != Some(&record.state);
         if is_news {
+            self.host.ways.note(record);
             self.handle.state.send_replace(Some(record.state.clone()));
             self.handle.version.fetch_add(1, Ordering::AcqRel);
             self.host.note_change();

@@ -3,7 +3,7 @@
 //!
 //! One thread with one `poll` loop owns every wait. A supervisor that panics still says so.
 
-mod account;
+pub(crate) mod account;
 mod control;
 mod delivery;
 mod ending;

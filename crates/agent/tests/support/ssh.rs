@@ -82,6 +82,7 @@ impl Entrance {
             listen: SshListen::Loopback,
             required: false,
             keep_alive_secs: 30,
+            over_host: None,
         });
         change(&mut spec);
         let mut agent = Agent::new(&[]);

@@ -91,6 +91,18 @@ pub struct SshServer {
     /// After this many seconds of silence a client is asked whether it is still there.
     #[serde(default = "SshServer::default_keep_alive_secs")]
     pub keep_alive_secs: u32,
+    /// The way over the host, for clients that have nothing but OpenSSH; unset: there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub over_host: Option<WayOverHost>,
+}
+
+/// Lets clients go on from the host's own SSH server to the job's, and nowhere else, while the job runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WayOverHost {
+    /// Whom clients log in to the host as.
+    pub user: String,
+    /// The public keys that may, each as OpenSSH writes it.
+    pub keys: Vec<String>,
 }
 
 impl SshServer {

@@ -1,10 +1,11 @@
 //! Makes the agent's task from a job, its run and its machine, and gives it.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use api::agent::{
     ContainerNetwork, ContainerSpec, FileDelivery, HostShare, InstanceMount, RegistryAuth, Runtime, SSH_PORT,
-    SshListen, SshServer, TaskSpec,
+    SshListen, SshServer, TaskSpec, WayOverHost,
 };
 use api::backends::BackendType;
 use api::configurations::{Memory, Mount};
@@ -70,6 +71,12 @@ pub(super) fn gpus_of(job: &Job, instance: &Instance) -> u32 {
     u32::try_from(gpus * job.state.blocks.len() / total).unwrap_or(u32::MAX)
 }
 
+/// Whether an instance is a part of the server's own machine, whose ports everybody on it reaches.
+fn is_this_machine(instance: &Instance) -> bool {
+    let address = instance.state.hostname.as_deref().and_then(|name| name.parse::<IpAddr>().ok());
+    address.is_some_and(|address| address.is_loopback())
+}
+
 /// Tells clients where a job runs and what of the machine it has.
 pub(super) fn describe(job: &mut Job, run: &Run, instance: &Instance) {
     let in_container = runs_in_container(run, instance);
@@ -123,7 +130,7 @@ pub(super) fn describe(job: &mut Job, run: &Run, instance: &Instance) {
         price,
         username: host.map_or_else(|| "root".to_owned(), |host| host.user.clone()),
         ssh_port: Some(host.map_or(22, |host| host.port)),
-        dockerized: in_container,
+        dockerized: host.is_some() || (in_container && !is_this_machine(instance)),
         ssh_proxy: host.and_then(|host| host.proxy.as_ref()).map(
             |proxy| serde_json::json!({ "hostname": proxy.hostname, "username": proxy.user, "port": proxy.port }),
         ),
@@ -256,20 +263,25 @@ async fn spec_of(
         max_duration_secs: job_spec.max_duration,
         stop_grace_secs: job_spec.stop_duration.unwrap_or(UNLIMITED_GRACE_SECS),
         released: job.released_at.is_some(),
-        ssh: Some(ssh_of(deps, job, run, in_container)),
+        ssh: Some(ssh_of(deps, job, run, instance, in_container)),
     }))
 }
 
 /// The job's SSH server. On the host's own network only the host reaches it, and the server by way of the agent.
-fn ssh_of(deps: &Deps, job: &Job, run: &Run, in_container: bool) -> SshServer {
+///
+/// Clients that have nothing but OpenSSH go over a machine of the user's own.
+fn ssh_of(deps: &Deps, job: &Job, run: &Run, instance: &Instance, in_container: bool) -> SshServer {
+    let keys: Vec<String> = run.spec.ssh_key_pub.iter().map(|key| key.trim().to_owned()).collect();
+    let host = instance.state.host.as_ref();
     let bridge = job.state.runtime.as_ref().is_some_and(|runtime| runtime.network_mode == "bridge");
     SshServer {
         host_key: deps.sealer.job_host_key(job.id).private,
-        authorized_keys: run.spec.ssh_key_pub.iter().map(|key| key.trim().to_owned()).collect(),
+        authorized_keys: keys.clone(),
         port: SSH_PORT,
         listen: if in_container && bridge { SshListen::All } else { SshListen::Loopback },
         required: false,
         keep_alive_secs: SshServer::default_keep_alive_secs(),
+        over_host: host.map(|host| WayOverHost { user: host.user.clone(), keys }),
     }
 }
 
