@@ -20,6 +20,7 @@ pub mod reconcile;
 pub mod sealing;
 pub mod settings;
 pub mod spec_secrets;
+pub mod ssh_proxy;
 pub mod startup;
 pub mod wake;
 mod yaml_text;

@@ -154,9 +154,26 @@ impl Sealer {
 
     /// The host key of a job's SSH server: always the same, and kept nowhere.
     pub fn job_host_key(&self, job: JobId) -> KeyPair {
+        self.made_key(&[job.0.as_bytes()], "job@dstack")
+    }
+
+    /// The key with which this server enters a job in the place of its user: made as its host key is.
+    pub fn job_entry_key(&self, job: JobId) -> KeyPair {
+        self.made_key(&[b"enter ", job.0.as_bytes().as_slice()], "entry@dstack")
+    }
+
+    /// The host key of this server's SSH proxy: made as those of jobs are.
+    pub fn proxy_host_key(&self) -> KeyPair {
+        self.made_key(&[b"the SSH proxy's host key"], "proxy@dstack")
+    }
+
+    /// A key that follows from the seed and from what it is for.
+    fn made_key(&self, purpose: &[&[u8]], comment: &str) -> KeyPair {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.job_seed).expect("a key of any length is good");
-        mac.update(job.0.as_bytes());
-        KeyPair::of_seed(&mac.finalize().into_bytes().into(), "job@dstack")
+        for part in purpose {
+            mac.update(part);
+        }
+        KeyPair::of_seed(&mac.finalize().into_bytes().into(), comment)
     }
 
     /// Whether what is sealed can be read without a key, because the configuration says so.
@@ -362,6 +379,26 @@ mod tests {
         std::fs::write(&path, "spoiled").unwrap();
         let error = Sealer::open(&[], &path, &ids()).unwrap_err().to_string();
         assert!(error.ends_with("does not hold an encryption key"), "{error}");
+    }
+
+    #[test]
+    fn made_keys_follow_from_the_seed_and_differ_by_their_purpose() {
+        let with_seed = |seed| {
+            let mut sealer = sealer(&[aes(1)]);
+            sealer.set_job_seed(seed);
+            sealer
+        };
+        let (sealer, other) = (with_seed("a"), with_seed("b"));
+        let jobs = [1, 2].map(|number| JobId(uuid::Uuid::from_u128(number)));
+        let keys = |sealer: &Sealer| {
+            let of_jobs = jobs.iter().flat_map(|job| [sealer.job_host_key(*job), sealer.job_entry_key(*job)]);
+            of_jobs.chain([sealer.proxy_host_key()]).map(|key| key.private).collect::<Vec<_>>()
+        };
+        let mut all = [keys(&sealer), keys(&other)].concat();
+        assert_eq!(keys(&sealer), keys(&with_seed("a")));
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), 10);
     }
 
     #[test]

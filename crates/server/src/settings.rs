@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::ssh_proxy::ProxyAddress;
+
 /// The settings that handlers and reconcilers read.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -21,6 +23,8 @@ pub struct Settings {
     pub log_retention_secs: Option<u64>,
     /// The agent's executable.
     pub agent_binary: PathBuf,
+    /// Where users reach this server's SSH proxy; unset: there is none.
+    pub ssh_proxy: Option<ProxyAddress>,
     /// Numbers for Prometheus are given at `/metrics`.
     pub prometheus_metrics: bool,
     /// The SHA-256 of the token that Prometheus must send, in hex; unset: anyone may ask.
@@ -67,6 +71,7 @@ impl Default for Settings {
             event_retention_secs: 30 * 24 * 3600,
             log_retention_secs: None,
             agent_binary: PathBuf::from("dstack-agent"),
+            ssh_proxy: None,
             prometheus_metrics: false,
             prometheus_token_hash: None,
             test_backends: false,

@@ -1,5 +1,7 @@
 //! Runs and their jobs in the official wire form.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use api::agent::SSH_PORT;
 use api::configurations::RetryEvent;
 use api::jobs::{
@@ -12,8 +14,10 @@ use lifecycle::job::Job;
 use lifecycle::run::effective::settle_nodes;
 use lifecycle::run::{Run, StopRequest};
 
+use crate::deps::Deps;
 use crate::sealing::Sealer;
 use crate::spec_secrets::{show_job_spec, show_run_spec};
+use crate::ssh_proxy::{ProxyAddress, upstream_id};
 
 /// What a job without a fleet says; clients show it in short.
 const NO_FLEET: &str = "No matching fleet found";
@@ -27,6 +31,22 @@ pub struct RunNames {
     pub user: String,
     /// The fleet's, once it was given one.
     pub fleet: Option<String>,
+}
+
+/// What runs are shown with beside their rows.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown<'a> {
+    /// Opens what is sealed.
+    pub sealer: &'a Sealer,
+    /// Where users reach the SSH proxy, if there is one.
+    pub ssh_proxy: Option<&'a ProxyAddress>,
+}
+
+impl<'a> Shown<'a> {
+    /// As this server shows them.
+    pub fn by(deps: &'a Deps) -> Shown<'a> {
+        Shown { sealer: &deps.sealer, ssh_proxy: deps.settings.ssh_proxy.as_ref() }
+    }
 }
 
 /// How much of a run is shown.
@@ -44,7 +64,15 @@ impl Detail {
 }
 
 /// A run. `jobs` has all of its submissions by replica, number and submission.
-pub fn run(now: Timestamp, sealer: &Sealer, row: &Run, jobs: &[Job], names: RunNames, detail: Detail) -> WireRun {
+pub fn run(
+    now: Timestamp,
+    shown_by: &Shown<'_>,
+    row: &Run,
+    jobs: &[Job],
+    names: RunNames,
+    detail: Detail,
+) -> WireRun {
+    let sealer = shown_by.sealer;
     let mut run_spec = row.spec.clone();
     show_run_spec(sealer, &mut run_spec);
     settle_nodes(&mut run_spec);
@@ -57,7 +85,7 @@ pub fn run(now: Timestamp, sealer: &Sealer, row: &Run, jobs: &[Job], names: RunN
     for submissions in by_job.iter().filter(|_| detail.jobs) {
         let shown = &submissions[submissions.len().saturating_sub(detail.submissions)..];
         cost += shown.iter().map(|job| cost_of(now, job)).sum::<f64>();
-        wire_jobs.push(job(sealer, row, submissions, shown));
+        wire_jobs.push(job(shown_by, row, submissions, shown));
     }
     let fleet = row.fleet_id.zip(names.fleet).map(|(id, name)| RunFleet { id, name });
     let first = by_job.first().and_then(|submissions| submissions.last());
@@ -118,26 +146,31 @@ fn status_message(status: RunStatus, by_job: &[&[Job]]) -> String {
 }
 
 /// How users reach a job, while it runs and can be entered.
-fn connection_info(sealer: &Sealer, run: &Run, job: &Job) -> Option<JobConnectionInfo> {
+fn connection_info(shown_by: &Shown<'_>, run: &Run, job: &Job) -> Option<JobConnectionInfo> {
     let ports = job.state.runtime.as_ref()?.ports.as_ref()?;
     if job.status != JobStatus::Running || !ports.contains_key(&SSH_PORT) {
         return None;
     }
     let is_first = job.spec.job_num == 0 && job.spec.replica_num == 0;
     let alias = if is_first { run.name.clone() } else { job.spec.job_name.clone() };
+    let proxy = shown_by.ssh_proxy;
     Some(JobConnectionInfo {
         attached_ssh_command: Some(vec!["ssh".to_owned(), alias]),
-        ssh_host_key: Some(sealer.job_host_key(job.id).public.trim().to_owned()),
+        proxied_ssh_command: proxy.map(|proxy| proxy.command(&upstream_id(job.id))),
+        sshproxy_hostname: proxy.map(|proxy| proxy.hostname.clone()),
+        sshproxy_port: proxy.and_then(|proxy| proxy.port),
+        sshproxy_upstream_id: proxy.map(|_| upstream_id(job.id)),
+        ssh_host_key: Some(shown_by.sealer.job_host_key(job.id).public.trim().to_owned()),
         ..JobConnectionInfo::default()
     })
 }
 
-fn job(sealer: &Sealer, run: &Run, all: &[Job], shown: &[Job]) -> WireJob {
+fn job(shown_by: &Shown<'_>, run: &Run, all: &[Job], shown: &[Job]) -> WireJob {
     let mut job_spec = all[all.len() - 1].spec.clone();
-    show_job_spec(sealer, &mut job_spec);
+    show_job_spec(shown_by.sealer, &mut job_spec);
     job_spec.ssh_key = None;
     let job_submissions = shown.iter().map(|job| submission(run, job)).collect();
-    let job_connection_info = shown.last().and_then(|job| connection_info(sealer, run, job));
+    let job_connection_info = shown.last().and_then(|job| connection_info(shown_by, run, job));
     WireJob { job_spec, job_submissions, job_connection_info }
 }
 
@@ -160,7 +193,7 @@ pub fn submission(run: &Run, job: &Job) -> JobSubmission {
         termination_reason: reason.map(|reason| reason.as_str().to_owned()),
         termination_reason_message: state.termination_message.clone(),
         exit_status: state.exit_status,
-        job_provisioning_data: state.provisioning.clone().map(shown_provisioning),
+        job_provisioning_data: state.provisioning.clone().map(|data| shown_provisioning(data, job)),
         job_runtime_data: state.runtime.clone(),
         error: reason.and_then(JobTerminationReason::error).map(str::to_owned),
         probes: vec![],
@@ -181,7 +214,18 @@ fn next_try(run: &Run, job: &Job) -> Option<String> {
 }
 
 // Clients of this API read a text and a number here, never nothing.
-fn shown_provisioning(data: JobProvisioningData) -> JobProvisioningData {
+fn shown_provisioning(data: JobProvisioningData, job: &Job) -> JobProvisioningData {
+    let ports = job.state.runtime.as_ref().and_then(|runtime| runtime.ports.as_ref());
+    let port = ports.and_then(|ports| ports.get(&SSH_PORT).copied());
+    let is_loopback = |name: &str| name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    // On the server's own machine clients that have nothing but OpenSSH go straight to the job.
+    if let Some(port) = port.filter(|_| !data.dockerized && data.hostname.as_deref().is_some_and(is_loopback)) {
+        return JobProvisioningData {
+            hostname: Some(Ipv4Addr::LOCALHOST.to_string()),
+            ssh_port: Some(port),
+            ..data
+        };
+    }
     JobProvisioningData {
         hostname: Some(data.hostname.unwrap_or_default()),
         ssh_port: Some(data.ssh_port.unwrap_or(22)),
@@ -337,7 +381,7 @@ mod tests {
                 fleet: wire.fleet.clone().map(|fleet| fleet.name),
             };
             let now = "2026-11-24T00:00:00Z".parse().unwrap();
-            let view = run(now, &sealer, &row, &jobs, names, Detail::ALL);
+            let view = run(now, &Shown { sealer: &sealer, ssh_proxy: None }, &row, &jobs, names, Detail::ALL);
             let is_finished = row.status.is_finished();
             let shown = comparable(serde_json::to_value(&view).unwrap(), is_finished);
             assert_eq!(shown, comparable(answer, is_finished), "{} {:?}", row.name, row.status);

@@ -269,14 +269,15 @@ async fn spec_of(
 
 /// The job's SSH server. On the host's own network only the host reaches it, and the server by way of the agent.
 ///
-/// Clients that have nothing but OpenSSH go over a machine of the user's own.
+/// Clients that have nothing but OpenSSH go over a machine of the user's own, unless there is a proxy for them.
 fn ssh_of(deps: &Deps, job: &Job, run: &Run, instance: &Instance, in_container: bool) -> SshServer {
     let keys: Vec<String> = run.spec.ssh_key_pub.iter().map(|key| key.trim().to_owned()).collect();
-    let host = instance.state.host.as_ref();
+    let entry_key = deps.sealer.job_entry_key(job.id).public.trim().to_owned();
+    let host = instance.state.host.as_ref().filter(|_| deps.settings.ssh_proxy.is_none());
     let bridge = job.state.runtime.as_ref().is_some_and(|runtime| runtime.network_mode == "bridge");
     SshServer {
         host_key: deps.sealer.job_host_key(job.id).private,
-        authorized_keys: keys.clone(),
+        authorized_keys: keys.iter().cloned().chain([entry_key]).collect(),
         port: SSH_PORT,
         listen: if in_container && bridge { SshListen::All } else { SshListen::Loopback },
         required: false,

@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{ArgAction, Parser};
 
 use crate::config::Question;
 use crate::logs::LogLimits;
+use crate::ssh_proxy::ProxyAddress;
 
 /// Start a server.
 #[derive(Parser, Clone)]
@@ -109,6 +111,24 @@ pub struct ServerArgs {
     )]
     pub do_not_update_default_project: bool,
 
+    /// Where users reach the server's SSH proxy: HOST or HOST:PORT. There is none unless this is set
+    #[arg(long, env = "DSTACK_SERVER_SSHPROXY_ADDRESS", hide = true)]
+    pub ssh_proxy_address: Option<String>,
+
+    /// Where the SSH proxy listens [default: the server's host, and the port of the address]
+    #[arg(long, env = "DSTACK_SERVER_SSHPROXY_LISTEN", hide = true)]
+    pub ssh_proxy_listen: Option<String>,
+
+    /// No keys of users on hosts. So it is wherever there is an SSH proxy
+    #[arg(
+        long,
+        env = "DSTACK_SERVER_SSHPROXY_ENFORCED",
+        action = ArgAction::SetTrue,
+        value_parser = flag(),
+        hide = true
+    )]
+    pub ssh_proxy_enforced: bool,
+
     /// The agent's executable
     #[arg(long, env = "DSTACK_AGENT_BINARY", hide = true)]
     pub agent_binary: Option<PathBuf>,
@@ -153,6 +173,24 @@ impl ServerArgs {
         Question::Ask
     }
 
+    /// Where users reach the SSH proxy, and where it listens; none if there is to be none.
+    pub(super) fn ssh_proxy(&self) -> anyhow::Result<Option<(ProxyAddress, String)>> {
+        let Some(address) = self.ssh_proxy_address.as_deref().filter(|address| !address.is_empty()) else {
+            if self.ssh_proxy_listen.as_deref().is_some_and(|listen| !listen.is_empty()) {
+                bail!(
+                    "DSTACK_SERVER_SSHPROXY_LISTEN needs DSTACK_SERVER_SSHPROXY_ADDRESS: where users reach the proxy"
+                );
+            }
+            return Ok(None);
+        };
+        let address = ProxyAddress::parse(address)
+            .map_err(|error| anyhow::anyhow!("DSTACK_SERVER_SSHPROXY_ADDRESS: {error}"))?;
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        let usual = || format!("{host}:{}", address.port_or_usual());
+        let listen = self.ssh_proxy_listen.clone().filter(|listen| !listen.is_empty()).unwrap_or_else(usual);
+        Ok(Some((address, listen)))
+    }
+
     /// The URL that clients use.
     pub(super) fn url(&self, port: u16) -> String {
         match &self.server_url {
@@ -178,6 +216,24 @@ mod tests {
         assert_eq!((args.url(3000).as_str(), args.question()), ("http://127.0.0.1:3000", Question::Ask));
         assert_eq!(args.code_upload_limit, 2_097_152);
         assert!(!args.config_disabled && !args.debug);
+    }
+
+    #[test]
+    fn the_proxy_listens_where_it_is_reached_unless_told() {
+        let check = |args: &[&str], expected: Option<&str>| {
+            let proxy = parse(args).ssh_proxy().unwrap();
+            assert_eq!(proxy.map(|(_, listen)| listen).as_deref(), expected);
+        };
+        check(&[], None);
+        check(&["--ssh-proxy-address", ""], None);
+        check(&["--ssh-proxy-address", "ssh.example.com:2222"], Some("127.0.0.1:2222"));
+        check(&["--host", "::", "--ssh-proxy-address", "ssh.example.com"], Some("[::]:22"));
+        check(&["--ssh-proxy-address", "a:22", "--ssh-proxy-listen", "0.0.0.0:2222"], Some("0.0.0.0:2222"));
+        let refused = |args: &[&str]| parse(args).ssh_proxy().unwrap_err().to_string();
+        assert!(
+            refused(&["--ssh-proxy-address", "a:b"]).starts_with("DSTACK_SERVER_SSHPROXY_ADDRESS: `a:b` is not")
+        );
+        assert!(refused(&["--ssh-proxy-listen", ":1"]).contains("needs DSTACK_SERVER_SSHPROXY_ADDRESS"));
     }
 
     #[test]

@@ -29,6 +29,7 @@ use crate::logs::{LogLimits, LogStore};
 use crate::private_files;
 use crate::sealing::{Sealer, key_of, token_hash};
 use crate::settings::Settings;
+use crate::ssh_proxy::ProxyAddress;
 use crate::wake::Wake;
 
 /// How long a server that has just ended may hold the lock of the database: its connection must be noticed gone.
@@ -235,6 +236,7 @@ pub(super) struct Ingredients<'a> {
     pub(super) db: Db,
     pub(super) sealer: Sealer,
     pub(super) server_url: String,
+    pub(super) ssh_proxy: Option<ProxyAddress>,
 }
 
 /// Counts this start, and builds everything that handlers and reconcilers are given.
@@ -250,11 +252,12 @@ pub(super) async fn build_deps(
         db,
         sealer,
         server_url,
+        ssh_proxy,
     } = ingredients;
     let server_id: ServerId = server_state::server_id(&db, ids.id()).await?;
     let epoch = server_state::next_epoch(&db).await?;
     tracing::debug!("start {epoch} of server {server_id}");
-    let settings = settings(args, config, server_url);
+    let settings = settings(args, config, server_url, ssh_proxy);
     let sealer = Arc::new(sealer);
     let wake = Wake::default();
     let context = OpenContext {
@@ -293,7 +296,12 @@ pub(super) async fn build_deps(
     })
 }
 
-fn settings(args: &ServerArgs, config: &ServerConfig, server_url: String) -> Settings {
+fn settings(
+    args: &ServerArgs,
+    config: &ServerConfig,
+    server_url: String,
+    ssh_proxy: Option<ProxyAddress>,
+) -> Settings {
     let default = Settings::default();
     let agent_binary = agent_binary::find(args.agent_binary.as_deref());
     if agent_binary.is_none() {
@@ -309,6 +317,7 @@ fn settings(args: &ServerArgs, config: &ServerConfig, server_url: String) -> Set
         default_image: args.default_image.clone().unwrap_or(default.default_image),
         agent_binary: agent_binary.or(told).unwrap_or(default.agent_binary),
         log_retention_secs: Some(args.log_ttl_seconds).filter(|seconds| *seconds > 0),
+        ssh_proxy,
         prometheus_metrics: args.prometheus_metrics,
         prometheus_token_hash: args.prometheus_token.as_deref().filter(|token| !token.is_empty()).map(token_hash),
         test_backends: args.test_backends,

@@ -16,6 +16,7 @@ use crate::config::{self, ServerConfig};
 use crate::deps::Deps;
 use crate::http::{SERVER_VERSION, router};
 use crate::reconcile;
+use crate::ssh_proxy::{self, ProxyAddress};
 
 /// How long requests that are being answered may take once the server is told to end.
 const LAST_ANSWERS: Duration = Duration::from_secs(3);
@@ -53,6 +54,7 @@ impl Server {
         let listener = listen(args).await?;
         let address = listener.local_addr()?;
         let server_url = args.url(address.port());
+        let (ssh_proxy, proxy_listener) = listen_for_ssh(args).await?.unzip();
         let (db, locks) = prepare::open_database(args, &places.data).await?;
         let sealer = prepare::open_sealer(&db, config, &places.data, &surroundings.ids).await?;
         let ingredients = Ingredients {
@@ -63,6 +65,7 @@ impl Server {
             db,
             sealer,
             server_url: server_url.clone(),
+            ssh_proxy: ssh_proxy.clone(),
         };
         let shutdown = CancellationToken::new();
         let deps = prepare::build_deps(ingredients, &shutdown).await?;
@@ -80,6 +83,11 @@ impl Server {
         reconcile::touch_all(&deps).await?;
         let reconcilers = reconcile::start(&deps, &shutdown);
         locks.watch(&shutdown);
+        if let (Some(address), Some(listener)) = (ssh_proxy, proxy_listener) {
+            let line = ssh_proxy::known_hosts_line(&deps.sealer, &address);
+            tokio::spawn(ssh_proxy::serve(deps.clone(), listener, shutdown.clone()));
+            output::say(&format!("The SSH proxy shows the key {line}"));
+        }
         let http = tokio::spawn(serve(listener, deps.clone(), shutdown.clone()));
         output::say(&format!("The admin token is {admin_token}"));
         output::say(&format!("The dstack server {SERVER_VERSION} is running at {server_url}"));
@@ -126,6 +134,22 @@ async fn listen(args: &ServerArgs) -> anyhow::Result<TcpListener> {
         ),
         Err(error) => Err(error).with_context(|| format!("listen on {host}:{port}")),
     }
+}
+
+/// Where users reach the SSH proxy, and what it listens with; none if there is to be none.
+async fn listen_for_ssh(args: &ServerArgs) -> anyhow::Result<Option<(ProxyAddress, TcpListener)>> {
+    let Some((address, listen)) = args.ssh_proxy()? else {
+        if args.ssh_proxy_enforced {
+            tracing::warn!(
+                "DSTACK_SERVER_SSHPROXY_ENFORCED changes nothing without DSTACK_SERVER_SSHPROXY_ADDRESS"
+            );
+        }
+        return Ok(None);
+    };
+    let listener = TcpListener::bind(&listen).await.with_context(|| {
+        format!("let the SSH proxy listen on {listen}; DSTACK_SERVER_SSHPROXY_LISTEN=HOST:PORT chooses where")
+    })?;
+    Ok(Some((address, listener)))
 }
 
 async fn serve(listener: TcpListener, deps: Deps, shutdown: CancellationToken) {

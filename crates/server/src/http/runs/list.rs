@@ -21,7 +21,7 @@ use crate::deps::Deps;
 use crate::http::auth::{AuthUser, ProjectMember};
 use crate::http::error::{Error, Result, check_bounds};
 use crate::http::extract::{Json, OptionalJson, json_response};
-use crate::http::run_views::{self, Detail, RunNames, grows_with_time};
+use crate::http::run_views::{self, Detail, RunNames, Shown, grows_with_time};
 use crate::http::scope::{behind, projects_of};
 
 /// The most runs of a page.
@@ -66,7 +66,7 @@ pub(super) fn view_of(
     submissions: &[Job],
 ) -> WireRun {
     let names = RunNames { project: project_name.to_owned(), user: user_name.to_owned(), fleet: fleet_name };
-    run_views::run(deps.clock.now(), &deps.sealer, run, submissions, names, Detail::ALL)
+    run_views::run(deps.clock.now(), &Shown::by(deps), run, submissions, names, Detail::ALL)
 }
 
 /// The names that a run's row does not have.
@@ -173,7 +173,7 @@ async fn print_missing(
         let run = &row.value;
         let jobs = by_run.get(&run.id).copied().unwrap_or_default();
         let project = project_names.get(&run.project_id).cloned().unwrap_or_default();
-        let view = run_views::run(now, &deps.sealer, run, jobs, names.of(run, project), detail);
+        let view = run_views::run(now, &Shown::by(deps), run, jobs, names.of(run, project), detail);
         let json = Bytes::from(serde_json::to_vec(&view).map_err(Error::internal)?);
         if let Some(state) = missing.get(&run.id) {
             let until = grows_with_time(jobs).then(|| now + COST_LAG);

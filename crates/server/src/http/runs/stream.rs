@@ -26,7 +26,7 @@ use super::list::names_of;
 use crate::deps::Deps;
 use crate::http::auth::ProjectMember;
 use crate::http::error::{Error, Result};
-use crate::http::run_views::{self, Detail};
+use crate::http::run_views::{self, Detail, Shown};
 use crate::logs::LogSlice;
 
 /// Log bytes of one message.
@@ -185,7 +185,7 @@ impl Stream {
         self.shown = Some((run_version, jobs_version));
         let names = names_of(&self.deps, &self.project.name, &run).await.map_err(|_| Cut)?;
         let now = self.deps.clock.now();
-        let view = run_views::run(now, &self.deps.sealer, &run, &jobs, names, Detail::ALL);
+        let view = run_views::run(now, &Shown::by(&self.deps), &run, &jobs, names, Detail::ALL);
         let message = RunStreamMessage::Run(Box::new(view));
         let changed = serde_json::to_string(&message).map_err(|_| Cut)?;
         Ok(Look { is_finished, changed: Some(changed) })

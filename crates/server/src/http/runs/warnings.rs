@@ -1,6 +1,6 @@
 //! What somebody should know before they submit a run: accepted, and yet perhaps not what they meant.
 
-use api::configurations::{ResourcesSpec, RunConfiguration, Runtime};
+use api::configurations::{ResourcesSpec, Runtime};
 use api::ids::ProjectId;
 use api::runs::RunSpec;
 use lifecycle::placement::{Gang, Pool};
@@ -20,7 +20,6 @@ pub(super) async fn warnings(
     pool: &Pool,
 ) -> Result<Vec<String>> {
     let mut warnings = literal_variables(spec);
-    warnings.extend(unforwarded_ports(spec));
     if may_be_process(deps, project, spec, gang).await? {
         warnings.extend(without_container(spec));
     }
@@ -60,19 +59,6 @@ fn literal_variables(spec: &RunSpec) -> Vec<String> {
             ))
         })
         .collect()
-}
-
-/// Nothing brings a port of a job to the user's machine.
-fn unforwarded_ports(spec: &RunSpec) -> Option<String> {
-    let RunConfiguration::Task(task) = &spec.configuration else { return None };
-    let groups = task.node_groups();
-    let mut ports = groups.iter().flat_map(|group| group.ports).map(|port| port.container_port.to_string());
-    let first = ports.next()?;
-    let ports = ports.fold(first, |list, port| format!("{list}, {port}"));
-    Some(format!(
-        "`ports` ({ports}) are not forwarded to your machine by this server yet; where the network allows it, reach \
-         them at the node's address, which is the `hostname` of its job in `dstack run get NAME --json`"
-    ))
 }
 
 /// The first `$X` or `${X}` of a text. `$$` is an escape, and `${{` belongs to the server.
@@ -148,13 +134,6 @@ mod tests {
         for (warning, part) in warnings.iter().zip(expected) {
             assert!(warning.contains(part), "{warnings:?}");
         }
-    }
-
-    #[test]
-    fn ports_are_told_not_to_be_forwarded() {
-        let of = |spec: &RunSpec| unforwarded_ports(spec).into_iter().collect();
-        check_warnings(&json!({}), of, &[]);
-        check_warnings(&json!({ "ports": [8080, "9000:9001"] }), of, &["(8080, 9001)"]);
     }
 
     #[test]
