@@ -12,6 +12,7 @@ mod gang;
 mod hostile;
 mod hosts;
 mod local;
+mod official_attach;
 mod official_client;
 mod postgres;
 mod repos;

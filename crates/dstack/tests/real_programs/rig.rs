@@ -441,7 +441,7 @@ fn agent(pid: u32) -> Option<Agent> {
 }
 
 /// An address that nobody uses just now.
-fn free_address() -> SocketAddr {
+pub(crate) fn free_address() -> SocketAddr {
     let first = RandomState::new().hash_one(0) % u64::from(PORTS.end - PORTS.start);
     let mut ports = PORTS.cycle().skip(first as usize).take(PORTS.len());
     let port = ports.find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok());
