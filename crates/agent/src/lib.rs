@@ -58,6 +58,16 @@ enum Command {
     /// Serve files to an SSH client; only a job's SSH server starts this.
     #[command(hide = true)]
     Sftp,
+    /// Keep a job that people work in; only its supervisor starts this.
+    #[command(hide = true)]
+    Stay {
+        /// What to print once the command has ended well.
+        #[arg(long)]
+        greeting: String,
+        /// The command and its arguments, if there is one.
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
     /// Clone a repository for one job; only its supervisor starts this.
     #[command(hide = true)]
     Clone,
@@ -124,6 +134,7 @@ pub fn main_from_args() -> ExitCode {
         Command::Job { dir, detach } => job::run(&dir, detach),
         Command::Ssh => finish(job::run_ssh()),
         Command::Sftp => finish(job::run_sftp()),
+        Command::Stay { greeting, command } => job::run_stay(&greeting, &command),
         Command::Clone => finish(git::run()),
         Command::RemoveContainers { home, homes_below } => {
             let removed = host::remove_containers(&home, homes_below.as_deref());

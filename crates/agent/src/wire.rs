@@ -107,6 +107,23 @@ pub(crate) struct JobStatus {
     pub(crate) warnings: Vec<String>,
     /// How it ended.
     pub(crate) exit: Option<TaskExit>,
+    /// For how long nobody has been in a job that stays, in milliseconds; unset: somebody is, or it has not begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) unvisited_millis: Option<u64>,
+    /// How often somebody came into an empty job.
+    #[serde(default)]
+    pub(crate) visits: u64,
+}
+
+impl JobStatus {
+    /// Whether this says more than an earlier status of the same supervisor: not where only the log grew, or only time
+    /// went by.
+    pub(crate) fn is_news_after(&self, last: &JobStatus) -> bool {
+        let (log_end, unvisited_millis) = (self.log_end, self.unvisited_millis);
+        let is_visited = unvisited_millis.is_none();
+        is_visited != last.unvisited_millis.is_none()
+            || JobStatus { log_end, unvisited_millis, ..last.clone() } != *self
+    }
 }
 
 /// What the host agent wants of a supervisor. Repeating an order changes nothing.
@@ -120,4 +137,30 @@ pub(crate) enum Order {
         /// Milliseconds between the polite signals and the kill.
         grace_millis: u64,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neither_the_log_nor_the_time_is_news_but_a_visit_is() {
+        let status = |text: &str| -> JobStatus {
+            let mut value = serde_json::json!({ "stage": "running", "pid": 1, "log_end": 0, "warnings": [] });
+            let more: serde_json::Value = serde_json::from_str(text).unwrap();
+            value.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            serde_json::from_value(value).unwrap()
+        };
+        let check = |before: &str, after: &str, expected: bool| {
+            assert_eq!(status(after).is_news_after(&status(before)), expected, "{before} {after}");
+        };
+        check("{}", "{}", false);
+        check("{}", r#"{"log_end": 5}"#, false);
+        check(r#"{"unvisited_millis": 5}"#, r#"{"unvisited_millis": 9}"#, false);
+        check(r#"{"unvisited_millis": 5}"#, "{}", true);
+        check("{}", r#"{"unvisited_millis": 0}"#, true);
+        // So short that it was not told of by itself.
+        check(r#"{"unvisited_millis": 0, "visits": 1}"#, r#"{"unvisited_millis": 0, "visits": 2}"#, true);
+        check("{}", r#"{"stage": "ending"}"#, true);
+    }
 }

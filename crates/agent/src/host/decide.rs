@@ -222,6 +222,8 @@ mod tests {
             log_end: 0,
             warnings: Vec::new(),
             exit: None,
+            unvisited_millis: None,
+            visits: 0,
         };
         Seen { attached: true, status: Some(status), ..Seen::default() }
     }

@@ -148,7 +148,7 @@ async fn pump(
                 };
                 handle.log_grew(status.log_end);
                 // The end of a job counts only once it is on the disk, and it is when the socket closes.
-                let is_news = !is_same_but_for_the_log(last.as_ref(), &status);
+                let is_news = last.as_ref().is_none_or(|last| status.is_news_after(last));
                 if status.exit.is_none() && is_news {
                     news_left.spend().await;
                     last = Some(status.clone());
@@ -171,15 +171,6 @@ async fn pump(
             }
         }
     }
-}
-
-fn is_same_but_for_the_log(last: Option<&JobStatus>, status: &JobStatus) -> bool {
-    let Some(last) = last else {
-        return false;
-    };
-    let mut last = last.clone();
-    last.log_end = status.log_end;
-    last == *status
 }
 
 #[cfg(test)]

@@ -135,6 +135,7 @@ impl Record {
             log_end: 0,
             resolved: Resolved::default(),
             warnings: Vec::new(),
+            unvisited_millis: None,
         };
         let released = accepted.released;
         Record { accepted, state, released, stopping: None, forgotten: false, boot }

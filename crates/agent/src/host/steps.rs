@@ -246,6 +246,7 @@ impl Task {
             }
             News::Status(status) => self.note_status(*status),
             News::Gone(gone) => {
+                self.note_visits(None);
                 self.orders = None;
                 self.seen.gone = Some(gone);
             }
@@ -283,6 +284,7 @@ impl Task {
                 record.warn(warning);
             }
         }
+        self.note_visits(status.unvisited_millis);
         self.seen.gone = None;
         self.seen.status = Some(status);
     }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::agent::{AgentError, AgentErrorCode, LogAck, StopOrder, TaskOrder, TaskPhase, TaskSpec, TaskState};
 use api::ids::JobId;
@@ -92,6 +92,8 @@ pub(crate) struct TaskHandle {
     pub(crate) version: AtomicU64,
     mailbox: mpsc::Sender<Message>,
     state: watch::Sender<Option<TaskState>>,
+    /// Since when nobody has been in it, as far as that is known.
+    unvisited_since: watch::Sender<Option<Instant>>,
 }
 
 impl TaskHandle {
@@ -99,6 +101,9 @@ impl TaskHandle {
     pub(crate) fn snapshot(&self) -> Option<TaskState> {
         let mut state = self.state.borrow().clone()?;
         state.log_end = state.log_end.max(self.log.borrow().end);
+        let now = clock::monotonic();
+        let unvisited = self.unvisited_since.borrow().filter(|_| state.exit.is_none());
+        state.unvisited_millis = unvisited.map(|since| now.saturating_duration_since(since).as_millis() as u64);
         Some(state)
     }
 
@@ -202,6 +207,7 @@ fn spawn(host: &Arc<Host>, id: JobId, known: Option<(Journal, Record)>) -> Arc<T
         version: AtomicU64::new(1),
         mailbox,
         state: watch::Sender::new(state),
+        unvisited_since: watch::Sender::new(None),
     });
     let (journal, record) = known.unzip();
     let task = Task {
@@ -453,6 +459,17 @@ impl Task {
         if is_news {
             self.host.ways.note(record);
             self.handle.state.send_replace(Some(record.state.clone()));
+            self.handle.version.fetch_add(1, Ordering::AcqRel);
+            self.host.note_change();
+        }
+    }
+
+    /// Takes note of since when nobody has been in the job.
+    pub(super) fn note_visits(&self, unvisited_millis: Option<u64>) {
+        let now = clock::monotonic();
+        // What is longer than the clock runs is no claim to believe.
+        let since = unvisited_millis.map(|millis| now.checked_sub(Duration::from_millis(millis)).unwrap_or(now));
+        if self.handle.unvisited_since.send_replace(since) != since {
             self.handle.version.fetch_add(1, Ordering::AcqRel);
             self.host.note_change();
         }

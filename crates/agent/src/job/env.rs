@@ -109,16 +109,22 @@ pub(crate) fn hostfile(cluster: &ClusterInfo) -> String {
     text
 }
 
-/// Lines for login shells that set the environment, as `/dstack/profile` has them.
+/// Lines for login shells that bring the environment back, as `/dstack/profile` has them. Who has it already keeps what
+/// they made of it, but for the search path, which login shells begin anew.
 pub(crate) fn profile(env: &BTreeMap<String, String>, working_dir: &str) -> String {
-    const OWN: [&str; 7] = ["HOSTNAME", "USER", "HOME", "SHELL", "SHLVL", "PWD", "_"];
+    const OWN: [&str; 8] = ["HOSTNAME", "USER", "HOME", "SHELL", "SHLVL", "PWD", "TERM", "_"];
     let mut text = String::new();
+    let _ = writeln!(text, "[ -n \"${{DSTACK_RUN_ID+x}}\" ] || cd {}", quote(working_dir));
     for (name, value) in env {
-        if is_identifier(name) && !OWN.contains(&name.as_str()) {
-            let _ = writeln!(text, "export {name}={}", quote(value));
-        }
+        let value = quote(value);
+        let _ = match name.as_str() {
+            name if !is_identifier(name) || OWN.contains(&name) => Ok(()),
+            "PATH" => {
+                writeln!(text, "case \":$PATH:\" in *:{value}:*) ;; *) export PATH={value}:\"$PATH\" ;; esac")
+            }
+            name => writeln!(text, "[ -n \"${{{name}+x}}\" ] || export {name}={value}"),
+        };
     }
-    let _ = writeln!(text, "cd {}", quote(working_dir));
     text
 }
 
@@ -153,12 +159,30 @@ mod tests {
     }
 
     #[test]
-    fn the_profile_quotes_what_a_shell_would_expand() {
-        let env = BTreeMap::from([
-            ("A".to_owned(), "it's $HOME".to_owned()),
-            ("HOME".to_owned(), "/root".to_owned()),
-            ("not-a-name".to_owned(), "x".to_owned()),
-        ]);
-        assert_eq!(profile(&env, "/w d"), "export A='it'\\''s $HOME'\ncd '/w d'\n");
+    fn a_shell_has_the_environment_after_the_profile_and_keeps_what_it_had() {
+        let dir = tempfile::Builder::new().prefix("it's a").tempdir().unwrap();
+        let work = dir.path().to_str().unwrap();
+        let variables = [
+            ("A", "it's $HOME"),
+            ("B", "the job's"),
+            ("DSTACK_RUN_ID", "7"),
+            ("HOME", "/root"),
+            ("PATH", "/venv/bin:/usr/bin"),
+            ("not-a-name", "x"),
+        ];
+        let env = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let script =
+            format!("{0}{0}printf '%s\\n' \"$A\" \"$B\" \"$HOME\" \"$PATH\" \"$PWD\"", profile(&env, work));
+        let check = |own: &[(&str, &str)], expected: [&str; 5]| {
+            let mut shell = std::process::Command::new("/bin/sh");
+            shell.args(["-euc", &script]).current_dir("/").env_clear().envs(own.iter().copied());
+            let output = shell.output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert_eq!(text.lines().collect::<Vec<_>>(), expected, "{output:?}");
+        };
+        let fresh = [("HOME", "/mine"), ("PATH", "/bin")];
+        check(&fresh, ["it's $HOME", "the job's", "/mine", "/venv/bin:/usr/bin:/bin", work]);
+        let known = [("DSTACK_RUN_ID", "7"), ("B", ""), ("HOME", "/"), ("PATH", "/x:/venv/bin:/usr/bin")];
+        check(&known, ["it's $HOME", "", "/", "/x:/venv/bin:/usr/bin", "/"]);
     }
 }

@@ -14,6 +14,7 @@ mod oom;
 mod prepare;
 mod python;
 mod ssh;
+mod stay;
 mod supervisor;
 
 use std::io::{self, Write};
@@ -25,6 +26,7 @@ use api::agent::{ExitReason, TaskExit};
 use crate::disk::{self, Heir};
 use crate::job::control::Control;
 pub(crate) use crate::job::ssh::{run as run_ssh, run_sftp};
+pub(crate) use crate::job::stay::run as run_stay;
 use crate::job::supervisor::Supervisor;
 use crate::sys::Detached;
 use crate::wire::{self, JobFile, JobStatus, Stage};
@@ -127,6 +129,8 @@ fn failed(dir: &Path, message: String) -> JobStatus {
             message: Some(message),
             finished_at: clock::now(),
         }),
+        unvisited_millis: None,
+        visits: 0,
     }
 }
 

@@ -12,9 +12,15 @@ use crate::git;
 use crate::job::account::{Account, Database};
 use crate::job::delivery::{self, Owner, Place};
 use crate::job::env::{self, Facts};
-use crate::job::python;
+use crate::job::{python, stay};
 use crate::sys::Credentials;
 use crate::wire::{self, JobFile};
+
+/// The lines that bring a job's environment back, for its user only: they hold secrets.
+const PROFILE: &str = "/dstack/profile";
+/// Where most images look for more of what a login shell does, and what we add there.
+const PROFILE_HOOKS: &str = "/etc/profile.d";
+const PROFILE_HOOK: &str = "if [ -r /dstack/profile ]; then . /dstack/profile; fi\n";
 
 /// A command that has only to be started.
 #[derive(Debug, Clone)]
@@ -89,16 +95,23 @@ pub(crate) fn prepare(job: &JobFile, dir: &Path) -> Result<Prepared, String> {
     }
     if job.container {
         let profile = env::profile(&env, &facts.working_dir);
-        write_file(Path::new("/dstack/profile"), &profile, 0o600, owner)?;
+        write_file(Path::new(PROFILE), &profile, 0o600, owner)?;
+        hook_profile();
     }
-    Ok(Prepared {
-        argv: spec.argv.clone(),
-        env,
-        working_dir: facts.working_dir,
-        username: account.name,
-        credentials,
-        warnings,
-    })
+    let argv = match &spec.stay {
+        Some(stay) => stay::argv(stay, &spec.argv),
+        None => spec.argv.clone(),
+    };
+    Ok(Prepared { argv, env, working_dir: facts.working_dir, username: account.name, credentials, warnings })
+}
+
+/// Has login shells read the job's profile, because the image's own may begin the search path anew. An image that has no
+/// place for it, or is read-only, goes without.
+fn hook_profile() {
+    let hooks = Path::new(PROFILE_HOOKS);
+    if hooks.is_dir() {
+        let _ = write_file(&hooks.join("zz-dstack.sh"), PROFILE_HOOK, 0o644, None);
+    }
 }
 
 /// Where a job's code goes, and whose it is.

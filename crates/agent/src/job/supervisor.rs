@@ -58,6 +58,8 @@ pub(crate) struct Supervisor {
     changed: bool,
     reported_at: Option<Instant>,
     reported_end: u64,
+    /// Since when nobody has been in a job that stays.
+    unvisited_since: Option<Instant>,
 }
 
 /// The thread that makes everything ready. Its end of the stream closes when it is done.
@@ -96,6 +98,8 @@ impl Supervisor {
                 log_end: 0,
                 warnings: Vec::new(),
                 exit: None,
+                unvisited_millis: None,
+                visits: 0,
             },
             preparing: Some(Preparing { thread, done }),
             prepared: None,
@@ -111,6 +115,7 @@ impl Supervisor {
             changed: false,
             reported_at: None,
             reported_end: 0,
+            unvisited_since: None,
             job,
         })
     }
@@ -119,6 +124,7 @@ impl Supervisor {
     pub(crate) fn supervise(mut self) -> io::Result<(JobStatus, Control)> {
         loop {
             self.wait()?;
+            self.note_absence();
             for order in self.control.receive(&self.status) {
                 self.obey(order);
             }
@@ -129,6 +135,7 @@ impl Supervisor {
                 ssh.restart_if_due();
                 ssh.answer(&self.dir.join(wire::LOGS));
             }
+            self.note_visits();
             self.read_terminal();
             if self.end_if_due() {
                 break;
@@ -182,6 +189,30 @@ impl Supervisor {
         let deadline = self.deadline.filter(|_| self.ending.is_none());
         let restart = self.ssh.as_ref().and_then(Keeper::next_due);
         [report, flush, ending, deadline, restart].into_iter().flatten().min()
+    }
+
+    /// Sees whether somebody has come into a job that stays, or left it.
+    fn note_visits(&mut self) {
+        if self.job.spec.stay.is_none() || self.status.started_at.is_none() {
+            return;
+        }
+        let visits = self.ssh.as_ref().map_or(self.status.visits, Keeper::visits);
+        let is_visited = self.ssh.as_ref().is_some_and(Keeper::is_visited);
+        let came = visits != self.status.visits;
+        let is_same = !came && is_visited == self.unvisited_since.is_none();
+        if is_same {
+            return;
+        }
+        self.status.visits = visits;
+        self.unvisited_since = (!is_visited).then(clock::monotonic);
+        self.changed = true;
+    }
+
+    /// Says in the status how long nobody has been there by now.
+    fn note_absence(&mut self) {
+        let now = clock::monotonic();
+        let absence = self.unvisited_since.map(|since| now.saturating_duration_since(since));
+        self.status.unvisited_millis = absence.map(|absence| absence.as_millis() as u64);
     }
 
     fn obey(&mut self, order: Order) {
@@ -415,9 +446,12 @@ impl Supervisor {
             // Those who are only in the job have no claim to its grace.
             ending.shorten(LEFTOVER_GRACE, now);
         }
+        // It waits for the command, so it is not in its way.
+        let waits = self.command.as_ref().filter(|_| self.job.spec.stay.is_some()).map(|command| command.pid);
+        let at_work: Vec<Pid> = own.iter().copied().filter(|process| Some(*process) != waits).collect();
         if let Some(signal) = signal {
             procs::signal_all(&left, signal);
-        } else if let [last] = own[..]
+        } else if let [last] = at_work[..]
             && procs::is_shell_at_its_prompt(last, &self.job.spec.argv)
         {
             procs::hang_up(last);
@@ -491,6 +525,7 @@ impl Supervisor {
             return;
         }
         self.note_lost_output();
+        self.note_absence();
         self.status.log_end = end;
         self.control.report(&self.status);
         self.changed = false;

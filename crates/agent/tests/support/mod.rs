@@ -448,6 +448,7 @@ pub fn process(argv: &[&str]) -> TaskSpec {
         stop_grace_secs: 10,
         released: true,
         ssh: None,
+        stay: None,
     }
 }
 

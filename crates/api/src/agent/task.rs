@@ -53,6 +53,10 @@ pub struct TaskSpec {
     /// The SSH server of the job; unset: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ssh: Option<SshServer>,
+    /// The job does not end with its command, but stays for people to work in until it is stopped; unset: it ends. Such a
+    /// job needs no command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stay: Option<Stay>,
 }
 
 // Environment values and registry passwords are secrets; only their names may be printed.
@@ -69,6 +73,13 @@ impl std::fmt::Debug for TaskSpec {
             .field("ssh", &self.ssh)
             .finish_non_exhaustive()
     }
+}
+
+/// How a job goes on after its command has ended well.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stay {
+    /// What is written to the log then. `$DSTACK_WORKING_DIR` in it stands for the job's directory.
+    pub greeting: String,
 }
 
 /// The port at which a job's SSH server listens, as the job sees it. Clients of the original look for it there.
@@ -363,6 +374,10 @@ pub struct TaskState {
     pub resolved: Resolved,
     /// What the user should know, for instance a limit that the host forbids.
     pub warnings: Vec<String>,
+    /// For how long nobody has been in a job that stays, in milliseconds at the moment when this was said: no clock of
+    /// the host's need be right. Unset: somebody is in it, or nothing is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unvisited_millis: Option<u64>,
 }
 
 /// Facts that only the host could find out.

@@ -81,6 +81,21 @@ pub(crate) fn duration(seconds: i64) -> String {
     }
 }
 
+/// A duration in all of its units: `1h 15m 45s`.
+pub(crate) fn duration_in_parts(seconds: u64) -> String {
+    let units = [("w", 7 * DAY as u64), ("d", DAY as u64), ("h", HOUR as u64), ("m", MINUTE as u64), ("s", 1)];
+    let mut left = seconds;
+    let mut parts = Vec::new();
+    for (name, unit) in units {
+        let count = left / unit;
+        left %= unit;
+        if 0 < count {
+            parts.push(format!("{count}{name}"));
+        }
+    }
+    if parts.is_empty() { "0s".to_owned() } else { parts.join(" ") }
+}
+
 /// A backend, with this machine itself called what users call it.
 pub(crate) fn backend(backend: BackendType, region: Option<&str>) -> &'static str {
     match (backend, region) {

@@ -101,7 +101,7 @@ fn add_run(run: &Run, layout: &Layout, times: &Times, table: &mut Table) {
         && !shows_deployments
         && let Some(submission) = job.job_submissions.last()
     {
-        let mut row = job_row(job, submission, times);
+        let mut row = job_row(job, submission, layout.verbose, times);
         row.name = Cell::styled(title, STRONG);
         row.submitted = times.show(run.submitted_at);
         row.error = run_error(run, Some(submission));
@@ -117,7 +117,7 @@ fn add_run(run: &Run, layout: &Layout, times: &Times, table: &mut Table) {
     }));
     for (name, job) in job_names(run, shows_deployments).into_iter().zip(&run.jobs) {
         let Some(submission) = job.job_submissions.last() else { continue };
-        let mut row = job_row(job, submission, times);
+        let mut row = job_row(job, submission, layout.verbose, times);
         row.name = Cell::from(name);
         table.row(layout.cells(row));
     }
@@ -149,9 +149,14 @@ fn unplaced() -> Row {
     Row { resources: "-".to_owned(), gpu: "-".to_owned(), price: "-".to_owned(), ..Row::default() }
 }
 
-fn job_row(job: &Job, submission: &JobSubmission, times: &Times) -> Row {
+fn job_row(job: &Job, submission: &JobSubmission, verbose: bool, times: &Times) -> Row {
+    let mut status = job_status(submission);
+    let inactive = submission.inactivity_secs.filter(|seconds| verbose && 0 < *seconds);
+    if let Some(seconds) = inactive {
+        status = format!("{status} (inactive for {})", format::duration_in_parts(seconds));
+    }
     let mut row = Row {
-        status: Cell::styled(job_status(submission), job_style(submission)),
+        status: Cell::styled(status, job_style(submission)),
         probes: probes(job, submission),
         submitted: times.show(submission.submitted_at),
         error: job_error(submission),

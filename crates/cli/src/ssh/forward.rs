@@ -23,8 +23,9 @@ pub(super) const LOCALHOST: &str = "localhost";
 /// How often `ssh` is started before there is no use in it.
 const ATTEMPTS: u32 = 3;
 
-/// How often it is started again once it has worked, without any success in between.
+/// How often it is started again in a row once it has worked, and the pause after that.
 const RESTARTS: u32 = 10;
+const LONG_PAUSE: Duration = Duration::from_secs(10);
 
 /// The pause between two starts.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -242,7 +243,7 @@ async fn start(command: &Command, attempts: u32) -> anyhow::Result<Running> {
     }
 }
 
-/// Starts it again when it ends, as it does when the server is away.
+/// Starts it again when it ends, as it does when the server is away, for as long as somebody is attached.
 async fn keep(command: Command, mut running: Running) {
     loop {
         let Running { mut child, errors } = running;
@@ -250,10 +251,13 @@ async fn keep(command: Command, mut running: Running) {
         // It is killed with its handle, and reaped here.
         let _ = child.wait().await;
         sleep(PAUSE).await;
-        match start(&command, RESTARTS).await {
-            Ok(next) => running = next,
-            Err(_) => return,
-        }
+        running = loop {
+            match start(&command, RESTARTS).await {
+                Ok(next) => break next,
+                Err(error) if error.is::<io::Error>() => return,
+                Err(_) => sleep(LONG_PAUSE).await,
+            }
+        };
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use api::client::{RunTunnel, RunTunnelTarget};
-use api::configurations::PortMapping;
+use api::configurations::{PortMapping, RunConfiguration};
 use api::runs::Run;
 
 use crate::session::{Project, Session};
@@ -32,6 +32,16 @@ pub(crate) struct Wishes {
     pub(crate) ports: Vec<PortMapping>,
 }
 
+/// What the connection that stays open is for.
+struct Wanted<'a> {
+    ports: Vec<PortMapping>,
+    host: Option<&'a str>,
+    /// The job shares our network.
+    is_here: bool,
+    /// The connection itself is wanted.
+    stays: bool,
+}
+
 /// An open way into a job. Dropping it takes the entry away and ends the forwarding.
 #[derive(Debug)]
 pub(crate) struct Attachment {
@@ -41,6 +51,8 @@ pub(crate) struct Attachment {
     pub(crate) alias: String,
     /// The ports that are forwarded.
     pub(crate) forwards: Vec<Forward>,
+    /// The IDE's name and the link that opens the job in it, if it is a dev environment for one.
+    pub(crate) ide: Option<(String, String)>,
     /// What did not work although there is a way in.
     pub(crate) warnings: Vec<String>,
     forwarding: Option<Forwarding>,
@@ -89,6 +101,10 @@ impl Attachment {
             owner,
             alias: entry.alias,
             forwards: Vec::new(),
+            ide: job
+                .job_connection_info
+                .as_ref()
+                .and_then(|info| info.ide_name.clone().zip(info.attached_ide_url.clone())),
             warnings: Vec::new(),
             forwarding: None,
         };
@@ -98,10 +114,16 @@ impl Attachment {
             attachment.warnings.push(warning);
         }
         let ports = forward::wanted(job.job_spec.app_specs.as_deref().unwrap_or_default(), &wishes.ports)?;
-        if !ports.is_empty()
-            && let Err(error) = attachment.forward(session, ports, wishes.host.as_deref(), is_here).await
+        // Who is attached to a dev environment is there, and it must not end for want of anybody.
+        let stays = matches!(run.run_spec.configuration, RunConfiguration::DevEnvironment(_));
+        let has_ports = !ports.is_empty();
+        let wanted = Wanted { ports, host: wishes.host.as_deref(), is_here, stays };
+        if (stays || has_ports)
+            && let Err(error) = attachment.forward(session, wanted).await
         {
-            attachment.warnings.push(format!("No ports are forwarded: {error:#}"));
+            let lost =
+                if has_ports { "No ports are forwarded" } else { "Being attached keeps nothing alive" };
+            attachment.warnings.push(format!("{lost}: {error:#}"));
         }
         Ok(Some(attachment))
     }
@@ -109,16 +131,15 @@ impl Attachment {
     async fn forward(
         &mut self,
         session: &Session,
-        ports: Vec<PortMapping>,
-        host: Option<&str>,
-        is_here: bool,
+        wanted: Wanted<'_>,
     ) -> anyhow::Result<()> {
+        let Wanted { ports, host, is_here, stays } = wanted;
         let host = host.unwrap_or(forward::LOCALHOST);
         // What the job will listen at must not be taken from it.
         let (direct, ports) =
             ports.into_iter().partition::<Vec<_>, _>(|port| is_here && forward::is_direct(*port));
         self.forwards = direct.into_iter().map(|port| Forward::direct(host, port)).collect();
-        if ports.is_empty() {
+        if ports.is_empty() && !stays {
             return Ok(());
         }
         let forwards = forward::choose(&ports, host)?;

@@ -13,7 +13,7 @@ use crate::rig::{FLEET, Rig, wait_for};
 const INTERRUPT: &str = "\x03";
 
 /// A command in a terminal of its own.
-struct Typist {
+pub(crate) struct Typist {
     child: Child,
     keyboard: ChildStdin,
     screen: Arc<Mutex<Vec<u8>>>,
@@ -21,7 +21,7 @@ struct Typist {
 
 impl Typist {
     /// Applies a configuration and answers nothing in advance.
-    fn apply(rig: &Rig, file: &str) -> Typist {
+    pub(crate) fn apply(rig: &Rig, file: &str) -> Typist {
         let inner = rig.cli(&["apply", "-f", file, "-R"]);
         let program = inner.get_program().to_string_lossy().into_owned();
         let words: Vec<String> = inner.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
@@ -57,18 +57,18 @@ impl Typist {
     }
 
     #[track_caller]
-    fn waits_for(&self, text: &str) {
+    pub(crate) fn waits_for(&self, text: &str) {
         wait_for(text, Duration::from_mins(1), || self.screen().contains(text).then_some(()));
     }
 
-    fn types(&mut self, text: &str) {
+    pub(crate) fn types(&mut self, text: &str) {
         self.keyboard.write_all(text.as_bytes()).unwrap();
         self.keyboard.flush().unwrap();
     }
 
     /// Waits for the end and gives the exit status.
     #[track_caller]
-    fn ends(&mut self) -> Option<i32> {
+    pub(crate) fn ends(&mut self) -> Option<i32> {
         let status = wait_for("the end of the command", Duration::from_mins(1), || self.child.try_wait().unwrap());
         status.code()
     }

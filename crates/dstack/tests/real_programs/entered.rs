@@ -12,14 +12,14 @@ use crate::rig::{Ended, FLEET, Rig, Setup, end, wait_for};
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A user who is attached to a run.
-struct Attached {
+pub(crate) struct Attached {
     child: Child,
     home: PathBuf,
     config: PathBuf,
 }
 
 impl Attached {
-    fn to(rig: &Rig, run: &str) -> Attached {
+    pub(crate) fn to(rig: &Rig, run: &str) -> Attached {
         let mut command = rig.cli(&["attach", run]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().unwrap();
@@ -40,7 +40,7 @@ impl Attached {
         command
     }
 
-    fn ssh(&self, run: &str, command: &str) -> Ended {
+    pub(crate) fn ssh(&self, run: &str, command: &str) -> Ended {
         end(&mut self.program("ssh", &[run, command]))
     }
 }

@@ -5,6 +5,7 @@
 mod attached;
 mod containers;
 mod crashes;
+mod dev_environments;
 mod engine;
 mod entered;
 mod faults;

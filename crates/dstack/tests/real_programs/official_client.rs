@@ -2,8 +2,9 @@
 //! official server.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::rig::{Ended, FLEET, Rig, TOKEN, end, program};
+use crate::rig::{Ended, FLEET, Rig, TOKEN, end, program, wait_for};
 
 /// The official command line with a home of its own.
 struct Official<'a> {
@@ -71,6 +72,7 @@ fn the_official_client_works_with_our_server() {
 
     fleets_come(&official);
     runs_come_and_go(&official);
+    dev_environments_come_and_go(&official);
     secrets_come_and_go(&official);
     fleets_go(&official);
 }
@@ -188,6 +190,41 @@ hello ssh (local) - $0 exited (0) now"
 
     let missing = official.run(&["logs", "nosuch"]).expect_status(1);
     assert_eq!(normal(&missing.text()), "Run nosuch not found");
+}
+
+fn dev_environments_come_and_go(official: &Official<'_>) {
+    let text = |inactivity: &str| {
+        format!(
+            "type: dev-environment\nname: dev\nide: vscode\ninactivity_duration: {inactivity}\ninit: [echo prepared]\n\
+             resources: {{cpu: 1.., memory: 256MB.., disk: 1GB..}}\n"
+        )
+    };
+    official.rig.write("dev.dstack.yml", &text("1h"));
+    let applied = official.says(&["apply", "-f", "dev.dstack.yml", "-R", "-y", "-d"]);
+    for line in ["Type dev-environment", "Inactivity duration 1h", "Run dev submitted, detaching..."] {
+        assert!(applied.lines().any(|said| said == line), "{applied}");
+    }
+    official.rig.wait_for_status("dev", "running");
+    assert!(official.says(&["ps"]).ends_with("dev ssh (local) - $0 running now"));
+    // Seconds pass until the first of them is shown.
+    wait_for("the time of absence", Duration::from_mins(1), || {
+        official.says(&["ps", "-v"]).contains("running (inactive for ").then_some(())
+    });
+    let logs = official.run(&["logs", "dev"]).expect_status(0).text().replace('\r', "");
+    assert!(logs.contains("prepared\n") && logs.contains("To open in VS Code, use link below:"), "{logs}");
+    let run = official.run(&["run", "get", "dev", "--json"]).expect_status(0);
+    let run: serde_json::Value = serde_json::from_slice(&run.stdout).expect("`--json` prints JSON");
+    let info = &run["jobs"][0]["job_connection_info"];
+    assert_eq!((&info["ide_name"], &info["attached_ssh_command"][1]), (&"VS Code".into(), &"dev".into()));
+    official.rig.write("dev.dstack.yml", &text("2h"));
+    let updated = official.says(&["apply", "-f", "dev.dstack.yml", "-R", "-y", "-d"]);
+    assert!(
+        updated.contains("can be updated in-place") && updated.ends_with("Run dev updated, detaching..."),
+        "{updated}"
+    );
+    assert_eq!(official.says(&["stop", "dev", "-y"]), "Stopped");
+    official.rig.wait_for_status("dev", "terminated");
+    assert_eq!(official.says(&["delete", "-f", "dev.dstack.yml", "-y"]), "Run dev deleted");
 }
 
 fn events_tell_the_story(official: &Official<'_>) {

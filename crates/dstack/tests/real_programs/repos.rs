@@ -9,14 +9,14 @@ use std::{fs, thread};
 use crate::rig::{FLEET, Rig};
 
 /// The only token that opens the repository.
-const TOKEN: &str = "tok-7f3a-of-the-user";
+pub(crate) const TOKEN: &str = "tok-7f3a-of-the-user";
 
 /// The same as web clients send it: `oauth2:` and the token.
 const LOGIN: &str = "b2F1dGgyOnRvay03ZjNhLW9mLXRoZS11c2Vy";
 
 /// Runs `git` and expects it to succeed.
 #[track_caller]
-fn git(dir: &Path, arguments: &[&str]) -> String {
+pub(crate) fn git(dir: &Path, arguments: &[&str]) -> String {
     let mut command = Command::new("git");
     command.current_dir(dir).args(arguments).env("GIT_CONFIG_GLOBAL", "/dev/null").stdin(Stdio::null());
     let output = command.output().unwrap();
@@ -86,7 +86,7 @@ fn answer(mut stream: &TcpStream, root: &Path) -> std::io::Result<()> {
 }
 
 /// A private repository and a clone of it, with what is not committed.
-fn prepare(rig: &Rig) -> (String, PathBuf) {
+pub(crate) fn prepare(rig: &Rig) -> (String, PathBuf) {
     let root = rig.dir.join("origin");
     fs::create_dir(&root).unwrap();
     git(&root, &["init", "-q", "--bare", "-b", "main", "app.git"]);

@@ -5,7 +5,7 @@ use api::instances::{InstanceStatus, InstanceTerminationReason};
 use api::jobs::{JobStatus, JobTerminationReason};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{EndOrder, Job, JobState, LogWait};
+use super::{EndOrder, Job, JobState, LogWait, stop_grace_secs};
 use crate::events::status_changed;
 use crate::instance::Instance;
 
@@ -52,6 +52,17 @@ pub struct Surroundings<'a> {
     pub unreachable_since: Option<Timestamp>,
     /// How long an agent may be silent before its jobs are given up, in seconds.
     pub unreachable_after_secs: u64,
+    /// Nobody is in the job, and that ends it some time.
+    pub inactivity: Option<Inactivity>,
+}
+
+/// How long nobody has been in a job, and how long nobody may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inactivity {
+    /// When it began, by the server's clock.
+    pub since: Timestamp,
+    /// How long it may last, in seconds.
+    pub limit_secs: u64,
 }
 
 /// What to do, once the decision is recorded. Each is safe to repeat.
@@ -281,6 +292,8 @@ fn lost_machine(instance: Option<&Instance>) -> Option<(JobTerminationReason, St
 
 /// The agent does not answer.
 fn silent(now: Timestamp, around: &Surroundings<'_>, decision: &mut JobDecision) {
+    // Somebody may be in the job, for all that is known.
+    decision.job.state.unvisited_since = None;
     let Some(instance) = around.instance else { return };
     if instance.state.joined_at.is_none() {
         decision.job.state.waiting_for = Some(format!("instance {} to start", instance.state.name));
@@ -368,14 +381,31 @@ fn advance(now: Timestamp, task: &TaskState, around: &Surroundings<'_>, decision
                 job.state.waiting_for = Some("the other nodes to be ready".to_owned());
             }
         }
+        TaskPhase::Running => end_if_inactive(now, around, decision),
         // An exit is handled before; an order to stop came from the agent itself.
         TaskPhase::Accepted
         | TaskPhase::Preparing
-        | TaskPhase::Running
         | TaskPhase::Stopping
         | TaskPhase::Exited
         | TaskPhase::Sealed => {}
     }
+}
+
+/// A job in which nobody has been for too long ends, with the grace that its configuration gives.
+fn end_if_inactive(now: Timestamp, around: &Surroundings<'_>, decision: &mut JobDecision) {
+    decision.job.state.unvisited_since = around.inactivity.map(|inactivity| inactivity.since);
+    let Some(Inactivity { since, limit_secs }) = around.inactivity else { return };
+    let limit = SignedDuration::from_secs(i64::try_from(limit_secs).unwrap_or(i64::MAX));
+    let until = since.saturating_add(limit).unwrap_or(Timestamp::MAX);
+    if now < until {
+        decision.look_again_at = Some(until);
+        return;
+    }
+    let message = format!(
+        "The job was inactive for {} seconds, exceeding the inactivity_duration of {limit_secs} seconds",
+        now.duration_since(since).as_secs()
+    );
+    begin_end(JobTerminationReason::InactivityDurationExceeded, Some(message), decision);
 }
 
 /// The job ends: makes sure that nothing of it runs and that its log is here.
@@ -428,8 +458,12 @@ fn end_task(now: Timestamp, task: &TaskState, around: &Surroundings<'_>, decisio
     if task.exit.is_some() {
         return;
     }
-    // Repeated until the task obeys: an order may be lost. Without an order of the run nothing is worth a grace.
-    let grace_secs = decision.job.end.as_ref().map_or(0, |end| end.grace_secs);
+    // Repeated until the task obeys: an order may be lost. Without an order of the run nothing is worth a grace, but for
+    // what somebody left running in a job that ends because they are away.
+    let is_inactive =
+        decision.job.state.termination_reason == Some(JobTerminationReason::InactivityDurationExceeded);
+    let own_grace = if is_inactive { stop_grace_secs(&decision.job.spec) } else { 0 };
+    let grace_secs = decision.job.end.as_ref().map_or(own_grace, |end| end.grace_secs);
     decision.effect = Some(Effect::Stop { grace_secs });
     decision.job.state.stop_sent = Some(grace_secs);
     if let Some(refused) = &decision.job.state.refused {

@@ -9,13 +9,21 @@
 
 mod decide;
 
-pub use decide::{Effect, JobDecision, Seen, Surroundings, decide};
+pub use decide::{Effect, Inactivity, JobDecision, Seen, Surroundings, decide};
 
 use api::agent::{ClusterInfo, PullProgress, TaskPhase};
 use api::ids::{InstanceId, JobId, ProjectId, RunId};
 use api::jobs::{JobProvisioningData, JobRuntimeData, JobSpec, JobStatus, JobTerminationReason};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+/// The grace of a job whose configuration turns the limit off, in seconds: longer than any run.
+const UNLIMITED_GRACE_SECS: u64 = 365 * 24 * 3600;
+
+/// Seconds between the polite signal and the kill, as a job's configuration wants it.
+pub fn stop_grace_secs(spec: &JobSpec) -> u64 {
+    spec.stop_duration.unwrap_or(UNLIMITED_GRACE_SECS)
+}
 
 /// A submission's row.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,6 +91,8 @@ pub struct JobState {
     pub exit_status: Option<i32>,
     /// How far its image is.
     pub pull: Option<PullProgress>,
+    /// Since when nobody has been in it, by the server's clock, where that will end it.
+    pub unvisited_since: Option<Timestamp>,
     /// What it waits for, in words.
     pub waiting_for: Option<String>,
     /// What the host said about limits that it cannot keep.

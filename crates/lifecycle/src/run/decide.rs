@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{Cause, RetryWait, Retrying, Run, StopRequest};
 use crate::events::status_changed;
-use crate::job::{EndOrder, Job};
+use crate::job::{EndOrder, Job, stop_grace_secs};
 use crate::placement::profile_of;
 use crate::planted::{self, Bug};
 
@@ -24,9 +24,6 @@ const HEALTHY_SECS: i64 = 600;
 /// How much later than a peer's exit the loss of a machine may be seen and still be what the peer failed of, in seconds.
 /// The peer feels it at once; the machine is only missed when its agent has been silent for a while.
 const LOSS_LEAD_SECS: i64 = 20;
-
-/// The grace of a job whose configuration turns the limit off: longer than any run.
-const UNLIMITED_GRACE_SECS: u64 = 365 * 24 * 3600;
 
 /// The message of a job that ends because its gang is submitted again.
 const RESUBMITTED: &str = "Run is to be resubmitted";
@@ -175,7 +172,7 @@ fn begin_end(reason: RunTerminationReason, jobs: &[Job], decision: &mut RunDecis
 fn end_unfinished(reason: JobTerminationReason, message: Option<&str>, jobs: &[Job], decision: &mut RunDecision) {
     for job in jobs.iter().filter(|job| !job.status.is_finished()) {
         let abort = reason == JobTerminationReason::AbortedByUser;
-        let grace_secs = if abort { 0 } else { job.spec.stop_duration.unwrap_or(UNLIMITED_GRACE_SECS) };
+        let grace_secs = if abort { 0 } else { stop_grace_secs(&job.spec) };
         let order = EndOrder { reason, message: message.map(str::to_owned), grace_secs };
         let stands = job.end.as_ref().is_some_and(|end| !abort || end.reason == reason);
         if !stands {

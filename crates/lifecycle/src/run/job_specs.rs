@@ -4,12 +4,13 @@
 //! virtual environment itself, so no command of ours ever runs with the user's rights on somebody's machine.
 
 use api::configurations::{
-    CpuArchitecture, Mount, NodeGroupView, OffDuration, PortMapping, ProfileParams, RepoExistsAction, RepoSpec,
-    ResourcesSpec, RunConfiguration, Runtime, SpotPolicy, TaskConfiguration, VolumeMount, VolumeNames,
+    Common, CpuArchitecture, Mount, NodeGroupView, OffDuration, PortMapping, ProfileParams, RepoExistsAction,
+    RepoSpec, ResourcesSpec, RunConfiguration, Runtime, SpotPolicy, VolumeMount, VolumeNames,
 };
 use api::jobs::{AppSpec, JobSpec, Requirements, Retry, UnixUser};
 use api::runs::RunSpec;
 
+use super::dev_environment;
 use super::interpolation::{check_commands, resolve_volume_name};
 use crate::placement::profile_of;
 
@@ -34,17 +35,18 @@ const UNNAMED: &str = "dry-run";
 
 /// The jobs of one replica of a run, by number. `effective` has the server's defaults.
 pub fn job_specs(effective: &RunSpec, default_image: &str) -> Result<Vec<JobSpec>, String> {
-    let RunConfiguration::Task(task) = &effective.configuration else {
-        return Err(format!("`type: {}` is not supported by this server yet", effective.configuration.kind()));
-    };
-    check_size(task)?;
     let run_name = effective.run_name.as_deref().unwrap_or(UNNAMED);
     let profile = profile_of(effective);
-    let groups = task.node_groups();
+    let groups = node_groups(&effective.configuration)?;
+    let common = effective.configuration.common();
+    check_size(&effective.configuration, &groups)?;
     let jobs_per_replica = groups.iter().map(|group| group.nodes).fold(0_u32, u32::saturating_add);
     let mut specs = vec![];
     for (node_group_index, group) in (0_u32..).zip(&groups) {
-        let commands = argv(task, group.commands)?;
+        let commands = match &effective.configuration {
+            RunConfiguration::DevEnvironment(environment) => dev_environment::commands(environment, run_name),
+            RunConfiguration::Task(_) | RunConfiguration::Service(_) => argv(common, group.commands)?,
+        };
         check_commands(&commands, &effective.configuration)?;
         for node_group_job_index in 0..group.nodes {
             let job_num = u32::try_from(specs.len()).unwrap_or(u32::MAX);
@@ -55,26 +57,26 @@ pub fn job_specs(effective: &RunSpec, default_image: &str) -> Result<Vec<JobSpec
                 jobs_per_replica,
                 replica_group: "0".to_owned(),
                 app_specs: Some(app_specs(group.ports)),
-                user: task.user.as_deref().map(unix_user),
+                user: common.user.as_deref().map(unix_user),
                 commands: commands.clone(),
-                env: task.env.known().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
-                home_dir: Some(task.home_dir.clone()),
-                image_name: image_name(task, default_image),
-                privileged: task.privileged,
-                single_branch: Some(task.single_branch.unwrap_or(true)),
+                env: common.env.known().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+                home_dir: Some(common.home_dir.clone()),
+                image_name: image_name(common, default_image),
+                privileged: *common.privileged,
+                single_branch: Some(common.single_branch.unwrap_or(has_one_branch(&effective.configuration))),
                 max_duration: profile.max_duration.and_then(seconds),
                 stop_duration: profile.stop_duration.map_or(Some(STOP_DURATION_SECS), seconds),
                 utilization_policy: profile.utilization_policy.clone(),
-                registry_auth: task.registry_auth.clone(),
-                requirements: requirements(task, group, &profile, 1 < jobs_per_replica),
+                registry_auth: common.registry_auth.clone(),
+                requirements: requirements(common, group, &profile, 1 < jobs_per_replica),
                 retry: retry(&profile),
-                volumes: Some(volumes(&task.volumes, job_num)?),
+                volumes: Some(volumes(common.volumes, job_num)?),
                 ssh_key: None,
-                working_dir: task.working_dir.clone().or_else(|| effective.working_dir.clone()),
+                working_dir: common.working_dir.clone().or_else(|| effective.working_dir.clone()),
                 repo_data: effective.repo_data.clone(),
                 repo_code_hash: effective.repo_code_hash.clone(),
-                repo_dir: Some(repo_dir(effective, task.repos.first())),
-                repo_exists_action: task.repos.first().map(|repo| exists_action(repo.if_exists).to_owned()),
+                repo_dir: Some(repo_dir(effective, common.repos.first())),
+                repo_exists_action: common.repos.first().map(|repo| exists_action(repo.if_exists).to_owned()),
                 file_archives: effective.file_archives.clone(),
                 service_port: None,
                 probes: vec![],
@@ -88,15 +90,39 @@ pub fn job_specs(effective: &RunSpec, default_image: &str) -> Result<Vec<JobSpec
     Ok(specs)
 }
 
+/// The groups of nodes of a replica; a dev environment has one node.
+fn node_groups(configuration: &RunConfiguration) -> Result<Vec<NodeGroupView<'_>>, String> {
+    match configuration {
+        RunConfiguration::Task(task) => Ok(task.node_groups()),
+        RunConfiguration::DevEnvironment(environment) => Ok(vec![NodeGroupView {
+            name: "0",
+            nodes: 1,
+            resources: &environment.resources,
+            commands: &environment.init,
+            ports: &environment.ports,
+        }]),
+        RunConfiguration::Service(_) => {
+            Err(format!("`type: {}` is not supported by this server yet", configuration.kind()))
+        }
+    }
+}
+
+/// Whether only one branch of the repository is cloned unless the configuration says otherwise. Who works in the job may
+/// want the others.
+fn has_one_branch(configuration: &RunConfiguration) -> bool {
+    !matches!(configuration, RunConfiguration::DevEnvironment(_))
+}
+
 /// Checks that the jobs are not too many or too large to be made.
-fn check_size(task: &TaskConfiguration) -> Result<(), String> {
-    let nodes = task.total_nodes();
+fn check_size(configuration: &RunConfiguration, groups: &[NodeGroupView<'_>]) -> Result<(), String> {
+    let nodes: u64 = groups.iter().map(|group| u64::from(group.nodes)).sum();
     if MOST_NODES < nodes {
-        let key = if task.groups.is_some() { "`nodes` of all `groups` together" } else { "`nodes`" };
+        let has_groups = matches!(configuration, RunConfiguration::Task(task) if task.groups.is_some());
+        let key = if has_groups { "`nodes` of all `groups` together" } else { "`nodes`" };
         return Err(format!("{key} must be at most {MOST_NODES}, found {nodes}"));
     }
-    let env: usize = task.env.known().map(|(name, value)| name.len() + value.len()).sum();
-    let texts = task.node_groups().into_iter().map(|group| {
+    let env: usize = configuration.common().env.known().map(|(name, value)| name.len() + value.len()).sum();
+    let texts = groups.iter().map(|group| {
         let commands: usize = group.commands.iter().map(String::len).sum();
         u64::from(group.nodes).saturating_mul((commands + env) as u64)
     });
@@ -110,8 +136,8 @@ fn check_size(task: &TaskConfiguration) -> Result<(), String> {
 }
 
 /// The command and its arguments. Empty: the image's own.
-fn argv(task: &TaskConfiguration, commands: &[String]) -> Result<Vec<String>, String> {
-    if let Some(entrypoint) = &task.entrypoint {
+fn argv(common: Common<'_>, commands: &[String]) -> Result<Vec<String>, String> {
+    if let Some(entrypoint) = common.entrypoint {
         let mut argv =
             split_words(entrypoint).ok_or_else(|| format!("`entrypoint` has an open quote: {entrypoint}"))?;
         argv.extend(commands.iter().cloned());
@@ -120,21 +146,24 @@ fn argv(task: &TaskConfiguration, commands: &[String]) -> Result<Vec<String>, St
     if commands.is_empty() {
         return Ok(vec![]);
     }
-    let shell = match task.shell.as_deref() {
+    Ok(shell_argv(common, commands.iter().map(|command| grouped(command)).collect::<Vec<_>>().join(" && ")))
+}
+
+/// The shell that suits the image, with a script.
+pub(super) fn shell_argv(common: Common<'_>, script: String) -> Vec<String> {
+    let shell = match common.shell.as_deref() {
         Some("sh") => "/bin/sh",
         Some("bash") => "/bin/bash",
         Some(path) => path,
-        None if task.image.is_some() => "/bin/sh",
+        None if common.image.is_some() => "/bin/sh",
         None => "/bin/bash",
     };
-    let script = commands.iter().map(|command| grouped(command)).collect::<Vec<_>>().join(" && ");
-    let flags: &[&str] = if task.runtime == Some(Runtime::Process) { &["-c"] } else { &["-i", "-c"] };
-    let argv = std::iter::once(shell).chain(flags.iter().copied()).chain([script.as_str()]);
-    Ok(argv.map(str::to_owned).collect())
+    let flags: &[&str] = if *common.runtime == Some(Runtime::Process) { &["-c"] } else { &["-i", "-c"] };
+    std::iter::once(shell).chain(flags.iter().copied()).map(str::to_owned).chain([script]).collect()
 }
 
 // `a & && b` is no shell command, `{ a & } && b` is.
-fn grouped(command: &str) -> String {
+pub(super) fn grouped(command: &str) -> String {
     if command.trim_end().ends_with('&') { format!("{{ {command} }}") } else { command.to_owned() }
 }
 
@@ -214,11 +243,11 @@ fn unix_user(text: &str) -> UnixUser {
     }
 }
 
-fn image_name(task: &TaskConfiguration, default_image: &str) -> String {
-    match &task.image {
+fn image_name(common: Common<'_>, default_image: &str) -> String {
+    match common.image {
         Some(image) => image.clone(),
         // The flavour with the CUDA compiler differs in one word.
-        None if task.nvcc == Some(true) => default_image.replacen("-base-", "-devel-", 1),
+        None if *common.nvcc == Some(true) => default_image.replacen("-base-", "-devel-", 1),
         None => default_image.to_owned(),
     }
 }
@@ -228,13 +257,13 @@ fn seconds(duration: OffDuration) -> Option<u64> {
 }
 
 fn requirements(
-    task: &TaskConfiguration,
+    common: Common<'_>,
     group: &NodeGroupView<'_>,
     profile: &ProfileParams,
     multinode: bool,
 ) -> Requirements {
     Requirements {
-        resources: with_architecture(task, group.resources.clone()),
+        resources: with_architecture(common, group.resources.clone()),
         max_price: profile.max_price,
         spot: wanted_spot(profile),
         reservation: profile.reservation.clone(),
@@ -245,8 +274,8 @@ fn requirements(
 
 // The default images exist for one architecture only. What a custom image is made for is known to its registry,
 // which is not asked.
-fn with_architecture(task: &TaskConfiguration, mut resources: ResourcesSpec) -> ResourcesSpec {
-    if task.image.is_none() && task.runtime != Some(Runtime::Process) {
+fn with_architecture(common: Common<'_>, mut resources: ResourcesSpec) -> ResourcesSpec {
+    if common.image.is_none() && *common.runtime != Some(Runtime::Process) {
         resources.cpu.arch.get_or_insert(CpuArchitecture::X86);
     }
     resources
@@ -370,6 +399,37 @@ mod tests {
         );
         let open = specs_of(&json!({ "image": "x", "entrypoint": "sh 'a" }));
         assert_eq!(open, Err("`entrypoint` has an open quote: sh 'a".to_owned()));
+    }
+
+    /// What the original planned for a dev environment, without the downloads before the user's commands.
+    #[test]
+    fn a_dev_environment_is_what_the_original_makes_of_it() {
+        let configuration = json!({
+            "type": "dev-environment", "ide": "vscode", "version": "1.99.0", "init": ["sleep 3600"],
+            "resources": {"gpu": "0"},
+        });
+        let spec = spec_of(&configuration);
+        let script = "sleep 3600 && echo && echo 'To open in VS Code, use link below:' && echo && \
+            echo \"  vscode://vscode-remote/ssh-remote+train$DSTACK_WORKING_DIR\" && echo && \
+            echo 'To connect via SSH, use: `ssh train`' && echo && echo 'To exit, press Ctrl+C.' && tail -f /dev/null";
+        let mut expected = official();
+        let differs = json!({
+            "job_num": 0, "job_name": "train-0-0", "jobs_per_replica": 1, "app_specs": [],
+            "commands": ["/bin/bash", "-i", "-c", script], "env": {}, "single_branch": false,
+            "node_group_job_index": 0,
+        });
+        expected.as_object_mut().unwrap().extend(differs.as_object().unwrap().clone());
+        expected["requirements"]["multinode"] = false.into();
+        expected["requirements"]["resources"]["shm_size"] = Value::Null;
+        expected["requirements"]["resources"]["gpu"] = json!({
+            "vendor": null, "name": null, "count": {"min": 0, "max": 0}, "memory": null, "total_memory": null,
+            "compute_capability": null,
+        });
+        assert_eq!(serde_json::to_value(&spec).unwrap(), expected);
+        let one = json!({ "type": "dev-environment", "single_branch": true, "ports": [8888], "image": "x" });
+        let spec = spec_of(&one);
+        assert_eq!((spec.single_branch, spec.app_specs.unwrap().len()), (Some(true), 1));
+        assert_eq!(spec.commands[0], "/bin/sh");
     }
 
     #[test]

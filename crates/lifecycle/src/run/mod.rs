@@ -11,6 +11,7 @@
 //! failed is judged again once all of its jobs have ended, for only then it is known what the first one failed of.
 
 mod decide;
+pub mod dev_environment;
 pub mod effective;
 pub mod interpolation;
 mod job_specs;

@@ -148,6 +148,7 @@ pub(crate) fn task(phase: TaskPhase) -> TaskState {
         log_end: 0,
         resolved: api::agent::Resolved::default(),
         warnings: vec![],
+        unvisited_millis: None,
     }
 }
 

@@ -4,7 +4,7 @@ use api::agent::{ClusterInfo, ExitReason, TaskPhase};
 use api::instances::{InstanceStatus, InstanceTerminationReason as Why};
 use api::jobs::{JobStatus, JobTerminationReason};
 use lifecycle::instance::Instance;
-use lifecycle::job::{Effect, EndOrder, Job, JobDecision, Refused, Seen, Surroundings, decide};
+use lifecycle::job::{Effect, EndOrder, Inactivity, Job, JobDecision, Refused, Seen, Surroundings, decide};
 
 use crate::fixtures::{at, exit, exited, in_phase, instance, job, placed, task};
 
@@ -19,6 +19,7 @@ struct Case {
     logs_lost: u64,
     log_error: Option<String>,
     unreachable_since: Option<i64>,
+    inactivity: Option<Inactivity>,
 }
 
 fn case(job: Job, seen: Seen) -> Case {
@@ -34,6 +35,7 @@ fn case(job: Job, seen: Seen) -> Case {
         logs_lost: 0,
         log_error: None,
         unreachable_since: None,
+        inactivity: None,
     }
 }
 
@@ -47,6 +49,7 @@ impl Case {
             log_error: self.log_error.clone(),
             unreachable_since: self.unreachable_since.map(at),
             unreachable_after_secs: 300,
+            inactivity: self.inactivity,
         };
         decide(at(self.now), &self.job, &self.seen, &around)
     }
@@ -538,4 +541,60 @@ fn a_run_is_told_of_what_concerns_it_and_of_nothing_else() {
     let mut done = task(TaskPhase::Exited);
     done.exit = Some(exit(ExitReason::Done, 0));
     assert!(concerns(case(in_phase(0, 2, TaskPhase::Running), Seen::Known(Box::new(done)))));
+}
+
+/// A job in which nobody has been since a moment, and that ends after a minute of that.
+fn unvisited_since(since: i64, now: i64) -> Case {
+    let inactivity = Some(Inactivity { since: at(since), limit_secs: 60 });
+    Case { now, inactivity, ..case(in_phase(0, 1, TaskPhase::Running), known(TaskPhase::Running)) }
+}
+
+#[test]
+fn a_job_ends_once_nobody_has_been_in_it_for_too_long() {
+    let decision = unvisited_since(10, 69).decide();
+    assert_eq!((decision.look_again_at, decision.job.state.unvisited_since), (Some(at(70)), Some(at(10))));
+    assert_eq!(told(&decision), "running");
+    let decision = unvisited_since(10, 70).decide();
+    assert_eq!(told(&decision), "terminating, inactivity_duration_exceeded, stop 300");
+    assert_eq!(
+        decision.job.state.termination_message.as_deref(),
+        Some("The job was inactive for 60 seconds, exceeding the inactivity_duration of 60 seconds")
+    );
+    assert!(decision.concerns_run);
+    // The run's own order comes later and says the same.
+    let mut case = unvisited_since(10, 71);
+    case.job = decision.job;
+    check(&case, "terminating, inactivity_duration_exceeded, stop 300");
+    case.job.spec.stop_duration = Some(5);
+    check(&case, "terminating, inactivity_duration_exceeded, stop 5");
+    case.job.end = Some(order(JobTerminationReason::AbortedByUser, 0));
+    check(&case, "terminating, inactivity_duration_exceeded, stop 0");
+    case.seen = known_exit(TaskPhase::Sealed, ExitReason::Stopped, 130);
+    check(&case, "terminated, inactivity_duration_exceeded, forget, frees");
+}
+
+#[test]
+fn a_visit_begins_the_time_of_absence_anew() {
+    let away = unvisited_since(10, 30).decide().job;
+    let visited = Case { job: away, inactivity: None, ..unvisited_since(10, 40) }.decide().job;
+    assert_eq!(visited.state.unvisited_since, None);
+    let left = Case { job: visited, ..unvisited_since(50, 100) };
+    check(&left, "running");
+    assert_eq!(left.decide().look_again_at, Some(at(110)));
+}
+
+#[test]
+fn an_agent_that_does_not_answer_says_nothing_of_absence() {
+    let mut case = unvisited_since(10, 1000);
+    case.job = unvisited_since(10, 30).decide().job;
+    case.seen = Seen::Unknown;
+    let decision = case.decide();
+    assert_eq!((decision.job.status, decision.job.state.unvisited_since), (JobStatus::Running, None));
+}
+
+#[test]
+fn who_stops_a_job_in_the_same_moment_is_its_end() {
+    let mut case = unvisited_since(10, 70);
+    case.job.end = Some(order(JobTerminationReason::TerminatedByUser, 7));
+    check(&case, "terminating, terminated_by_user, stop 7");
 }

@@ -8,7 +8,7 @@ use api::instances::InstanceStatus;
 use api::jobs::{JobStatus, JobTerminationReason};
 use api::runs::RunStatus;
 use lifecycle::instance::Instance;
-use lifecycle::job::{Effect, EndOrder, Job, Seen, Surroundings};
+use lifecycle::job::{Effect, EndOrder, Inactivity, Job, Seen, Surroundings};
 use lifecycle::placement::{Gang, Growth, Outcome, Pool, PoolInstance, place};
 use lifecycle::run::{Run, StopRequest};
 use proptest::prelude::*;
@@ -59,11 +59,19 @@ struct Sight {
     end: Option<EndOrder>,
     machine: InstanceStatus,
     silent_since: Option<i64>,
+    empty_since: Option<i64>,
 }
 
 fn jobs_sights() -> impl Strategy<Value = Vec<Sight>> {
-    let sight = (sights(), orders(), instance_statuses(), prop::option::of(0..100_i64))
-        .prop_map(|(seen, end, machine, silent_since)| Sight { seen, end, machine, silent_since });
+    let sight =
+        (sights(), orders(), instance_statuses(), prop::option::of(0..100_i64), prop::option::of(0..1000_i64))
+            .prop_map(|(seen, end, machine, silent_since, empty_since)| Sight {
+                seen,
+                end,
+                machine,
+                silent_since,
+                empty_since,
+            });
     prop::collection::vec(sight, 1..30)
 }
 
@@ -77,6 +85,7 @@ fn look(now: i64, job: &Job, sight: &Sight) -> lifecycle::job::JobDecision {
         log_error: None,
         unreachable_since: sight.silent_since.map(at),
         unreachable_after_secs: 300,
+        inactivity: sight.empty_since.map(|since| Inactivity { since: at(since), limit_secs: 600 }),
     };
     lifecycle::job::decide(at(now), job, &sight.seen, &around)
 }
@@ -193,6 +202,7 @@ impl World {
             log_error: None,
             unreachable_since: None,
             unreachable_after_secs: 300,
+            inactivity: None,
         };
         let seen = match &self.tasks[number] {
             Some(task) => Seen::Known(Box::new(task.clone())),

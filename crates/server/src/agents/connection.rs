@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use store::leases::{Table, touch};
@@ -44,6 +44,9 @@ const LONGEST_DELAY: Duration = Duration::from_secs(5);
 /// A connection that has said nothing for this long is broken.
 const SILENCE: Duration = Duration::from_secs(3 * PING_INTERVAL_SECS);
 
+/// How much later or earlier the same moment may seem to have been, told again.
+const SAME_MOMENT: SignedDuration = SignedDuration::from_millis(500);
+
 /// A connection to one agent, whether it stands or not.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -65,6 +68,8 @@ struct State {
     /// The keys that hosts have shown on the way, by address.
     host_keys: BTreeMap<String, String>,
     tasks: HashMap<JobId, TaskState>,
+    /// Since when nobody has been in a job, by our clock.
+    unvisited: HashMap<JobId, Timestamp>,
     /// Files that are being sent, and how the last try ended of those that could not be.
     uploading: HashSet<String>,
     unsent: HashMap<String, Result<BlobSeen, OrderError>>,
@@ -74,6 +79,31 @@ struct State {
 
 fn blob_path(sha256: &str) -> String {
     format!("/v1/blobs/{sha256}")
+}
+
+impl State {
+    /// Takes note of since when nobody has been in a job; answers whether that is news. How long is said and not since
+    /// when, because the host's clock may be wrong, so the same moment comes out a little different each time.
+    fn note_visits(&mut self, task: &TaskState, now: Timestamp) -> bool {
+        let absence = task.unvisited_millis.and_then(|millis| i64::try_from(millis).ok());
+        let since = absence.and_then(|millis| now.checked_sub(SignedDuration::from_millis(millis)).ok());
+        let known = self.unvisited.get(&task.id).copied();
+        let is_same = match (known, since) {
+            (None, None) => true,
+            (Some(known), Some(since)) => since.duration_since(known).abs() < SAME_MOMENT,
+            (None, Some(_)) | (Some(_), None) => false,
+        };
+        match since {
+            _ if is_same => {}
+            Some(since) => {
+                self.unvisited.insert(task.id, since);
+            }
+            None => {
+                self.unvisited.remove(&task.id);
+            }
+        }
+        !is_same
+    }
 }
 
 impl Connection {
@@ -87,6 +117,7 @@ impl Connection {
             joining: None,
             host_keys: BTreeMap::new(),
             tasks: HashMap::new(),
+            unvisited: HashMap::new(),
             uploading: HashSet::new(),
             unsent: HashMap::new(),
             pulling: HashMap::new(),
@@ -129,6 +160,12 @@ impl Connection {
             (Some(_), None) => TaskSeen::Absent,
             (Some(_), Some(task)) => TaskSeen::Known(Box::new(task.clone())),
         }
+    }
+
+    pub(super) fn unvisited_since(&self, job: JobId) -> Option<Timestamp> {
+        let state = self.state();
+        state.sender.as_ref()?;
+        state.unvisited.get(&job).copied()
     }
 
     pub(super) fn tasks(&self) -> Option<Vec<TaskState>> {
@@ -230,8 +267,9 @@ impl Connection {
                 return;
             }
             let news = state.tasks.get(&job).is_none_or(|known| differs(known, &task));
+            let moved = state.note_visits(&task, around.clock.now());
             state.tasks.insert(job, task);
-            news
+            news || moved
         };
         self.pull_log(around, job);
         if news {
@@ -273,6 +311,10 @@ impl Connection {
             state.is_final = false;
             state.joining = None;
             state.since = around.clock.now();
+            state.unvisited.clear();
+            for task in &hello.tasks {
+                state.note_visits(task, around.clock.now());
+            }
             state.tasks = hello.tasks.into_iter().map(|task| (task.id, task)).collect();
         }
         for job in tasks {
@@ -303,7 +345,12 @@ impl Connection {
             AgentEvent::Task(task) => self.learn(around, *task),
             AgentEvent::Forgotten(job) => self.forget(around, job),
             AgentEvent::Snapshot(tasks) => {
-                self.state().tasks.retain(|job, _| tasks.iter().any(|task| task.id == *job));
+                let is_there = |job: &JobId| tasks.iter().any(|task| task.id == *job);
+                {
+                    let mut state = self.state();
+                    state.tasks.retain(|job, _| is_there(job));
+                    state.unvisited.retain(|job, _| is_there(job));
+                }
                 for task in tasks {
                     self.learn(around, task);
                 }
@@ -320,6 +367,7 @@ impl Connection {
             if let Some(reader) = state.pulling.remove(&job) {
                 reader.cancel();
             }
+            state.unvisited.remove(&job);
             state.tasks.remove(&job)
         };
         let may_have_log = task.is_some_and(|task| task.phase.has_started());
@@ -339,7 +387,7 @@ impl Connection {
 fn differs(known: &TaskState, new: &TaskState) -> bool {
     let sealed = new.phase == TaskPhase::Sealed;
     let log_end = if sealed { new.log_end } else { known.log_end };
-    TaskState { log_end, ..new.clone() } != *known
+    TaskState { log_end, unvisited_millis: known.unvisited_millis, ..new.clone() } != *known
 }
 
 /// Makes a job due: there is news of its task, its log or its files.
@@ -511,6 +559,7 @@ mod tests {
             log_end: 0,
             resolved: Resolved::default(),
             warnings: vec![],
+            unvisited_millis: None,
         }
     }
 

@@ -63,6 +63,12 @@ pub trait Agents: fmt::Debug + Send + Sync {
     /// A task as its agent last told it.
     fn task(&self, instance: InstanceId, job: JobId) -> TaskSeen;
 
+    /// Since when nobody has been in a job that people work in, by our clock; none while somebody is, or while the agent
+    /// does not answer.
+    fn unvisited_since(&self, _instance: InstanceId, _job: JobId) -> Option<Timestamp> {
+        None
+    }
+
     /// Every task that an agent knows; none if it does not answer.
     fn tasks(&self, instance: InstanceId) -> Option<Vec<TaskState>>;
 

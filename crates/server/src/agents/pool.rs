@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use api::agent::{AgentError, AgentErrorCode, StopOrder, TaskOrder, TaskSpec, TaskState};
 use api::ids::{InstanceId, JobId, ServerId};
 use async_trait::async_trait;
+use jiff::Timestamp;
 use lifecycle::instance::Leaving;
 use store::Db;
 use tokio_util::sync::CancellationToken;
@@ -134,6 +135,10 @@ impl Agents for AgentPool {
 
     fn task(&self, instance: InstanceId, job: JobId) -> TaskSeen {
         self.find(instance).map_or(TaskSeen::Unknown, |connection| connection.task(job))
+    }
+
+    fn unvisited_since(&self, instance: InstanceId, job: JobId) -> Option<Timestamp> {
+        self.find(instance)?.unvisited_since(job)
     }
 
     fn tasks(&self, instance: InstanceId) -> Option<Vec<TaskState>> {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use api::agent::SSH_PORT;
-use api::configurations::RetryEvent;
+use api::configurations::{RetryEvent, RunConfiguration};
 use api::jobs::{
     ImagePullProgress, Job as WireJob, JobConnectionInfo, JobProvisioningData, JobStatus, JobSubmission,
     JobTerminationReason,
@@ -12,7 +12,7 @@ use api::runs::{Run as WireRun, RunFleet, RunStatus, RunTerminationReason};
 use jiff::Timestamp;
 use lifecycle::job::Job;
 use lifecycle::run::effective::settle_nodes;
-use lifecycle::run::{Run, StopRequest};
+use lifecycle::run::{Run, StopRequest, dev_environment};
 
 use crate::deps::Deps;
 use crate::sealing::Sealer;
@@ -85,7 +85,7 @@ pub fn run(
     for submissions in by_job.iter().filter(|_| detail.jobs) {
         let shown = &submissions[submissions.len().saturating_sub(detail.submissions)..];
         cost += shown.iter().map(|job| cost_of(now, job)).sum::<f64>();
-        wire_jobs.push(job(shown_by, row, submissions, shown));
+        wire_jobs.push(job(now, shown_by, row, submissions, shown));
     }
     let fleet = row.fleet_id.zip(names.fleet).map(|(id, name)| RunFleet { id, name });
     let first = by_job.first().and_then(|submissions| submissions.last());
@@ -102,7 +102,7 @@ pub fn run(
         run_spec,
         latest_job_submission: first
             .filter(|_| detail.jobs && detail.submissions > 0)
-            .map(|job| submission(row, job)),
+            .map(|job| submission(now, row, job)),
         jobs: wire_jobs,
         cost: (cost * 10_000.0).round() / 10_000.0,
         service: None,
@@ -154,7 +154,15 @@ fn connection_info(shown_by: &Shown<'_>, run: &Run, job: &Job) -> Option<JobConn
     let is_first = job.spec.job_num == 0 && job.spec.replica_num == 0;
     let alias = if is_first { run.name.clone() } else { job.spec.job_name.clone() };
     let proxy = shown_by.ssh_proxy;
+    let ide = match &run.spec.configuration {
+        RunConfiguration::DevEnvironment(environment) => environment.ide,
+        RunConfiguration::Task(_) | RunConfiguration::Service(_) => None,
+    };
+    let working_dir = job.state.runtime.as_ref().and_then(|runtime| runtime.working_dir.as_ref());
+    let link = ide.zip(working_dir).map(|(ide, dir)| dev_environment::ide_url(ide, &alias, dir));
     Some(JobConnectionInfo {
+        ide_name: ide.map(|ide| dev_environment::ide_name(ide).to_owned()),
+        attached_ide_url: link,
         attached_ssh_command: Some(vec!["ssh".to_owned(), alias]),
         proxied_ssh_command: proxy.map(|proxy| proxy.command(&upstream_id(job.id))),
         sshproxy_hostname: proxy.map(|proxy| proxy.hostname.clone()),
@@ -165,17 +173,17 @@ fn connection_info(shown_by: &Shown<'_>, run: &Run, job: &Job) -> Option<JobConn
     })
 }
 
-fn job(shown_by: &Shown<'_>, run: &Run, all: &[Job], shown: &[Job]) -> WireJob {
+fn job(now: Timestamp, shown_by: &Shown<'_>, run: &Run, all: &[Job], shown: &[Job]) -> WireJob {
     let mut job_spec = all[all.len() - 1].spec.clone();
     show_job_spec(shown_by.sealer, &mut job_spec);
     job_spec.ssh_key = None;
-    let job_submissions = shown.iter().map(|job| submission(run, job)).collect();
+    let job_submissions = shown.iter().map(|job| submission(now, run, job)).collect();
     let job_connection_info = shown.last().and_then(|job| connection_info(shown_by, run, job));
     WireJob { job_spec, job_submissions, job_connection_info }
 }
 
 /// One submission of a job.
-pub fn submission(run: &Run, job: &Job) -> JobSubmission {
+pub fn submission(now: Timestamp, run: &Run, job: &Job) -> JobSubmission {
     let state = &job.state;
     let last_processed_at = state.last_processed_at.unwrap_or(job.submitted_at);
     let reason = state.termination_reason;
@@ -187,7 +195,7 @@ pub fn submission(run: &Run, job: &Job) -> JobSubmission {
         submitted_at: job.submitted_at,
         last_processed_at,
         finished_at: job.status.is_finished().then_some(last_processed_at),
-        inactivity_secs: None,
+        inactivity_secs: inactivity_secs(now, run, job),
         status: job.status,
         status_message: submission_message(job),
         termination_reason: reason.map(|reason| reason.as_str().to_owned()),
@@ -205,6 +213,17 @@ pub fn submission(run: &Run, job: &Job) -> JobSubmission {
         }),
         waiting_for: state.waiting_for.clone().or_else(|| next_try(run, job)),
     }
+}
+
+/// For how long nobody has been in a dev environment that ends of it, or had been when it ended.
+fn inactivity_secs(now: Timestamp, run: &Run, job: &Job) -> Option<u64> {
+    let RunConfiguration::DevEnvironment(environment) = &run.spec.configuration else { return None };
+    environment.inactivity_duration?;
+    let state = &job.state;
+    state.started_at?;
+    let until = state.ended_at.unwrap_or(now);
+    let absence = state.unvisited_since.map(|since| until.duration_since(since).as_secs());
+    Some(absence.and_then(|secs| u64::try_from(secs).ok()).unwrap_or_default())
 }
 
 /// What a submission that ended waits for, if the run is to be tried again.
@@ -260,10 +279,12 @@ fn cost_of(now: Timestamp, job: &Job) -> f64 {
     provisioning.price * hours.max(0.0)
 }
 
-/// Whether what is shown changes while the rows do not: the cost of what runs for money.
+/// Whether what is shown changes while the rows do not: the cost of what runs for money, and for how long nobody has
+/// been in a job.
 pub fn grows_with_time(jobs: &[Job]) -> bool {
-    jobs.iter().any(|job| {
-        !job.status.is_finished() && job.state.provisioning.as_ref().is_some_and(|data| data.price > 0.0)
+    jobs.iter().filter(|job| !job.status.is_finished()).any(|job| {
+        let costs = job.state.provisioning.as_ref().is_some_and(|data| data.price > 0.0);
+        costs || job.state.unvisited_since.is_some()
     })
 }
 
@@ -380,12 +401,15 @@ mod tests {
                 user: wire.user.clone(),
                 fleet: wire.fleet.clone().map(|fleet| fleet.name),
             };
-            let now = "2026-11-24T00:00:00Z".parse().unwrap();
-            let view = run(now, &Shown { sealer: &sealer, ssh_proxy: None }, &row, &jobs, names, Detail::ALL);
+            let view = run(now(), &Shown { sealer: &sealer, ssh_proxy: None }, &row, &jobs, names, Detail::ALL);
             let is_finished = row.status.is_finished();
             let shown = comparable(serde_json::to_value(&view).unwrap(), is_finished);
             assert_eq!(shown, comparable(answer, is_finished), "{} {:?}", row.name, row.status);
         }
+    }
+
+    fn now() -> Timestamp {
+        "2026-11-24T00:00:00Z".parse().unwrap()
     }
 
     /// A run whose only job ended for want of capacity and is tried again, and that job.
@@ -422,17 +446,17 @@ mod tests {
     #[test]
     fn a_retry_says_until_when() {
         let (mut row, job) = retried();
-        assert_eq!(submission(&row, &job).waiting_for, None);
+        assert_eq!(submission(now(), &row, &job).waiting_for, None);
         let time = |text: &str| text.parse().unwrap();
         row.state.retry = Some(lifecycle::run::RetryWait {
             not_before: time("2026-11-24T01:00:00Z"),
             until: time("2026-11-24T02:30:40Z"),
             for_capacity: true,
         });
-        let waits = submission(&row, &job).waiting_for;
+        let waits = submission(now(), &row, &job).waiting_for;
         assert_eq!(waits.as_deref(), Some("the next try, until 2026-11-24 02:30 UTC"));
         row.status = RunStatus::Failed;
-        assert_eq!(submission(&row, &job).waiting_for, None);
+        assert_eq!(submission(now(), &row, &job).waiting_for, None);
     }
 
     #[test]
@@ -446,5 +470,38 @@ mod tests {
         row.status = RunStatus::Done;
         row.state.termination_reason = Some(RunTerminationReason::AllJobsDone);
         assert_eq!(shown_status(&row), (RunStatus::Done, Some(RunTerminationReason::AllJobsDone)));
+    }
+
+    #[test]
+    fn a_dev_environment_shows_its_link_and_for_how_long_nobody_has_been_there() {
+        let recorded: Vec<WireRun> =
+            serde_json::from_str(include_str!("../../tests/golden/run_views.json")).unwrap();
+        let runs = |run: &&WireRun| run.status == RunStatus::Running && run.jobs.len() == 1;
+        let (mut row, mut jobs) = rows_of(recorded.iter().find(runs).unwrap());
+        let mut job = jobs.remove(0);
+        row.spec.configuration = serde_json::from_value(serde_json::json!({
+            "type": "dev-environment", "ide": "vscode", "inactivity_duration": "1h",
+        }))
+        .unwrap();
+        job.state.started_at = Some("2026-11-23T23:00:00Z".parse().unwrap());
+        let runtime = job.state.runtime.as_mut().unwrap();
+        runtime.ports = Some([(SSH_PORT, 40_000)].into());
+        runtime.working_dir = Some("/work".to_owned());
+        let sealer = Sealer::ephemeral(&Ids::seeded(1));
+        let info = connection_info(&sealer, &row, &job).unwrap();
+        assert_eq!(info.ide_name.as_deref(), Some("VS Code"));
+        let link = format!("vscode://vscode-remote/ssh-remote+{}/work", row.name);
+        assert_eq!(info.attached_ide_url, Some(link));
+        let seconds = |row: &Run, job: &Job| submission(now(), row, job).inactivity_secs;
+        assert_eq!(seconds(&row, &job), Some(0));
+        job.state.unvisited_since = Some("2026-11-23T23:59:00Z".parse().unwrap());
+        assert_eq!(seconds(&row, &job), Some(60));
+        assert!(grows_with_time(std::slice::from_ref(&job)));
+        job.state.ended_at = Some("2026-11-23T23:59:30Z".parse().unwrap());
+        assert_eq!(seconds(&row, &job), Some(30));
+        if let RunConfiguration::DevEnvironment(environment) = &mut row.spec.configuration {
+            environment.inactivity_duration = None;
+        }
+        assert_eq!(seconds(&row, &job), None);
     }
 }

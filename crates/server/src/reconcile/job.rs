@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use api::agent::{AgentError, AgentErrorCode, ClusterInfo};
+use api::configurations::RunConfiguration;
 use api::ids::{InstanceId, JobId};
 use api::jobs::{JobStatus, JobTerminationReason};
 use lifecycle::events::Target;
 use lifecycle::instance::Instance;
-use lifecycle::job::{Effect, Job, JobDecision, Refused, Seen, Surroundings, decide};
+use lifecycle::job::{Effect, Inactivity, Job, JobDecision, Refused, Seen, Surroundings, decide};
 use store::leases::Table;
 use store::{Versioned, instances, jobs, runs};
 
@@ -39,6 +40,7 @@ pub async fn reconcile(deps: &Deps, id: JobId) -> store::Result<Next> {
         log_error: deps.logs.error(id),
         unreachable_since: instance.as_ref().and_then(|instance| silent_since(deps, instance, is_ending)),
         unreachable_after_secs: deps.settings.unreachable_after_secs,
+        inactivity: inactivity_of(deps, &job, instance.as_ref()).await?,
         instance: instance.as_ref(),
     };
     let decision = decide(deps.clock.now(), &job, &seen, &around);
@@ -58,6 +60,16 @@ fn observe(deps: &Deps, job: &Job, instance: Option<&Instance>) -> Seen {
         TaskSeen::Absent => Seen::Absent,
         TaskSeen::Known(task) => Seen::Known(task),
     }
+}
+
+/// How long nobody has been in a dev environment, if that is to end it. Agents tell it of such jobs only.
+async fn inactivity_of(deps: &Deps, job: &Job, instance: Option<&Instance>) -> store::Result<Option<Inactivity>> {
+    let since = instance.and_then(|instance| deps.agents.unvisited_since(instance.id, job.id));
+    let Some(since) = since else { return Ok(None) };
+    let Some(run) = runs::get(&deps.db, job.run_id).await? else { return Ok(None) };
+    let RunConfiguration::DevEnvironment(environment) = &run.value.spec.configuration else { return Ok(None) };
+    let limit = environment.inactivity_duration.and_then(|limit| u64::try_from(limit.0).ok());
+    Ok(limit.map(|limit_secs| Inactivity { since, limit_secs }))
 }
 
 fn silent_since(deps: &Deps, instance: &Instance, is_ending: bool) -> Option<jiff::Timestamp> {

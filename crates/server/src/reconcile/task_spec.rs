@@ -5,17 +5,17 @@ use std::net::IpAddr;
 
 use api::agent::{
     ContainerNetwork, ContainerSpec, FileDelivery, HostShare, InstanceMount, RegistryAuth, Runtime, SSH_PORT,
-    SshListen, SshServer, TaskSpec, WayOverHost,
+    SshListen, SshServer, Stay, TaskSpec, WayOverHost,
 };
 use api::backends::BackendType;
-use api::configurations::{Memory, Mount};
+use api::configurations::{Memory, Mount, RunConfiguration};
 use api::ids::{FileArchiveId, ProjectId};
 use api::instances::{InstanceAvailability, Offer};
 use api::jobs::{JobProvisioningData, JobRuntimeData, JobSpec};
 use lifecycle::instance::Instance;
-use lifecycle::job::Job;
+use lifecycle::job::{Job, stop_grace_secs};
 use lifecycle::placement::requirements;
-use lifecycle::run::{Run, for_processes, interpolation};
+use lifecycle::run::{Run, dev_environment, for_processes, interpolation};
 use store::{Db, projects, runs};
 
 use super::job::GENERATION;
@@ -26,9 +26,6 @@ use crate::spec_secrets;
 
 /// The folder of a host's RDMA devices.
 const RDMA_DEVICES: &str = "/dev/infiniband";
-
-/// The grace of a task whose configuration turns the limit off, in seconds.
-const UNLIMITED_GRACE_SECS: u64 = 365 * 24 * 3600;
 
 /// Why a task could not be given.
 pub(super) enum Refusal {
@@ -222,11 +219,18 @@ async fn spec_of(
         return Ok(Err(format!("Secrets interpolation error: {missing}")));
     }
     let cluster = job.state.cluster.clone().unwrap_or_default();
-    let argv =
-        match interpolation::resolve_commands(&job_spec.commands, &run.spec.configuration, &cluster.node_ips) {
-            Ok(argv) => argv,
-            Err(message) => return Ok(Err(message)),
-        };
+    // What a dev environment does on the wire is said to the agent in parts.
+    let (commands, stay) = match &run.spec.configuration {
+        RunConfiguration::DevEnvironment(environment) => {
+            let greeting = dev_environment::greeting(environment, &run.name);
+            (dev_environment::init_argv(environment), Some(Stay { greeting }))
+        }
+        RunConfiguration::Task(_) | RunConfiguration::Service(_) => (job_spec.commands.clone(), None),
+    };
+    let argv = match interpolation::resolve_commands(&commands, &run.spec.configuration, &cluster.node_ips) {
+        Ok(argv) => argv,
+        Err(message) => return Ok(Err(message)),
+    };
     let in_container = runs_in_container(run, instance);
     let argv = if in_container { argv } else { for_processes(&argv) };
     let files = match file_deliveries(deps, &job_spec).await? {
@@ -261,9 +265,10 @@ async fn spec_of(
         files,
         repo_id: run.spec.repo_id.clone(),
         max_duration_secs: job_spec.max_duration,
-        stop_grace_secs: job_spec.stop_duration.unwrap_or(UNLIMITED_GRACE_SECS),
+        stop_grace_secs: stop_grace_secs(&job_spec),
         released: job.released_at.is_some(),
         ssh: Some(ssh_of(deps, job, run, instance, in_container)),
+        stay,
     }))
 }
 

@@ -186,6 +186,7 @@ impl Hosts {
             log_end: 0,
             resolved: Resolved::default(),
             warnings: vec![],
+            unvisited_millis: None,
         };
         let next_at = now + seconds(rng, 0.01, 0.5);
         host.tasks.insert(

@@ -111,7 +111,7 @@ pub(crate) fn job_file(
     if let Runtime::Docker(container) = &mut spec.runtime {
         container.registry_auth = None::<RegistryAuth>;
         home_dir = container.home_dir.clone().map(PathBuf::from);
-        if spec.argv.is_empty() {
+        if spec.argv.is_empty() && spec.stay.is_none() {
             spec.argv = config.entrypoint.unwrap_or_default();
             spec.argv.extend(config.cmd.unwrap_or_default());
             if spec.argv.is_empty() {

@@ -1,21 +1,73 @@
 //! What the supervisor and the SSH server say to each other after the orders.
 //!
 //! The log lies where only the supervisor may read. So the server asks for the part of it that it needs, and gets it as
-//! open files.
+//! open files. And the supervisor must know whether anybody is in the job, which the server tells when it changes.
 
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::Mutex;
 
 use crate::log_files::{index_name, list_segments, segment_name};
 
 /// How long a word of the supervisor is.
 pub(super) const WORD: usize = 9;
-/// How long a question is: the offset of the byte that is wanted.
-pub(super) const QUESTION: usize = 8;
+/// How long a word of the server is.
+pub(super) const REPORT: usize = 9;
+
+/// What the server says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Report {
+    /// It needs the part of the log with the byte at this offset.
+    Wants(u64),
+    /// A user is in the job, after nobody was.
+    Visited,
+    /// The last user has left.
+    Left,
+}
+
+impl Report {
+    pub(super) fn encode(self) -> [u8; REPORT] {
+        let (kind, number) = match self {
+            Report::Wants(offset) => (1, offset),
+            Report::Visited => (2, 0),
+            Report::Left => (3, 0),
+        };
+        let mut bytes = [kind; REPORT];
+        bytes[1..].copy_from_slice(&number.to_be_bytes());
+        bytes
+    }
+
+    pub(super) fn decode(bytes: [u8; REPORT]) -> Option<Report> {
+        let [kind, number @ ..] = bytes;
+        match kind {
+            1 => Some(Report::Wants(u64::from_be_bytes(number))),
+            2 => Some(Report::Visited),
+            3 => Some(Report::Left),
+            _ => None,
+        }
+    }
+}
+
+/// The server's end of the socket, for all who have something to say.
+#[derive(Debug, Clone)]
+pub(super) struct Reporter(Arc<Mutex<OwnedWriteHalf>>);
+
+impl Reporter {
+    pub(super) fn new(socket: OwnedWriteHalf) -> Reporter {
+        Reporter(Arc::new(Mutex::new(socket)))
+    }
+
+    pub(super) async fn say(&self, report: Report) -> io::Result<()> {
+        self.0.lock().await.write_all(&report.encode()).await
+    }
+}
 
 /// What the supervisor says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +146,10 @@ mod tests {
             assert_eq!(Word::decode(word.encode()), Some(word));
         }
         assert_eq!(Word::decode([9; WORD]), None);
+        for report in [Report::Wants(u64::MAX), Report::Visited, Report::Left] {
+            assert_eq!(Report::decode(report.encode()), Some(report));
+        }
+        assert_eq!(Report::decode([9; REPORT]), None);
     }
 
     #[test]

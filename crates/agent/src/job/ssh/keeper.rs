@@ -18,7 +18,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-use super::control::{QUESTION, Word, find_segment};
+use super::control::{REPORT, Report, Word, find_segment};
 use super::transport::Protocol;
 use super::{FAREWELL, LAST_LOG, Orders};
 use crate::job::prepare::Prepared;
@@ -37,14 +37,16 @@ pub(crate) struct Keeper {
     process: Option<Process>,
     restart_at: Option<Instant>,
     is_ending: bool,
+    visits: u64,
 }
 
 struct Process {
     pid: Pid,
     // The server ends when this closes.
     control: UnixStream,
-    question: Vec<u8>,
+    said: Vec<u8>,
     is_deaf: bool,
+    is_visited: bool,
 }
 
 impl Keeper {
@@ -65,6 +67,7 @@ impl Keeper {
             process: None,
             restart_at: None,
             is_ending: false,
+            visits: 0,
         };
         keeper.launch().map_err(|error| format!("the job's SSH server cannot start: {error}"))?;
         Ok(keeper)
@@ -78,6 +81,16 @@ impl Keeper {
     /// The server's process, if it runs.
     pub(crate) fn pid(&self) -> Option<Pid> {
         self.process.as_ref().map(|process| process.pid)
+    }
+
+    /// Whether somebody is in the job.
+    pub(crate) fn is_visited(&self) -> bool {
+        self.process.as_ref().is_some_and(|process| process.is_visited)
+    }
+
+    /// How often somebody came while nobody was there.
+    pub(crate) fn visits(&self) -> u64 {
+        self.visits
     }
 
     /// When something is to be done.
@@ -104,7 +117,7 @@ impl Keeper {
         process.map(|process| process.control.as_fd())
     }
 
-    /// Answers what the server asks about the log in `logs`.
+    /// Hears the server, and answers what it asks about the log in `logs`.
     pub(crate) fn answer(&mut self, logs: &Path) {
         let Some(process) = self.process.as_mut().filter(|process| !process.is_deaf) else {
             return;
@@ -112,15 +125,26 @@ impl Keeper {
         let mut buffer = [0; 64];
         match recv(process.control.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
             Ok(0) => process.is_deaf = true,
-            Ok(length) => process.question.extend_from_slice(&buffer[..length]),
+            Ok(length) => process.said.extend_from_slice(&buffer[..length]),
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(_) => process.is_deaf = true,
         }
-        while let Some((question, rest)) = process.question.split_first_chunk::<QUESTION>() {
-            let (word, files) = find_segment(logs, u64::from_be_bytes(*question));
-            process.question = rest.to_vec();
-            // A server that does not get its answer has gone.
-            let _ = word.send(&process.control, &files);
+        while let Some((report, rest)) = process.said.split_first_chunk::<REPORT>() {
+            let report = Report::decode(*report);
+            process.said = rest.to_vec();
+            match report {
+                Some(Report::Wants(position)) => {
+                    let (word, files) = find_segment(logs, position);
+                    // A server that does not get its answer has gone.
+                    let _ = word.send(&process.control, &files);
+                }
+                Some(Report::Visited) => {
+                    process.is_visited = true;
+                    self.visits += 1;
+                }
+                Some(Report::Left) => process.is_visited = false,
+                None => process.is_deaf = true,
+            }
         }
     }
 
@@ -179,7 +203,7 @@ impl Keeper {
             let _ = orders.write(&mut control);
         })?;
         let pid = Pid::from_raw(child.id() as i32);
-        self.process = Some(Process { pid, control: ours, question: Vec::new(), is_deaf: false });
+        self.process = Some(Process { pid, control: ours, said: Vec::new(), is_deaf: false, is_visited: false });
         Ok(())
     }
 }

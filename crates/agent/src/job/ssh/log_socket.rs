@@ -19,12 +19,12 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use jiff::Timestamp;
 use serde::Deserialize;
-use tokio::io::{AsyncWriteExt, DuplexStream};
+use tokio::io::DuplexStream;
 use tokio::net::UnixStream;
 use tokio::sync::{Mutex, mpsc, watch};
 
 use super::Server;
-use super::control::{QUESTION, Word};
+use super::control::{Report, Reporter, Word};
 use crate::log_files::INDEX_ENTRY;
 use crate::names;
 
@@ -54,25 +54,25 @@ pub(super) struct Segment {
 /// The log, as the supervisor hands it out.
 #[derive(Debug)]
 pub(super) struct Log {
-    questions: Mutex<(tokio::net::unix::OwnedWriteHalf, mpsc::Receiver<Option<Segment>>)>,
+    reporter: Reporter,
+    answers: Mutex<mpsc::Receiver<Option<Segment>>>,
     complete: watch::Receiver<Option<u64>>,
 }
 
 impl Log {
-    /// Asks on a socket; answers come as they are read from there.
+    /// Asks the supervisor; answers come as they are read from there.
     pub(super) fn new(
-        socket: tokio::net::unix::OwnedWriteHalf,
+        reporter: Reporter,
         answers: mpsc::Receiver<Option<Segment>>,
         complete: watch::Receiver<Option<u64>>,
     ) -> Log {
-        Log { questions: Mutex::new((socket, answers)), complete }
+        Log { reporter, answers: Mutex::new(answers), complete }
     }
 
     async fn segment(&self, position: u64) -> Option<Segment> {
-        let mut questions = self.questions.lock().await;
-        let (socket, answers) = &mut *questions;
-        let question: [u8; QUESTION] = position.to_be_bytes();
-        socket.write_all(&question).await.ok()?;
+        // Each waits for its own answer.
+        let mut answers = self.answers.lock().await;
+        self.reporter.say(Report::Wants(position)).await.ok()?;
         answers.recv().await?
     }
 }

@@ -18,6 +18,7 @@ mod session;
 mod sftp;
 mod shell;
 mod transport;
+mod visits;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Read, Write};
@@ -38,11 +39,12 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::control::Word;
+use self::control::{Reporter, Word};
 pub(crate) use self::keeper::Keeper;
 use self::log_socket::{Log, Segment};
 pub(crate) use self::sftp::run as run_sftp;
 use self::transport::Protocol;
+use self::visits::Visits;
 use crate::job::account::Database;
 
 /// The longest orders: mostly the job's environment.
@@ -104,6 +106,8 @@ struct Server {
     groups: Mutex<HashSet<Pid>>,
     /// Conversations with clients.
     clients: TaskTracker,
+    /// Which of them are users that are in.
+    visits: Visits,
     /// The job's log, and those who follow it.
     log: Log,
     followers: TaskTracker,
@@ -121,6 +125,7 @@ impl Server {
             ended: CancellationToken::new(),
             groups: Mutex::default(),
             clients: TaskTracker::new(),
+            visits: Visits::default(),
             log,
             followers: TaskTracker::new(),
             is_ending: AtomicBool::new(false),
@@ -186,13 +191,14 @@ async fn serve(orders: Orders, protocol: Protocol, control: UnixStream, listener
     control.set_nonblocking(true)?;
     listener.set_nonblocking(true)?;
     // One end for questions, the same for answers: files come beside the bytes, which halves know nothing of.
-    let questions = tokio::net::UnixStream::from_std(control.try_clone()?)?.into_split().1;
+    let reporter = Reporter::new(tokio::net::UnixStream::from_std(control.try_clone()?)?.into_split().1);
     let control = tokio::net::UnixStream::from_std(control)?;
     let (answers, answered) = mpsc::channel(1);
     let (complete, completed) = watch::channel(None);
-    let server = Arc::new(Server::new(orders, Log::new(questions, answered, completed)));
+    let server = Arc::new(Server::new(orders, Log::new(reporter.clone(), answered, completed)));
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let conversations = tokio::spawn(transport::serve(server.clone(), protocol, listener));
+    tokio::spawn(server.visits.clone().tell(reporter));
     while let Some(Some((word, files))) = server.ended.run_until_cancelled(log_socket::hear(&control)).await {
         match word {
             Word::Segment(start) => {

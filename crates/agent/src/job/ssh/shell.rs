@@ -17,8 +17,8 @@ const REFUSALS: [&str; 2] = ["nologin", "false"];
 
 /// What a login shell does after the system's and the user's profiles, which often begin the search path anew: what the
 /// job has in front stays in front.
-const AFTER_PROFILE: &str =
-    "PATH=\"$DSTACK_SSH_PATH${PATH:+:$PATH}\"; export PATH; unset DSTACK_SSH_PATH; exec \"$0\"";
+const AFTER_PROFILE: &str = "case \":$PATH:\" in \":$DSTACK_SSH_PATH:\"*) ;; \
+    *) PATH=\"$DSTACK_SSH_PATH${PATH:+:$PATH}\" ;; esac; export PATH; unset DSTACK_SSH_PATH; exec \"$0\"";
 
 /// The shell of a session: what the environment says, else the user database, else the usual ones.
 pub(super) fn find(

@@ -83,3 +83,10 @@ pub(super) fn print_ports(session: &mut Session, attachment: &Attachment) -> any
     }
     Ok(())
 }
+
+/// Says with which link an IDE opens the job, if it is a dev environment.
+pub(super) fn print_link(session: &mut Session, attachment: &Attachment) -> anyhow::Result<()> {
+    let Some((ide, link)) = &attachment.ide else { return Ok(()) };
+    session.printer.line(format!("To open in {ide}, use link below:\n\n  {link}\n"))?;
+    Ok(())
+}

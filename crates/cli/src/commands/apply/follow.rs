@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use api::client::{RunStream, RunStreamEvent, RunStreamOptions, RunTunnelTarget, endpoints};
+use api::configurations::RunConfiguration;
 use api::ids::JobId;
 use api::jobs::{ImagePullProgress, Job, JobStatus, JobSubmission};
 use api::runs::{Run, RunStatus, StopRunsRequest};
@@ -338,7 +339,7 @@ impl Follower {
             Purpose::Attached { logs: false, .. } => {
                 bail!("Failed to attach to run {name}: {why}. Follow its log with `dstack attach {name} --logs`")
             }
-            Purpose::Submitted { .. } if !self.has_ports() => {}
+            Purpose::Submitted { .. } if !self.wants_way() => {}
             _ if self.warned => {}
             _ => session.printer.note(&format!("There is no way into run {name} by SSH: {why}"))?,
         }
@@ -346,8 +347,11 @@ impl Follower {
         Ok(())
     }
 
-    /// Whether ports were to be forwarded.
-    fn has_ports(&self) -> bool {
+    /// Whether there is something to do on the way in: ports to forward, or work.
+    fn wants_way(&self) -> bool {
+        if matches!(self.run.run_spec.configuration, RunConfiguration::DevEnvironment(_)) {
+            return true;
+        }
         let job = enter::find(&self.run, self.purpose.target());
         job.and_then(|job| job.job_spec.app_specs.as_ref()).is_some_and(|apps| !apps.is_empty())
     }
@@ -376,6 +380,7 @@ impl Follower {
             session.printer.line(format!("Attached to run {name} (replica={replica} job={job})"))?;
             if let Some(attachment) = &self.attachment {
                 enter::print_ports(session, attachment)?;
+                enter::print_link(session, attachment)?;
                 let alias = &attachment.alias;
                 session.printer.line(format!("To connect to the run via SSH, use `ssh {alias}`."))?;
             }

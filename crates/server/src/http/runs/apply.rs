@@ -8,7 +8,7 @@ use axum::extract::State;
 use lifecycle::events::{NewEvent, Target};
 use lifecycle::job::{Job, JobState};
 use lifecycle::run::effective::settle_nodes;
-use lifecycle::run::{Run, RunState};
+use lifecycle::run::{Run, RunState, job_specs};
 use store::leases::Table;
 use store::{Hold, Tx, Versioned, jobs, runs};
 
@@ -23,9 +23,10 @@ use crate::http::scope::{cannot_update, changed_keys, hold_project};
 use crate::spec_secrets::{seal_job_spec, seal_run_spec, unseal_run_spec};
 use crate::{accounts, names};
 
-/// The keys of a task that may be changed while it runs.
+/// The keys of a run that may be changed while it runs.
 const UPDATABLE_SPEC: &[&str] = &["configuration", "configuration_path"];
 const UPDATABLE_CONFIGURATION: &[&str] = &["priority", "files"];
+const UPDATABLE_DEV_ENVIRONMENT: &[&str] = &["priority", "files", "inactivity_duration"];
 
 pub async fn apply(
     State(deps): State<Deps>,
@@ -71,14 +72,16 @@ fn run_not_found() -> Error {
 
 /// Writes a run and its jobs.
 async fn submit(deps: &Deps, tx: &mut Tx, access: &Access, checked: Checked) -> Result<(Run, Vec<Job>)> {
-    let Checked { mut effective, jobs: specs } = checked;
-    let name = match effective.run_name.take() {
-        Some(name) => name,
-        None => free_name(deps, tx, access).await?,
+    let Checked { mut effective, jobs: mut specs } = checked;
+    let name = if let Some(name) = effective.run_name.clone() {
+        name
+    } else {
+        let name = free_name(deps, tx, access).await?;
+        effective.run_name = Some(name.clone());
+        // It was planned under another name, which is in more than one place.
+        specs = job_specs(&effective, &deps.settings.default_image).map_err(Error::bad_request)?;
+        name
     };
-    effective.run_name = Some(name.clone());
-    // Without a name of its own the run was planned under another one.
-    let specs: Vec<JobSpec> = specs.into_iter().map(|spec| named(spec, &name)).collect();
     let now = deps.clock.now();
     seal_run_spec(&deps.sealer, &mut effective);
     let run = Run {
@@ -108,10 +111,6 @@ async fn submit(deps: &Deps, tx: &mut Tx, access: &Access, checked: Checked) -> 
         submissions.push(add_job(deps, tx, &run, spec).await?);
     }
     Ok((run, submissions))
-}
-
-fn named(spec: JobSpec, run_name: &str) -> JobSpec {
-    JobSpec { job_name: format!("{run_name}-{}-{}", spec.job_num, spec.replica_num), ..spec }
 }
 
 async fn add_job(deps: &Deps, tx: &mut Tx, run: &Run, mut spec: JobSpec) -> Result<Job> {
@@ -196,6 +195,8 @@ async fn update(
         store::Error::Stale => Error::bad_request(CHANGED),
         other => Error::from(other),
     })?;
+    // What has changed may be what a job is to end by.
+    jobs::touch_by_run(&mut *tx, run.id, deps.clock.now()).await?;
     let message = format!(
         "Run updated. Deployment: {}. Changed fields: {}",
         wanted.value.state.deployment_num,
@@ -226,9 +227,11 @@ pub(super) fn update_refusal(current: &RunSpec, wanted: &RunSpec) -> Result<Opti
     if only_architecture_was_dropped(&current.configuration, &wanted.configuration) {
         changed.retain(|key| key != "resources");
     }
+    let is_dev_environment = matches!(current.configuration, RunConfiguration::DevEnvironment(_));
+    let updatable = if is_dev_environment { UPDATABLE_DEV_ENVIRONMENT } else { UPDATABLE_CONFIGURATION };
     // Other paths of the same archives: the archives themselves were compared with the rest of the submission.
-    if changed.iter().any(|key| !UPDATABLE_CONFIGURATION.contains(&key.as_str())) {
-        return Ok(Some(cannot_update(&changed, UPDATABLE_CONFIGURATION)));
+    if changed.iter().any(|key| !updatable.contains(&key.as_str())) {
+        return Ok(Some(cannot_update(&changed, updatable)));
     }
     Ok(None)
 }
@@ -271,5 +274,24 @@ mod tests {
         assert!(update_refusal(&spec(&json!({})), &other_code).unwrap().is_some());
         let with_arch = spec(&json!({ "resources": { "cpu": "x86:2.." } }));
         assert_eq!(update_refusal(&with_arch, &spec(&json!({}))).unwrap(), None);
+    }
+
+    #[test]
+    fn a_dev_environment_may_get_another_time_of_inactivity() {
+        let environment = |keys: Value| {
+            let mut configuration = json!({ "type": "dev-environment", "ide": "vscode" });
+            configuration.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+            let spec = json!({ "run_name": "dev", "configuration": configuration });
+            fill_defaults(serde_json::from_value(spec).unwrap(), "key")
+        };
+        let check = |keys: Value, is_allowed: bool| {
+            let refused = update_refusal(&environment(json!({})), &environment(keys)).unwrap();
+            assert_eq!(refused.is_none(), is_allowed, "{refused:?}");
+        };
+        check(json!({ "inactivity_duration": "2h" }), true);
+        check(json!({ "inactivity_duration": "off", "priority": 7 }), true);
+        check(json!({ "ide": "cursor" }), false);
+        check(json!({ "inactivity_duration": "2h", "init": ["a"] }), false);
+        check(json!({ "max_duration": "2h" }), false);
     }
 }

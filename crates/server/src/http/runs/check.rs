@@ -73,15 +73,12 @@ impl Checked {
     }
 }
 
-/// What a task of this server cannot have.
+/// What a run of this server cannot have.
 fn check_supported(spec: &RunSpec) -> Result<()> {
     let common = spec.configuration.common();
     let profile = profile_of(spec);
     let kind = match &spec.configuration {
-        RunConfiguration::Task(_) => None,
-        RunConfiguration::DevEnvironment(_) => {
-            Some("dev environments need SSH access to jobs, which this server does not have yet")
-        }
+        RunConfiguration::Task(_) | RunConfiguration::DevEnvironment(_) => None,
         RunConfiguration::Service(_) => Some("`type: service` is not supported by this server yet"),
     };
     let runs_as_process = *common.runtime == Some(Runtime::Process);
@@ -90,7 +87,10 @@ fn check_supported(spec: &RunSpec) -> Result<()> {
         (profile.utilization_policy.is_some(), "`utilization_policy` is not supported by this server yet"),
         (*common.docker == Some(true), "`docker: true` is not supported by this server yet"),
         (*common.dstack, "`dstack: true` is not supported by this server yet"),
-        (!common.setup.is_empty(), "`setup` is not supported by this server: put its lines first in `commands`"),
+        (
+            !common.setup.is_empty(),
+            "`setup` is not supported by this server: put its lines first in `commands` or `init`",
+        ),
         (
             profile.backend_options.as_ref().is_some_and(|options| !options.is_empty()),
             "`backend_options` is not supported by this server: it has no such backend",
@@ -207,7 +207,7 @@ mod tests {
             json!({ "utilization_policy": { "min_gpu_utilization": 10, "time_window": "10m" } }),
             Some("`utilization_policy`"),
         );
-        check(json!({ "type": "dev-environment" }), Some("SSH access"));
+        check(json!({ "type": "dev-environment", "inactivity_duration": "2h" }), None);
         check(json!({ "type": "service", "port": 80, "commands": ["x"] }), Some("`type: service`"));
         check(json!({ "docker": true }), Some("`docker: true`"));
         check(json!({ "dstack": true }), Some("`dstack: true`"));

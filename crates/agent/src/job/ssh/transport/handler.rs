@@ -14,6 +14,7 @@ use crate::job::ssh::agent_socket::AgentSocket;
 use crate::job::ssh::forward::{Listeners, Target, carry};
 use crate::job::ssh::pty::{TerminalRequest, Window};
 use crate::job::ssh::session::{Program, Session};
+use crate::job::ssh::visits::Visit;
 
 /// How many channels one client may have.
 const CHANNELS_LIMIT: usize = 256;
@@ -25,6 +26,10 @@ pub(super) struct Peer {
     known: Arc<Notify>,
     sessions: HashMap<ChannelId, Session>,
     listeners: Listeners,
+    /// Whether its key is one of the users'.
+    is_user: bool,
+    /// From its login on.
+    visit: Option<Visit>,
 }
 
 type Answer<T = ()> = Result<T, russh::Error>;
@@ -32,7 +37,15 @@ type Answer<T = ()> = Result<T, russh::Error>;
 impl Peer {
     /// A client that has yet to show its key; `known` is told once it has.
     pub(super) fn new(connection: Arc<Connection>, protocol: Arc<Protocol>, known: Arc<Notify>) -> Peer {
-        Peer { connection, protocol, known, sessions: HashMap::new(), listeners: Listeners::default() }
+        Peer {
+            connection,
+            protocol,
+            known,
+            sessions: HashMap::new(),
+            listeners: Listeners::default(),
+            is_user: false,
+            visit: None,
+        }
     }
 
     fn judge(&self, key: &PublicKey) -> Auth {
@@ -97,10 +110,12 @@ impl Handler for Peer {
 
     // Whatever name a client gives, it becomes the job's user: official clients say `root` for their tunnels.
     async fn auth_publickey(&mut self, _user: &str, key: VerifiedPublicKey<'_>) -> Answer<Auth> {
+        self.is_user = self.protocol.is_authorized(key.public_key);
         Ok(self.judge(key.public_key))
     }
 
     async fn auth_succeeded(&mut self, _link: &mut Link) -> Answer {
+        self.visit = self.is_user.then(|| self.connection.server.visits.begin());
         self.known.notify_one();
         Ok(())
     }
