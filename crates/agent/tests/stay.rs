@@ -63,7 +63,7 @@ async fn what_a_command_left_running_keeps_its_terminal() {
     let log = wait_for_log(&mut agent, &spec, "hello in").await;
     assert!(log.contains("begun"), "{log}");
     let after = log.matches("tick").count() + 3;
-    wait_for_log(&mut agent, &spec, &format!("tick {after}\r\n")).await;
+    wait_for_log(&mut agent, &spec, &format!("tick {after}\n")).await;
     assert_eq!(agent.state(spec.id).await.unwrap().phase, TaskPhase::Running);
     agent.stop(&spec, 1).await;
     agent.wait_sealed(&spec).await;

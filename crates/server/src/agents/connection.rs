@@ -563,6 +563,36 @@ mod tests {
         }
     }
 
+    #[test]
+    fn absence_is_counted_by_our_clock_and_the_same_one_is_no_news() {
+        let connection = connection();
+        let job = JobId(Uuid::from_u128(3));
+        let mut state = connection.state();
+        let mut told = |secs: i64, unvisited_millis: Option<u64>| {
+            let now = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(secs);
+            let is_news = state.note_visits(&TaskState { unvisited_millis, ..running(job) }, now);
+            (is_news, state.unvisited.get(&job).map(|since| since.as_second()))
+        };
+        assert_eq!(told(1000, None), (false, None));
+        assert_eq!(told(1000, Some(5_000)), (true, Some(995)));
+        // Told again, and a little late.
+        assert_eq!(told(1060, Some(64_800)), (false, Some(995)));
+        // Somebody was there in between.
+        assert_eq!(told(1060, Some(1_000)), (true, Some(1059)));
+        assert_eq!(told(1061, None), (true, None));
+        // No host can have been up for so long.
+        assert_eq!(told(1062, Some(u64::MAX)), (false, None));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_known_of_absence_while_an_agent_does_not_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let (around, connection) = (surroundings(&folder).await, connection());
+        let job = JobId(Uuid::from_u128(3));
+        connection.learn(&around, TaskState { unvisited_millis: Some(5_000), ..running(job) });
+        assert_eq!(connection.unvisited_since(job), None);
+    }
+
     /// An agent that gives every request the same answer.
     async fn agent(answer: AgentError) -> Sender {
         agent_that(move |request| {
