@@ -80,6 +80,12 @@ pub(crate) fn prepare_child(command: &mut Command, terminal: bool, credentials: 
     unsafe { command.pre_exec(setup) };
 }
 
+/// Lets the command start with no signal blocked, whatever is here.
+pub(crate) fn unblock_signals(command: &mut Command) {
+    // SAFETY: the closure makes one system call and allocates nothing.
+    unsafe { command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?)) };
+}
+
 /// Tells a terminal its size; whoever runs on it is told by a signal.
 pub(crate) fn set_window(terminal: impl AsFd, window: &Winsize) -> nix::Result<()> {
     let descriptor = terminal.as_fd().as_raw_fd();

@@ -65,7 +65,8 @@ async fn what_a_command_left_running_keeps_its_terminal() {
     let after = log.matches("tick").count() + 3;
     wait_for_log(&mut agent, &spec, &format!("tick {after}\n")).await;
     assert_eq!(agent.state(spec.id).await.unwrap().phase, TaskPhase::Running);
-    agent.stop(&spec, 1).await;
+    // It hears of the end, and needs not be killed.
+    agent.stop(&spec, 3600).await;
     agent.wait_sealed(&spec).await;
     assert!(processes_of(spec.id).into_iter().all(|pid| !is_alive(pid)));
 }
@@ -88,12 +89,16 @@ async fn a_command_that_fails_ends_the_job_without_a_greeting() {
 #[tokio::test]
 async fn a_stop_interrupts_the_command_though_its_shell_goes_to_its_prompt() {
     let mut agent = Agent::new(&[]);
-    let spec = staying(&["/bin/sh", "-i", "-c", "echo begun; sleep 1000010; echo on"]);
-    agent.put(&spec).await;
-    wait_for_log(&mut agent, &spec, "begun").await;
-    agent.stop(&spec, 3600).await;
-    let exit = agent.wait_sealed(&spec).await.exit.unwrap();
-    assert_eq!(exit.reason, ExitReason::Stopped);
+    for flags in [&["-i", "-c"][..], &["-c"]] {
+        let argv = [&["/bin/sh"], flags, &["echo begun; sleep 1000010; echo on"]].concat();
+        let spec = staying(&argv);
+        agent.put(&spec).await;
+        wait_for_log(&mut agent, &spec, "begun").await;
+        agent.stop(&spec, 3600).await;
+        let exit = agent.wait_sealed(&spec).await.exit.unwrap();
+        assert_eq!(exit.reason, ExitReason::Stopped);
+        assert!(!wait_for_log(&mut agent, &spec, "begun").await.contains("hello"));
+    }
 }
 
 #[tokio::test]

@@ -10,6 +10,8 @@ use std::process::{Command, ExitCode, ExitStatus};
 use api::agent::Stay;
 use nix::sys::signal::{SigSet, Signal};
 
+use crate::sys;
+
 /// What stands for the job's directory in a greeting, and the variable that has it.
 const PLACE: &str = "$DSTACK_WORKING_DIR";
 /// What shells answer where a command cannot be run.
@@ -24,11 +26,14 @@ pub(super) fn argv(stay: &Stay, command: &[String]) -> Vec<String> {
 
 /// Runs the command, greets, and waits to be told to end. A command that fails ends the job as it would without us.
 pub(crate) fn run(greeting: &str, command: &[String]) -> ExitCode {
-    // Signals to the whole job are for the command first: its end is ours. It gets them, for nothing is blocked in it.
+    // Signals to the whole job are for the command first: its end is ours.
     let ends: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
     let _ = ends.thread_block();
     if let [program, arguments @ ..] = command {
-        match Command::new(program).args(arguments).status() {
+        let mut command = Command::new(program);
+        command.args(arguments);
+        sys::unblock_signals(&mut command);
+        match command.status() {
             Ok(status) if status.success() => {}
             Ok(status) => return ExitCode::from(code(status)),
             Err(error) => {
