@@ -121,18 +121,13 @@ impl Attachment {
         if (stays || has_ports)
             && let Err(error) = attachment.forward(session, wanted).await
         {
-            let lost =
-                if has_ports { "No ports are forwarded" } else { "Being attached keeps nothing alive" };
+            let lost = if has_ports { "No ports are forwarded" } else { "Being attached keeps nothing alive" };
             attachment.warnings.push(format!("{lost}: {error:#}"));
         }
         Ok(Some(attachment))
     }
 
-    async fn forward(
-        &mut self,
-        session: &Session,
-        wanted: Wanted<'_>,
-    ) -> anyhow::Result<()> {
+    async fn forward(&mut self, session: &Session, wanted: Wanted<'_>) -> anyhow::Result<()> {
         let Wanted { ports, host, is_here, stays } = wanted;
         let host = host.unwrap_or(forward::LOCALHOST);
         // What the job will listen at must not be taken from it.

@@ -488,7 +488,7 @@ mod tests {
         runtime.ports = Some([(SSH_PORT, 40_000)].into());
         runtime.working_dir = Some("/work".to_owned());
         let sealer = Sealer::ephemeral(&Ids::seeded(1));
-        let info = connection_info(&sealer, &row, &job).unwrap();
+        let info = connection_info(&Shown { sealer: &sealer, ssh_proxy: None }, &row, &job).unwrap();
         assert_eq!(info.ide_name.as_deref(), Some("VS Code"));
         let link = format!("vscode://vscode-remote/ssh-remote+{}/work", row.name);
         assert_eq!(info.attached_ide_url, Some(link));

@@ -90,7 +90,7 @@ pub(super) async fn enter(
     cut: CancellationToken,
 ) -> Result<client::Handle<Far>, String> {
     let entering = async {
-        let Entered { input, output } = deps.agents.enter(entry.instance, entry.job).await.map_err(words)?;
+        let Entered { input, output, .. } = deps.agents.enter(entry.instance, entry.job).await.map_err(words)?;
         let closed = |_| io::Error::from(io::ErrorKind::BrokenPipe);
         let writer = SinkWriter::new(CopyToBytes::new(PollSender::new(input).sink_map_err(closed)));
         let stream = tokio::io::join(StreamReader::new(output), writer);
