@@ -1,7 +1,8 @@
 //! `dstack-agent`: the program on every host that runs jobs.
 //!
 //! `host` keeps tasks and answers the server, `connect` joins stdio to the host agent's socket, `job`
-//! supervises one job (as PID 1 of a container, or detached on the host), `discover` prints what a host has.
+//! supervises one job (as PID 1 of a container, or detached on the host), `discover` prints what a host has. Called
+//! `ssh`, it is a client for the nodes of a gang.
 
 mod beneath;
 mod clock;
@@ -15,6 +16,7 @@ mod job;
 mod log_files;
 mod names;
 mod procs;
+mod ssh_client;
 mod sys;
 mod wire;
 
@@ -71,6 +73,9 @@ enum Command {
     /// Clone a repository for one job; only its supervisor starts this.
     #[command(hide = true)]
     Clone,
+    /// Write what a job enters its gang's nodes with; only its supervisor starts this.
+    #[command(hide = true)]
+    Peers,
     /// Remove the containers of a host agent that is gone for good, and the ways over the host to them.
     RemoveContainers {
         /// The agent's home.
@@ -128,6 +133,10 @@ struct HostArgs {
 
 /// Runs the program with the arguments of this process and answers its exit status.
 pub fn main_from_args() -> ExitCode {
+    // By the names of a client for SSH it is one.
+    if let Some(arguments) = ssh_client::arguments(std::env::args_os()) {
+        return ssh_client::run(&arguments);
+    }
     match Cli::parse().command {
         Command::Host(args) => finish(host::run(host_options(args))),
         Command::Connect { socket } => finish(connect::run(&socket)),
@@ -136,6 +145,7 @@ pub fn main_from_args() -> ExitCode {
         Command::Sftp => finish(job::run_sftp()),
         Command::Stay { greeting, command } => job::run_stay(&greeting, &command),
         Command::Clone => finish(git::run()),
+        Command::Peers => finish(job::run_peers()),
         Command::RemoveContainers { home, homes_below } => {
             let removed = host::remove_containers(&home, homes_below.as_deref());
             finish(removed.and_then(|()| host::remove_ways(&home)))

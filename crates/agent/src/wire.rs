@@ -33,6 +33,9 @@ pub(crate) const CONTAINER_BINARY: &str = "/dstack/bin/dstack-agent";
 /// Where blobs are inside a container.
 pub(crate) const CONTAINER_BLOBS: &str = "/dstack/blobs";
 
+/// Where a container has what its gang's nodes are entered with.
+pub(crate) const CONTAINER_PEERS: &str = "/dstack/peers";
+
 /// How the warning begins that counts lost output.
 pub(crate) const LOST_OUTPUT: &str = "output was lost";
 
@@ -57,6 +60,8 @@ pub(crate) struct JobFile {
     pub(crate) hostfile: PathBuf,
     /// Where the credentials of the job's repository are for its own `git`.
     pub(crate) git_dir: PathBuf,
+    /// Where goes what its gang's nodes are entered with.
+    pub(crate) peers_dir: PathBuf,
     /// Where blobs are, by their SHA-256.
     pub(crate) blobs_dir: PathBuf,
     /// The GPUs that the task was granted.
@@ -127,9 +132,14 @@ impl JobStatus {
 }
 
 /// What the host agent wants of a supervisor. Repeating an order changes nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Order {
+    /// The SSH servers of the gang's nodes listen at these ports, by rank. It comes before [`Order::Go`].
+    Peers {
+        /// 0: that node has no server.
+        ssh_ports: Vec<u16>,
+    },
     /// Start the command.
     Go,
     /// End the command; a repeated order may only shorten the grace.

@@ -681,3 +681,86 @@ async fn a_job_that_ends_with_its_engine_is_told_while_the_engine_is_away() {
     let exit_file = agent.home.path().join(format!("tasks/{}/run/exit.json", spec.id));
     assert!(!exists(&exit_file));
 }
+
+/// A node that is its own peer, and the file that its server's private key is in.
+fn own_peer(text: &str, keys: &Path) -> TaskSpec {
+    let make_key = |name: &str| {
+        let path = keys.join(name);
+        let mut keygen = Command::new("ssh-keygen");
+        let made = keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", "x", "-f"]).arg(&path).status();
+        assert!(made.unwrap().success());
+        let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+        (read(&path), read(&path.with_extension("pub")))
+    };
+    let ((private_key, public), (host_key, host_public)) = (make_key("gang"), make_key("host"));
+    let mut spec = shell(text);
+    spec.released = false;
+    spec.cluster.node_ips = vec!["127.0.0.1".to_owned(), "127.0.0.9".to_owned()];
+    spec.cluster.gpus_per_node = vec![0, 0];
+    spec.ssh = Some(SshServer {
+        host_key,
+        authorized_keys: vec![public],
+        port: SSH_PORT,
+        listen: SshListen::All,
+        peer_address: None,
+        required: true,
+        keep_alive_secs: 30,
+    });
+    let host_public = host_public.trim_end_matches([' ', 'x', '\n']).to_owned();
+    spec.gang = Some(GangAccess { private_key, host_keys: vec![host_public.clone(), host_public], ports: vec![] });
+    spec
+}
+
+#[tokio::test]
+async fn opensshs_client_knows_the_nodes_beside_what_the_user_has_configured() {
+    if !enabled() || std::env::var_os("DSTACK_TEST_SSH").is_none() {
+        return;
+    }
+    let mut agent = agent();
+    let keys = tempfile::tempdir().unwrap();
+    let text = "ssh 127.0.0.1 'echo rank $DSTACK_NODE_RANK of $DSTACK_NODES_NUM'; \
+                ssh -G elsewhere | grep -x -e 'port 77' -e 'user ann'; ssh -G 127.0.0.1 | grep '^port'; \
+                stat -c '%a %U %n' ~/.ssh/config ~/.ssh/dstack_job; echo ${OMPI_MCA_plm_rsh_agent-unset}";
+    let mut spec = own_peer(text, keys.path());
+    let home = agent.home.path().join("root");
+    std::fs::create_dir_all(home.join(".ssh")).unwrap();
+    std::fs::write(home.join(".ssh/config"), "Port 77\nHost elsewhere\n  User ann\n").unwrap();
+    edit(&mut spec).mounts =
+        vec![InstanceMount { instance_path: home.to_string_lossy().into_owned(), path: "/root".to_owned() }];
+    let _cleanup = Cleanup(spec.clone());
+    agent.put(&spec).await;
+    agent.wait_for(&spec, "ready", |state| state.phase == TaskPhase::Ready).await;
+    agent.go(&spec, &[SSH_PORT, 0]).await;
+    let log = agent.read_log(spec.id, 0).await;
+    let expected = "rank 0 of 2\nuser ann\nport 77\nport 10022\n644 root /root/.ssh/config\n\
+                    600 root /root/.ssh/dstack_job\nunset\n";
+    assert_eq!(support::text(&log.bytes), expected);
+    assert_eq!(agent.wait_sealed(&spec).await.warnings, Vec::<String>::new());
+    let config = std::fs::read_to_string(home.join(".ssh/config")).unwrap();
+    assert!(config.ends_with("\nPort 77\nHost elsewhere\n  User ann\n"), "{config}");
+}
+
+#[tokio::test]
+async fn users_without_a_home_have_our_own_client_and_are_told_so() {
+    if !enabled() || std::env::var_os("DSTACK_TEST_SSH").is_none() {
+        return;
+    }
+    let mut agent = agent();
+    let keys = tempfile::tempdir().unwrap();
+    let text = "id -un; $OMPI_MCA_plm_rsh_agent 127.0.0.1 'echo rank $DSTACK_NODE_RANK as $(id -un)'; \
+                dstack-ssh 127.0.0.9 true";
+    let mut spec = own_peer(text, keys.path());
+    spec.user = Some("nobody".to_owned());
+    let _cleanup = Cleanup(spec.clone());
+    agent.put(&spec).await;
+    agent.wait_for(&spec, "ready", |state| state.phase == TaskPhase::Ready).await;
+    agent.go(&spec, &[SSH_PORT, 0]).await;
+    let log = agent.read_log(spec.id, 0).await;
+    let expected = "nobody\nrank 0 as nobody\nssh: the node 127.0.0.9 has no SSH server; the warnings of its job say \
+                    why\n";
+    assert_eq!(support::text(&log.bytes), expected);
+    let warnings = agent.wait_sealed(&spec).await.warnings;
+    let told = "the user `nobody` has no home directory, so `ssh` does not know the gang's nodes; `dstack-ssh` does, \
+                and launchers of MPI use it";
+    assert_eq!(warnings, [told]);
+}

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use aes_gcm::aead::Aead;
 use aes_gcm::{Aes256Gcm, KeyInit, Nonce};
-use api::ids::JobId;
+use api::ids::{JobId, RunId};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, Mac};
@@ -174,6 +174,17 @@ impl Sealer {
             mac.update(part);
         }
         KeyPair::of_seed(&mac.finalize().into_bytes().into(), comment)
+    }
+
+    /// The key with which the nodes of a gang enter each other: always the same for a try of it, and kept nowhere.
+    pub fn gang_key(&self, run: RunId, replica_num: u32, submission_num: u32) -> KeyPair {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.job_seed).expect("a key of any length is good");
+        // No job's identifier is as long, so that no host key is ever the same.
+        mac.update(b"gang");
+        mac.update(run.0.as_bytes());
+        mac.update(&replica_num.to_be_bytes());
+        mac.update(&submission_num.to_be_bytes());
+        KeyPair::of_seed(&mac.finalize().into_bytes().into(), "gang@dstack")
     }
 
     /// Whether what is sealed can be read without a key, because the configuration says so.
@@ -399,6 +410,22 @@ mod tests {
         all.sort();
         all.dedup();
         assert_eq!(all.len(), 10);
+    }
+
+    #[test]
+    fn every_try_of_every_gang_has_a_key_of_its_own() {
+        let mut sealer = Sealer::ephemeral(&ids());
+        sealer.set_job_seed("seed");
+        let (one, other) = (RunId(uuid::Uuid::from_u128(1)), RunId(uuid::Uuid::from_u128(2)));
+        let key = |run, replica, submission| sealer.gang_key(run, replica, submission).public;
+        let all = [key(one, 0, 0), key(one, 1, 0), key(one, 0, 1), key(other, 0, 0)];
+        let different: std::collections::BTreeSet<&String> = all.iter().collect();
+        assert_eq!(different.len(), all.len());
+        assert_eq!(key(one, 0, 0), all[0]);
+        assert_ne!(sealer.job_host_key(JobId(one.0)).public.replace("job@", "gang@"), all[0]);
+        let mut elsewhere = Sealer::ephemeral(&ids());
+        elsewhere.set_job_seed("another seed");
+        assert_ne!(elsewhere.gang_key(one, 0, 0).public, all[0]);
     }
 
     #[test]

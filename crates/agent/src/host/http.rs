@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use api::agent::{
-    AgentError, AgentErrorCode, EPOCH_HEADER, HelloRequest, LogAck, NETWORK_HEADER, SSH_PORT, StopOrder,
+    AgentError, AgentErrorCode, EPOCH_HEADER, GoOrder, HelloRequest, LogAck, NETWORK_HEADER, SSH_PORT, StopOrder,
     TaskOrder, TaskPhase, TaskSpec, TaskState, network_of_this_process,
 };
 use api::ids::JobId;
@@ -102,7 +102,7 @@ async fn put_task(State(host): App, Path(id): Path<JobId>, body: Body) -> Answer
 }
 
 async fn go(State(host): App, Path(id): Path<JobId>, body: Body) -> Answer<TaskState> {
-    let order: TaskOrder = read(body).await?;
+    let order: GoOrder = read(body).await?;
     Ok(Json(host.task(id)?.ask(|reply| Message::Go(order, reply)).await?))
 }
 

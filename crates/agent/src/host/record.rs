@@ -35,6 +35,8 @@ pub(crate) enum Entry {
     Pulling,
     /// All is there.
     Ready(Resolved),
+    /// The gang's nodes have their SSH servers at these ports, by rank.
+    PeerPorts(Vec<u16>),
     /// The task need not wait for `go` any more.
     Released,
     /// The command is about to start. It may have started.
@@ -114,6 +116,8 @@ pub(crate) struct Record {
     pub(crate) state: TaskState,
     /// It does not wait for `go`.
     pub(crate) released: bool,
+    /// The ports of the SSH servers of its gang's nodes, by rank, once they are known.
+    pub(crate) peer_ports: Vec<u16>,
     /// It was told to end.
     pub(crate) stopping: Option<Stopping>,
     /// It is about to be removed.
@@ -138,7 +142,7 @@ impl Record {
             unvisited_millis: None,
         };
         let released = accepted.released;
-        Record { accepted, state, released, stopping: None, forgotten: false, boot }
+        Record { accepted, state, released, peer_ports: Vec::new(), stopping: None, forgotten: false, boot }
     }
 
     /// The task that these lines tell of. None: it was never accepted.
@@ -172,6 +176,7 @@ impl Record {
                 self.state.pull = None;
                 self.advance(TaskPhase::Ready);
             }
+            Entry::PeerPorts(ports) => self.peer_ports.clone_from(ports),
             Entry::Released => self.released = true,
             Entry::Running => self.advance(TaskPhase::Running),
             Entry::Started(at) => self.state.started_at = Some(*at),
@@ -256,6 +261,13 @@ mod tests {
         };
         assert_eq!(warnings(|_| "the same".to_owned()), 1);
         assert_eq!(warnings(|number| number.to_string()), WARNINGS_LIMIT);
+    }
+
+    #[test]
+    fn the_peers_ports_outlive_the_agent() {
+        let entries = [accepted(1), Entry::PeerPorts(vec![10022, 40001]), Entry::Released];
+        let record = Record::replay(&entries.map(line)).unwrap();
+        assert_eq!((record.released, record.peer_ports), (true, vec![10022, 40001]));
     }
 
     #[test]

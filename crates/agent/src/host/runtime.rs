@@ -153,6 +153,7 @@ fn process_job_file(host: &Host, dir: &TaskDir, spec: &TaskSpec, gpus: Vec<Strin
         venv_dir: dir.venv(),
         hostfile: dir.root().join("hostfile"),
         git_dir: dir.root().join("git"),
+        peers_dir: dir.peers(),
         blobs_dir: host.blobs_dir(),
         gpu_env: host.gpu_env(&gpus),
         gpu_uuids: gpus,

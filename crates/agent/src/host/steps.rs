@@ -43,6 +43,10 @@ impl Task {
             Step::NoteRunning => return self.note_running(),
             Step::SendGo => {
                 self.seen.go_sent = true;
+                let ports = self.record.as_ref().map(|record| record.peer_ports.clone()).unwrap_or_default();
+                if !ports.is_empty() {
+                    self.send(Order::Peers { ssh_ports: ports });
+                }
                 self.send(Order::Go);
                 failpoint("go:after");
             }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use api::agent::{AgentError, AgentErrorCode, LogAck, StopOrder, TaskOrder, TaskPhase, TaskSpec, TaskState};
+use api::agent::{
+    AgentError, AgentErrorCode, GoOrder, LogAck, StopOrder, TaskOrder, TaskPhase, TaskSpec, TaskState,
+};
 use api::ids::JobId;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -31,6 +33,9 @@ const LAUNCH_END_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest grace that is believed, so that times can be added.
 const LONGEST_GRACE_SECS: u64 = 30 * 24 * 3600;
 
+/// The most nodes that a gang may have.
+const NODES_LIMIT: usize = 10_000;
+
 /// Where an answer goes.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, AgentError>>;
 
@@ -40,7 +45,7 @@ pub(crate) enum Message {
     /// The server wants this.
     Put(Box<TaskSpec>, Reply<TaskState>),
     /// The command may start.
-    Go(TaskOrder, Reply<TaskState>),
+    Go(GoOrder, Reply<TaskState>),
     /// The command is to end.
     Stop(StopOrder, Reply<TaskState>),
     /// The server has all it wants.
@@ -385,10 +390,17 @@ impl Task {
         Ok(())
     }
 
-    fn go(&mut self, order: &TaskOrder) -> Result<(), AgentError> {
+    fn go(&mut self, order: &GoOrder) -> Result<(), AgentError> {
         let record = self.check_generation(order.generation)?;
         if record.released || record.state.exit.is_some() {
             return Ok(());
+        }
+        if order.ssh_ports.len() > NODES_LIMIT {
+            let message = format!("a gang has at most {NODES_LIMIT} nodes");
+            return Err(refuse(AgentErrorCode::InvalidRequest, message));
+        }
+        if !order.ssh_ports.is_empty() && record.peer_ports != order.ssh_ports {
+            self.note(Entry::PeerPorts(order.ssh_ports.clone()))?;
         }
         self.note(Entry::Released)
     }

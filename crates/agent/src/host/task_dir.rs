@@ -64,6 +64,11 @@ impl TaskDir {
         self.root.join("venv")
     }
 
+    /// What a process enters the other nodes of its gang with.
+    pub(crate) fn peers(&self) -> PathBuf {
+        self.root.join("peers")
+    }
+
     /// The supervisor's lock.
     pub(crate) fn lock(&self) -> PathBuf {
         self.run().join(wire::LOCK)
@@ -130,7 +135,7 @@ impl TaskDir {
 
     /// Removes what was made for a command that has not started, so that another one finds nothing of it.
     pub(crate) fn clear(&self) -> io::Result<()> {
-        for dir in [self.run(), self.work(), self.venv(), self.root.join("caches")] {
+        for dir in [self.run(), self.work(), self.venv(), self.peers(), self.root.join("caches")] {
             beneath::remove_all(&dir)?;
         }
         disk::create_private_dir(&self.run())

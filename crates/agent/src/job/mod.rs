@@ -4,6 +4,7 @@
 //! One thread with one `poll` loop owns every wait. A supervisor that panics still says so.
 
 pub(crate) mod account;
+mod aside;
 mod control;
 mod delivery;
 mod ending;
@@ -11,6 +12,7 @@ mod env;
 mod launch;
 mod logs;
 mod oom;
+pub(crate) mod peers;
 mod prepare;
 mod python;
 mod ssh;
@@ -24,7 +26,9 @@ use std::process::ExitCode;
 use api::agent::{ExitReason, TaskExit};
 
 use crate::disk::{self, Heir};
+pub(crate) use crate::job::account::Database;
 use crate::job::control::Control;
+pub(crate) use crate::job::peers::run as run_peers;
 pub(crate) use crate::job::ssh::{run as run_ssh, run_sftp};
 pub(crate) use crate::job::stay::run as run_stay;
 use crate::job::supervisor::Supervisor;

@@ -12,6 +12,7 @@ use crate::git;
 use crate::job::account::{Account, Database};
 use crate::job::delivery::{self, Owner, Place};
 use crate::job::env::{self, Facts};
+use crate::job::peers::{self, Peers};
 use crate::job::{python, stay};
 use crate::sys::Credentials;
 use crate::wire::{self, JobFile};
@@ -35,6 +36,8 @@ pub(crate) struct Prepared {
     pub(crate) username: String,
     /// Who that is, where it is not who we are.
     pub(crate) credentials: Option<Credentials>,
+    /// How it enters the other nodes of its gang.
+    pub(crate) peers: Option<Peers>,
     /// What the user should know.
     pub(crate) warnings: Vec<String>,
 }
@@ -64,7 +67,7 @@ pub(crate) fn prepare(job: &JobFile, dir: &Path) -> Result<Prepared, String> {
         repo_dir: repo_dir.to_string_lossy().into_owned(),
         venv_dir: None,
     };
-    let warnings = match &spec.code {
+    let mut warnings = match &spec.code {
         Some(code) => {
             let env = env::build(job, &facts, &inherited);
             deliver_code(job, code, &Delivery { target: &repo_dir, home: &home, env, owner, dir })?
@@ -93,6 +96,7 @@ pub(crate) fn prepare(job: &JobFile, dir: &Path) -> Result<Prepared, String> {
     if let Some(repo) = spec.code.as_ref().and_then(|code| code.git.as_ref()) {
         leave_credentials(repo, &job.git_dir, &mut env, owner)?;
     }
+    let peers = peers::prepare(job, &account, owner, &mut env, &mut warnings);
     if job.container {
         let profile = env::profile(&env, &facts.working_dir);
         write_file(Path::new(PROFILE), &profile, 0o600, owner)?;
@@ -102,7 +106,15 @@ pub(crate) fn prepare(job: &JobFile, dir: &Path) -> Result<Prepared, String> {
         Some(stay) => stay::argv(stay, &spec.argv),
         None => spec.argv.clone(),
     };
-    Ok(Prepared { argv, env, working_dir: facts.working_dir, username: account.name, credentials, warnings })
+    Ok(Prepared {
+        argv,
+        env,
+        working_dir: facts.working_dir,
+        username: account.name,
+        credentials,
+        peers,
+        warnings,
+    })
 }
 
 /// Has login shells read the job's profile, because the image's own may begin the search path anew. An image that has no

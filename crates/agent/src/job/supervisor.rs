@@ -2,9 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use api::agent::{ExitReason, TaskExit};
@@ -17,6 +15,7 @@ use nix::unistd::Pid;
 
 use crate::disk::Heir;
 use crate::failpoint::{armed, failpoint};
+use crate::job::aside::Aside;
 use crate::job::control::Control;
 use crate::job::ending::{Cause, Ending, LEFTOVER_GRACE};
 use crate::job::launch::{Launched, launch};
@@ -46,6 +45,8 @@ pub(crate) struct Supervisor {
     status: JobStatus,
     preparing: Option<Preparing>,
     prepared: Option<Prepared>,
+    // The job is being told of its gang's nodes, which is the last thing before its command starts.
+    introducing: Option<Introducing>,
     ssh: Option<Keeper>,
     command: Option<Launched>,
     command_status: Option<WaitStatus>,
@@ -62,11 +63,11 @@ pub(crate) struct Supervisor {
     unvisited_since: Option<Instant>,
 }
 
-/// The thread that makes everything ready. Its end of the stream closes when it is done.
-struct Preparing {
-    thread: JoinHandle<Result<Prepared, String>>,
-    done: UnixStream,
-}
+/// What is done on a thread of its own, because it may wait for others. While it may have children, the loop takes in
+/// none.
+type Preparing = Aside<Result<Prepared, String>>;
+/// As above; it answers what went wrong.
+type Introducing = Aside<Result<(), String>>;
 
 impl Supervisor {
     /// A supervisor that has begun to prepare the job.
@@ -77,12 +78,8 @@ impl Supervisor {
         mask.thread_block()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let log = LogWriter::create(&dir.join(wire::LOGS), job.log_cap_bytes, Heir::of(dir)?)?;
-        let (done, thread_end) = UnixStream::pair()?;
         let (thread_job, thread_dir) = (job.clone(), dir.to_owned());
-        let thread = std::thread::Builder::new().name("prepare".to_owned()).spawn(move || {
-            let _closes_at_the_end = thread_end;
-            prepare(&thread_job, &thread_dir)
-        })?;
+        let preparing = Aside::start("prepare", move || prepare(&thread_job, &thread_dir))?;
         Ok(Supervisor {
             dir: dir.to_owned(),
             control,
@@ -101,8 +98,9 @@ impl Supervisor {
                 unvisited_millis: None,
                 visits: 0,
             },
-            preparing: Some(Preparing { thread, done }),
+            preparing: Some(preparing),
             prepared: None,
+            introducing: None,
             ssh: None,
             command: None,
             command_status: None,
@@ -130,6 +128,7 @@ impl Supervisor {
             }
             self.receive_signals()?;
             self.finish_preparing();
+            self.finish_introducing();
             self.start_if_released();
             if let Some(ssh) = &mut self.ssh {
                 ssh.restart_if_due();
@@ -163,7 +162,8 @@ impl Supervisor {
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut fds: Vec<PollFd<'_>> = self.control.readable().map(readable).collect();
         fds.push(readable(self.signals.as_fd()));
-        fds.extend(self.preparing.iter().map(|preparing| readable(preparing.done.as_fd())));
+        fds.extend(self.preparing.iter().map(|preparing| readable(preparing.done())));
+        fds.extend(self.introducing.iter().map(|introducing| readable(introducing.done())));
         fds.extend(self.ssh.as_ref().and_then(Keeper::readable).map(readable));
         fds.extend(self.terminal().map(readable));
         match poll(&mut fds, timeout) {
@@ -217,6 +217,11 @@ impl Supervisor {
 
     fn obey(&mut self, order: Order) {
         match order {
+            Order::Peers { ssh_ports } => {
+                if let Some(gang) = &mut self.job.spec.gang {
+                    gang.ports = ssh_ports;
+                }
+            }
             Order::Go => self.released = true,
             Order::Stop { grace_millis } => {
                 self.stop(Cause::Stopped, Duration::from_millis(grace_millis));
@@ -255,8 +260,8 @@ impl Supervisor {
                 self.stop(Cause::Interrupted, self.interrupt_grace());
             }
         }
-        // While the preparing thread waits for its own children, nobody else may.
-        if self.preparing.is_none() {
+        // While another thread waits for its own children, nobody else may.
+        if self.preparing.is_none() && self.introducing.is_none() {
             self.reap();
         }
         Ok(())
@@ -286,18 +291,12 @@ impl Supervisor {
     }
 
     fn finish_preparing(&mut self) {
-        let is_done = self.preparing.as_ref().is_some_and(|preparing| preparing.thread.is_finished());
-        let closed = self.preparing.as_mut().is_some_and(Preparing::is_closed);
-        if !is_done && !closed {
-            return;
-        }
-        let Some(preparing) = self.preparing.take() else {
+        let Some(preparing) = self.preparing.take_if(|preparing| preparing.is_done()) else {
             return;
         };
         failpoint("job:before-ready");
         assert!(!armed("job:panic"), "a test asked for it");
-        let outcome = preparing.thread.join();
-        let outcome = outcome.unwrap_or_else(|_| Err("preparing the job panicked".to_owned()));
+        let outcome = preparing.join().unwrap_or_else(|| Err("preparing the job panicked".to_owned()));
         match outcome {
             Ok(prepared) => {
                 self.status.working_dir = Some(prepared.working_dir.clone());
@@ -336,7 +335,7 @@ impl Supervisor {
     }
 
     fn start_if_released(&mut self) {
-        if !self.released || self.ending.is_some() {
+        if !self.released || self.ending.is_some() || !self.is_introduced() {
             return;
         }
         let Some(prepared) = self.prepared.take() else {
@@ -360,6 +359,40 @@ impl Supervisor {
             }
             Err(message) => self.fail(message),
         }
+    }
+
+    fn finish_introducing(&mut self) {
+        let Some(introducing) = self.introducing.take_if(|introducing| introducing.is_done()) else {
+            return;
+        };
+        let panicked = || Err("telling the job of its gang's nodes panicked".to_owned());
+        if let Err(warning) = introducing.join().unwrap_or_else(panicked) {
+            self.status.warnings.push(warning);
+            self.changed = true;
+        }
+        // Others may have ended meanwhile.
+        self.reap();
+    }
+
+    /// Whether the job knows its gang's nodes, as far as it ever will; begins to tell it of them where nobody has.
+    fn is_introduced(&mut self) -> bool {
+        if self.introducing.is_some() {
+            return false;
+        }
+        let Some(prepared) = &mut self.prepared else {
+            return false;
+        };
+        let Some(peers) = prepared.peers.take() else {
+            return true;
+        };
+        let (job, owner) = (self.job.clone(), prepared.credentials.clone());
+        match Aside::start("introduce", move || peers.introduce(&job, owner.as_ref())) {
+            Ok(introducing) => self.introducing = Some(introducing),
+            Err(error) => {
+                self.status.warnings.push(format!("the job cannot be told of its gang's nodes: {error}"));
+            }
+        }
+        self.introducing.is_none()
     }
 
     /// Leaves a mark that the command may have started: it never starts twice, whatever happens.
@@ -418,7 +451,7 @@ impl Supervisor {
         }
         let left = self.end_processes(command_ended, now);
         let hopeless = self.ending.as_ref().is_some_and(|ending| ending.is_hopeless(now));
-        let prepared = self.preparing.is_none();
+        let prepared = self.preparing.is_none() && self.introducing.is_none();
         if !(hopeless || left == 0 && command_ended && prepared) {
             return false;
         }
@@ -540,13 +573,5 @@ impl Supervisor {
         let warning = format!("{}: {error} ({} bytes so far)", wire::LOST_OUTPUT, self.log.lost);
         self.status.warnings.retain(|other| !other.starts_with(wire::LOST_OUTPUT));
         self.status.warnings.push(warning);
-    }
-}
-
-impl Preparing {
-    fn is_closed(&mut self) -> bool {
-        use std::io::Read;
-        let _ = self.done.set_nonblocking(true);
-        matches!(self.done.read(&mut [0]), Ok(0))
     }
 }

@@ -241,6 +241,12 @@ impl Agent {
         self.insist("POST", &format!("/v1/tasks/{}/{verb}", spec.id), &order).await.unwrap()
     }
 
+    /// Lets a node of a gang start, with what is known of its peers by then.
+    pub async fn go(&mut self, spec: &TaskSpec, ssh_ports: &[u16]) -> TaskState {
+        let order = GoOrder { generation: spec.generation, ssh_ports: ssh_ports.to_vec() };
+        self.insist("POST", &format!("/v1/tasks/{}/go", spec.id), &order).await.unwrap()
+    }
+
     pub async fn stop(&mut self, spec: &TaskSpec, grace_secs: u64) -> TaskState {
         let order = StopOrder { generation: spec.generation, grace_secs };
         self.insist("POST", &format!("/v1/tasks/{}/stop", spec.id), &order).await.unwrap()
@@ -449,6 +455,7 @@ pub fn process(argv: &[&str]) -> TaskSpec {
         released: true,
         ssh: None,
         stay: None,
+        gang: None,
     }
 }
 

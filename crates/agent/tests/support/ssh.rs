@@ -80,6 +80,7 @@ impl Entrance {
             authorized_keys: vec![user_public],
             port,
             listen: SshListen::Loopback,
+            peer_address: None,
             required: false,
             keep_alive_secs: 30,
             over_host: None,

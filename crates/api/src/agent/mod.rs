@@ -8,7 +8,7 @@
 //! | `POST /v1/hello` | [`HelloRequest`] → [`Hello`] |
 //! | `GET /v1/events` | → [`AgentEvent`]s, one JSON document a line, a snapshot first, for as long as the connection lives |
 //! | `PUT /v1/tasks/{id}` | [`TaskSpec`] → [`TaskState`]; repeating it changes nothing |
-//! | `POST /v1/tasks/{id}/go` | [`TaskOrder`] → [`TaskState`] |
+//! | `POST /v1/tasks/{id}/go` | [`GoOrder`] → [`TaskState`] |
 //! | `POST /v1/tasks/{id}/stop` | [`StopOrder`] → [`TaskState`] |
 //! | `POST /v1/tasks/{id}/forget` | [`TaskOrder`] → `null`; only after the task is sealed |
 //! | `GET /v1/tasks/{id}/logs?offset=N` | → [`LogFrame`]s until the log ends |

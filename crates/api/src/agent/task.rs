@@ -57,6 +57,9 @@ pub struct TaskSpec {
     /// job needs no command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stay: Option<Stay>,
+    /// How the nodes of the gang enter each other; unset: they do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gang: Option<GangAccess>,
 }
 
 // Environment values and registry passwords are secrets; only their names may be printed.
@@ -71,6 +74,29 @@ impl std::fmt::Debug for TaskSpec {
             .field("cluster", &self.cluster)
             .field("released", &self.released)
             .field("ssh", &self.ssh)
+            .field("gang", &self.gang)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How the nodes of a gang enter each other's SSH servers, at the addresses in [`ClusterInfo`].
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GangAccess {
+    /// The gang's private key in OpenSSH's text form. The server of every node accepts its public half.
+    pub private_key: String,
+    /// The public keys that the nodes' servers show, by rank: an algorithm and a key, as in `known_hosts`.
+    pub host_keys: Vec<String>,
+    /// The ports of the nodes' servers by rank, where they are known before `go`. 0: that node has no server.
+    #[serde(default)]
+    pub ports: Vec<u16>,
+}
+
+// The private key may not be printed.
+impl std::fmt::Debug for GangAccess {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GangAccess")
+            .field("host_keys", &self.host_keys)
+            .field("ports", &self.ports)
             .finish_non_exhaustive()
     }
 }
@@ -96,6 +122,10 @@ pub struct SshServer {
     pub port: u16,
     /// The addresses that it listens on.
     pub listen: SshListen,
+    /// The address at which the gang's other nodes enter, beside those of [`SshListen::Loopback`]. Where the host has
+    /// no such address, because it lies behind a translation of addresses, the server listens on all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_address: Option<std::net::IpAddr>,
     /// The job ends where the server cannot listen; otherwise it runs without one, with a warning.
     #[serde(default)]
     pub required: bool,
@@ -130,6 +160,7 @@ impl std::fmt::Debug for SshServer {
             .field("authorized_keys", &self.authorized_keys)
             .field("port", &self.port)
             .field("listen", &self.listen)
+            .field("peer_address", &self.peer_address)
             .field("required", &self.required)
             .finish_non_exhaustive()
     }
@@ -306,6 +337,17 @@ pub struct FileDelivery {
 pub struct TaskOrder {
     /// The generation that the order is for.
     pub generation: u64,
+}
+
+/// The order to start a task's command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoOrder {
+    /// The generation that the order is for.
+    pub generation: u64,
+    /// The ports of the SSH servers of the gang's nodes by rank, as the other nodes reach them; 0: that node has none.
+    /// Empty where there is no gang. All nodes are ready by now, so all ports are known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh_ports: Vec<u16>,
 }
 
 /// The order to end a task.

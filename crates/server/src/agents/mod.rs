@@ -13,7 +13,7 @@ pub use route::Route;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use api::agent::{AgentError, HostInfo, TaskSpec, TaskState};
+use api::agent::{AgentError, GoOrder, HostInfo, TaskSpec, TaskState};
 use api::ids::{InstanceId, JobId};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -76,7 +76,7 @@ pub trait Agents: fmt::Debug + Send + Sync {
     async fn put(&self, instance: InstanceId, spec: &TaskSpec) -> Result<TaskState, OrderError>;
 
     /// Lets a task's command start. Safe to repeat.
-    async fn go(&self, instance: InstanceId, job: JobId, generation: u64) -> Result<(), OrderError>;
+    async fn go(&self, instance: InstanceId, job: JobId, order: &GoOrder) -> Result<(), OrderError>;
 
     /// Tells a task to end. Safe to repeat.
     async fn stop(

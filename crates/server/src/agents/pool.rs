@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
-use api::agent::{AgentError, AgentErrorCode, StopOrder, TaskOrder, TaskSpec, TaskState};
+use api::agent::{AgentError, AgentErrorCode, GoOrder, StopOrder, TaskOrder, TaskSpec, TaskState};
 use api::ids::{InstanceId, JobId, ServerId};
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -152,10 +152,9 @@ impl Agents for AgentPool {
         Ok(state)
     }
 
-    async fn go(&self, instance: InstanceId, job: JobId, generation: u64) -> Result<(), OrderError> {
+    async fn go(&self, instance: InstanceId, job: JobId, order: &GoOrder) -> Result<(), OrderError> {
         let connection = self.connected(instance)?;
-        let order = TaskOrder { generation };
-        let state: TaskState = connection.send("POST", &format!("/v1/tasks/{job}/go"), &order).await?;
+        let state: TaskState = connection.send("POST", &format!("/v1/tasks/{job}/go"), order).await?;
         connection.learn(&self.around, state);
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use api::agent::{AgentError, AgentErrorCode, ClusterInfo};
+use api::agent::{AgentError, AgentErrorCode, ClusterInfo, GoOrder};
 use api::configurations::RunConfiguration;
 use api::ids::{InstanceId, JobId};
 use api::jobs::{JobStatus, JobTerminationReason};
@@ -12,7 +12,7 @@ use lifecycle::job::{Effect, Inactivity, Job, JobDecision, Refused, Seen, Surrou
 use store::leases::Table;
 use store::{Versioned, instances, jobs, runs};
 
-use super::{Next, record, task_spec};
+use super::{Next, gang, record, task_spec};
 use crate::agents::{HostSeen, OrderError, TaskSeen};
 use crate::deps::Deps;
 
@@ -170,7 +170,10 @@ async fn act(deps: &Deps, job: &Job, instance: &Instance, effect: Effect) -> sto
             Err(task_spec::Refusal::Order(error)) => Err(error),
             Err(task_spec::Refusal::Never(message)) => return refuse(deps, job, message).await,
         },
-        Effect::Go => deps.agents.go(instance.id, job.id, GENERATION).await,
+        Effect::Go => {
+            let order = GoOrder { generation: GENERATION, ssh_ports: gang::ssh_ports_of(deps, job).await? };
+            deps.agents.go(instance.id, job.id, &order).await
+        }
         Effect::Stop { grace_secs } => deps.agents.stop(instance.id, job.id, GENERATION, grace_secs).await,
         Effect::Forget => deps.agents.forget(instance.id, job.id, GENERATION).await,
     };

@@ -4,6 +4,7 @@
 //! lost; a slow full pass is the safety net.
 
 pub mod fleet;
+mod gang;
 pub mod instance;
 pub mod job;
 pub mod launch;

@@ -269,10 +269,12 @@ async fn spec_of(
         released: job.released_at.is_some(),
         ssh: Some(ssh_of(deps, job, run, instance, in_container)),
         stay,
+        gang: super::gang::access_of(deps, job).await?,
     }))
 }
 
-/// The job's SSH server. On the host's own network only the host reaches it, and the server by way of the agent.
+/// The job's SSH server. On the host's own network only the host reaches it, the server by way of the agent, and the
+/// nodes of its gang at the address that they know.
 ///
 /// Clients that have nothing but OpenSSH go over a machine of the user's own, unless there is a proxy for them.
 fn ssh_of(deps: &Deps, job: &Job, run: &Run, instance: &Instance, in_container: bool) -> SshServer {
@@ -280,11 +282,15 @@ fn ssh_of(deps: &Deps, job: &Job, run: &Run, instance: &Instance, in_container: 
     let entry_key = deps.sealer.job_entry_key(job.id).public.trim().to_owned();
     let host = instance.state.host.as_ref().filter(|_| deps.settings.ssh_proxy.is_none());
     let bridge = job.state.runtime.as_ref().is_some_and(|runtime| runtime.network_mode == "bridge");
+    let gang = super::gang::key_of(deps, job).map(|pair| pair.public.trim().to_owned());
+    let cluster = job.state.cluster.as_ref().filter(|_| gang.is_some());
+    let address = cluster.and_then(|cluster| cluster.node_ips.get(cluster.node_rank as usize));
     SshServer {
         host_key: deps.sealer.job_host_key(job.id).private,
-        authorized_keys: keys.iter().cloned().chain([entry_key]).collect(),
+        authorized_keys: keys.iter().cloned().chain([entry_key]).chain(gang).collect(),
         port: SSH_PORT,
         listen: if in_container && bridge { SshListen::All } else { SshListen::Loopback },
+        peer_address: address.and_then(|address| address.parse().ok()),
         required: false,
         keep_alive_secs: SshServer::default_keep_alive_secs(),
         over_host: host.map(|host| WayOverHost { user: host.user.clone(), keys }),

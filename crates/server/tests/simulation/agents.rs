@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use api::agent::{AgentError, DockerInfo, HostInfo, TaskPhase, TaskSpec, TaskState};
+use api::agent::{AgentError, DockerInfo, GoOrder, HostInfo, TaskPhase, TaskSpec, TaskState};
 use api::ids::{InstanceId, JobId};
 use async_trait::async_trait;
 use backends::MachineKey;
@@ -272,7 +272,7 @@ impl Agents for SimAgents {
         Ok(task)
     }
 
-    async fn go(&self, instance: InstanceId, job: JobId, _generation: u64) -> Result<(), OrderError> {
+    async fn go(&self, instance: InstanceId, job: JobId, _order: &GoOrder) -> Result<(), OrderError> {
         let task = self.order(instance, |hosts, machine, now| hosts.go(machine, job, now))?;
         self.learn(instance, task);
         Ok(())

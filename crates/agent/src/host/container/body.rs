@@ -131,6 +131,7 @@ pub(crate) fn job_file(
         venv_dir: PathBuf::from("/dstack/venv"),
         hostfile: PathBuf::from("/dstack/mpi/hostfile"),
         git_dir: PathBuf::from("/dstack/git"),
+        peers_dir: PathBuf::from(wire::CONTAINER_PEERS),
         blobs_dir: PathBuf::from(wire::CONTAINER_BLOBS),
         gpu_uuids: gpus,
         gpu_env: Vec::new(),

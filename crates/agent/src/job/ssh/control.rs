@@ -80,6 +80,8 @@ pub(super) enum Word {
     Ending,
     /// The log is complete, and this long.
     Complete(u64),
+    /// Clients also come by the socket beside it.
+    Listen,
 }
 
 impl Word {
@@ -89,6 +91,7 @@ impl Word {
             Word::Nothing => (2, 0),
             Word::Ending => (3, 0),
             Word::Complete(end) => (4, end),
+            Word::Listen => (5, 0),
         };
         let mut bytes = [kind; WORD];
         bytes[1..].copy_from_slice(&number.to_be_bytes());
@@ -103,6 +106,7 @@ impl Word {
             2 => Some(Word::Nothing),
             3 => Some(Word::Ending),
             4 => Some(Word::Complete(number)),
+            5 => Some(Word::Listen),
             _ => None,
         }
     }
@@ -142,7 +146,7 @@ mod tests {
 
     #[test]
     fn words_are_understood() {
-        for word in [Word::Segment(7), Word::Nothing, Word::Ending, Word::Complete(u64::MAX)] {
+        for word in [Word::Segment(7), Word::Nothing, Word::Ending, Word::Complete(u64::MAX), Word::Listen] {
             assert_eq!(Word::decode(word.encode()), Some(word));
         }
         assert_eq!(Word::decode([9; WORD]), None);

@@ -1,7 +1,8 @@
 //! The supervisor's side of the SSH server: its port, its process, and what becomes of both.
 
+use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -28,10 +29,15 @@ use crate::{clock, sys};
 /// How long a server that failed stays down.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 
+/// How long a server may take to take its orders.
+const ORDERS_TIMEOUT: Duration = Duration::from_mins(1);
+/// How many ports are tried until one is free at all addresses.
+const PORTS_TRIED: usize = 20;
+
 /// Keeps a job's SSH server running.
 pub(crate) struct Keeper {
     job: JobId,
-    listener: TcpListener,
+    listeners: Listeners,
     orders: Arc<Orders>,
     credentials: Option<Credentials>,
     process: Option<Process>,
@@ -56,7 +62,7 @@ impl Keeper {
         let told = |error| format!("the job's SSH server cannot listen on port {}: {error}", spec.port);
         let mut keeper = Keeper {
             job,
-            listener: listen(spec).map_err(told)?,
+            listeners: listen(spec).map_err(told)?,
             orders: Arc::new(Orders {
                 spec: spec.clone(),
                 env: prepared.env.clone(),
@@ -75,7 +81,7 @@ impl Keeper {
 
     /// Where it listens.
     pub(crate) fn port(&self) -> u16 {
-        self.listener.local_addr().map_or(0, |address| address.port())
+        self.listeners.first.local_addr().map_or(0, |address| address.port())
     }
 
     /// The server's process, if it runs.
@@ -193,14 +199,15 @@ impl Keeper {
             .env("DSTACK_JOB_ID", self.job.to_string())
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::from(OwnedFd::from(self.listener.try_clone()?)));
+            .stdout(Stdio::from(OwnedFd::from(self.listeners.first.try_clone()?)));
         sys::prepare_child(&mut command, false, self.credentials.clone());
         let child = command.spawn()?;
         let (orders, mut control) = (self.orders.clone(), ours.try_clone()?);
+        let second = self.listeners.second.as_ref().map(TcpListener::try_clone).transpose()?;
         // An environment may be larger than a socket's buffer, and the supervisor waits for nobody.
         std::thread::Builder::new().name("ssh-orders".to_owned()).spawn(move || {
             // A server that does not take its orders ends, and is started again.
-            let _ = orders.write(&mut control);
+            let _ = orders.write(&mut control).and_then(|()| give_listener(&control, second));
         })?;
         let pid = Pid::from_raw(child.id() as i32);
         self.process = Some(Process { pid, control: ours, said: Vec::new(), is_deaf: false, is_visited: false });
@@ -208,22 +215,104 @@ impl Keeper {
     }
 }
 
+/// Gives the server a second socket to listen on, once there is room for the word about it.
+fn give_listener(control: &UnixStream, listener: Option<TcpListener>) -> io::Result<()> {
+    let Some(listener) = listener else { return Ok(()) };
+    let mut fds = [PollFd::new(control.as_fd(), PollFlags::POLLOUT)];
+    poll(&mut fds, PollTimeout::try_from(ORDERS_TIMEOUT).unwrap_or(PollTimeout::MAX))?;
+    Word::Listen.send(control, &[File::from(OwnedFd::from(listener))])
+}
+
+/// Where the server listens: on one socket, or on two with the same port.
+struct Listeners {
+    first: TcpListener,
+    second: Option<TcpListener>,
+}
+
 /// Listens on the port that is wanted, or on any other one if that is taken by another job of the host.
-fn listen(spec: &SshServer) -> io::Result<TcpListener> {
-    match listen_on(spec.listen, spec.port) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse && !spec.required => listen_on(spec.listen, 0),
+fn listen(spec: &SshServer) -> io::Result<Listeners> {
+    match listen_on(spec, spec.port) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && !spec.required => {
+            // A port that is free at one address may be taken at the other.
+            let mut tries = (0..PORTS_TRIED).map(|_| listen_on(spec, 0));
+            let is_settled = |listening: &io::Result<Listeners>| {
+                !listening.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+            };
+            tries.find(is_settled).unwrap_or(Err(error))
+        }
         listening => listening,
     }
 }
 
-fn listen_on(listen: SshListen, port: u16) -> io::Result<TcpListener> {
-    let at = |address: std::net::IpAddr| TcpListener::bind(SocketAddr::new(address, port));
-    match listen {
-        SshListen::Loopback => at(Ipv4Addr::LOCALHOST.into()),
-        // One socket is for both kinds of addresses, where the machine has both.
-        SshListen::All => match at(Ipv6Addr::UNSPECIFIED.into()) {
-            Err(error) if error.kind() != io::ErrorKind::AddrInUse => at(Ipv4Addr::UNSPECIFIED.into()),
-            listening => listening,
-        },
+fn listen_on(spec: &SshServer, port: u16) -> io::Result<Listeners> {
+    if spec.listen == SshListen::All {
+        return listen_everywhere(port);
+    }
+    let first = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+    let Some(address) = spec.peer_address.filter(|address| *address != Ipv4Addr::LOCALHOST) else {
+        return Ok(Listeners { first, second: None });
+    };
+    let port = first.local_addr()?.port();
+    match TcpListener::bind((address, port)) {
+        // The host is known to others by an address that it does not have itself.
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+            drop(first);
+            listen_everywhere(port)
+        }
+        second => Ok(Listeners { first, second: Some(second?) }),
+    }
+}
+
+fn listen_everywhere(port: u16) -> io::Result<Listeners> {
+    // One socket is for both kinds of addresses, where the machine has both.
+    let first = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)) {
+        Err(error) if error.kind() != io::ErrorKind::AddrInUse => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)),
+        listening => listening,
+    };
+    Ok(Listeners { first: first?, second: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(port: u16, peer_address: &str) -> SshServer {
+        SshServer {
+            host_key: String::new(),
+            authorized_keys: Vec::new(),
+            port,
+            listen: SshListen::Loopback,
+            peer_address: Some(peer_address.parse().unwrap()),
+            required: false,
+            keep_alive_secs: 30,
+        }
+    }
+
+    fn port_of(listeners: &Listeners) -> u16 {
+        listeners.first.local_addr().unwrap().port()
+    }
+
+    #[test]
+    fn both_addresses_have_the_same_port_also_where_the_wanted_one_is_taken_at_one_of_them() {
+        let peer_address = "127.201.7.9";
+        let taken = TcpListener::bind((peer_address, 0)).unwrap();
+        let wanted = taken.local_addr().unwrap().port();
+        let moved = listen(&spec(wanted, peer_address)).unwrap();
+        assert_ne!(port_of(&moved), wanted);
+        let second = moved.second.as_ref().unwrap().local_addr().unwrap();
+        assert_eq!((second.ip().to_string().as_str(), second.port()), (peer_address, port_of(&moved)));
+        drop(taken);
+        assert_eq!(port_of(&listen(&spec(wanted, peer_address)).unwrap()), wanted);
+        let required = SshServer { required: true, ..spec(port_of(&moved), peer_address) };
+        assert_eq!(listen(&required).err().unwrap().kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn a_host_without_the_address_that_others_know_listens_everywhere() {
+        // An address for documentation, which no machine has.
+        let listeners = listen(&spec(0, "192.0.2.1")).unwrap();
+        assert!(listeners.first.local_addr().unwrap().ip().is_unspecified() && listeners.second.is_none());
+        let listeners = listen(&spec(0, "127.0.0.1")).unwrap();
+        assert!(listeners.first.local_addr().unwrap().ip().is_loopback() && listeners.second.is_none());
     }
 }

@@ -23,7 +23,7 @@ mod visits;
 use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Read, Write};
 use std::net::TcpListener;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -189,15 +189,19 @@ pub(crate) fn run() -> anyhow::Result<()> {
 
 async fn serve(orders: Orders, protocol: Protocol, control: UnixStream, listener: TcpListener) -> io::Result<()> {
     control.set_nonblocking(true)?;
-    listener.set_nonblocking(true)?;
     // One end for questions, the same for answers: files come beside the bytes, which halves know nothing of.
     let reporter = Reporter::new(tokio::net::UnixStream::from_std(control.try_clone()?)?.into_split().1);
     let control = tokio::net::UnixStream::from_std(control)?;
     let (answers, answered) = mpsc::channel(1);
     let (complete, completed) = watch::channel(None);
     let server = Arc::new(Server::new(orders, Log::new(reporter.clone(), answered, completed)));
-    let listener = tokio::net::TcpListener::from_std(listener)?;
-    let conversations = tokio::spawn(transport::serve(server.clone(), protocol, listener));
+    let protocol = Arc::new(protocol);
+    let listen = |listener: TcpListener| -> io::Result<_> {
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        Ok(tokio::spawn(transport::serve(server.clone(), protocol.clone(), listener)))
+    };
+    let mut conversations = vec![listen(listener)?];
     tokio::spawn(server.visits.clone().tell(reporter));
     while let Some(Some((word, files))) = server.ended.run_until_cancelled(log_socket::hear(&control)).await {
         match word {
@@ -208,6 +212,10 @@ async fn serve(orders: Orders, protocol: Protocol, control: UnixStream, listener
             }
             Word::Nothing => {
                 let _ = answers.try_send(None);
+            }
+            Word::Listen => {
+                let listener = files.into_iter().next().map(|file| TcpListener::from(OwnedFd::from(file)));
+                conversations.extend(listener.and_then(|listener| listen(listener).ok()));
             }
             Word::Ending => server.end_sessions(),
             Word::Complete(end) => {
@@ -223,7 +231,9 @@ async fn serve(orders: Orders, protocol: Protocol, control: UnixStream, listener
     }
     server.ended.cancel();
     server.end_sessions();
-    let _ = conversations.await;
+    for listening in conversations {
+        let _ = listening.await;
+    }
     // What the job's programs do from now on is the supervisor's business; clients are told.
     server.clients.close();
     let _ = tokio::time::timeout(FAREWELL, server.clients.wait()).await;

@@ -175,8 +175,7 @@ impl Opener {
 }
 
 /// Answers clients until the server ends.
-pub(super) async fn serve(server: Arc<Server>, protocol: Protocol, listener: TcpListener) {
-    let protocol = Arc::new(protocol);
+pub(super) async fn serve(server: Arc<Server>, protocol: Arc<Protocol>, listener: TcpListener) {
     let connections = Arc::new(AtomicUsize::new(0));
     let strangers = Arc::new(AtomicUsize::new(0));
     loop {
