@@ -704,6 +704,7 @@ fn own_peer(text: &str, keys: &Path) -> TaskSpec {
         listen: SshListen::All,
         peer_address: None,
         required: true,
+        over_host: None,
         keep_alive_secs: 30,
     });
     let host_public = host_public.trim_end_matches([' ', 'x', '\n']).to_owned();

@@ -281,6 +281,7 @@ async fn gang(port: u16, commands: [&str; 2]) -> Vec<(Agent, TaskSpec)> {
             listen: SshListen::Loopback,
             peer_address: Some(node_ips[rank].parse().unwrap()),
             required: false,
+            over_host: None,
             keep_alive_secs: 30,
         });
         spec.gang = Some(GangAccess {
