@@ -721,7 +721,7 @@ async fn opensshs_client_knows_the_nodes_beside_what_the_user_has_configured() {
     let keys = tempfile::tempdir().unwrap();
     let text = "ssh 127.0.0.1 'echo rank $DSTACK_NODE_RANK of $DSTACK_NODES_NUM'; \
                 ssh -G elsewhere | grep -x -e 'port 77' -e 'user ann'; ssh -G 127.0.0.1 | grep '^port'; \
-                stat -c '%a %U %n' ~/.ssh/config ~/.ssh/dstack_job; echo ${OMPI_MCA_plm_rsh_agent-unset}";
+                cd ~/.ssh; stat -c '%a %U %n' config dstack_job; echo ${OMPI_MCA_plm_rsh_agent-unset}";
     let mut spec = own_peer(text, keys.path());
     let home = agent.home.path().join("root");
     std::fs::create_dir_all(home.join(".ssh")).unwrap();
@@ -733,8 +733,7 @@ async fn opensshs_client_knows_the_nodes_beside_what_the_user_has_configured() {
     agent.wait_for(&spec, "ready", |state| state.phase == TaskPhase::Ready).await;
     agent.go(&spec, &[SSH_PORT, 0]).await;
     let log = agent.read_log(spec.id, 0).await;
-    let expected = "rank 0 of 2\nuser ann\nport 77\nport 10022\n644 root /root/.ssh/config\n\
-                    600 root /root/.ssh/dstack_job\nunset\n";
+    let expected = "rank 0 of 2\nuser ann\nport 77\nport 10022\n644 root config\n600 root dstack_job\nunset\n";
     assert_eq!(support::text(&log.bytes), expected);
     assert_eq!(agent.wait_sealed(&spec).await.warnings, Vec::<String>::new());
     let config = std::fs::read_to_string(home.join(".ssh/config")).unwrap();
