@@ -17,7 +17,7 @@ const START: Duration = Duration::from_mins(1);
 
 /// The image that tests run: a small Debian with what they use.
 const IMAGE: Recipe =
-    Recipe { name: "dstack-test", packages: "python3,python3-venv,openmpi-bin,procps", finish: "" };
+    Recipe { name: "dstack-test", packages: "python3,python3-venv,python3-mpi4py,openmpi-bin,procps", finish: "" };
 
 /// Makes sure that an engine answers and has the image.
 pub(super) fn prepare(sandbox: &Sandbox) -> Result<Vec<(&'static str, String)>> {

@@ -293,6 +293,13 @@ impl TestHost {
         docker(&["exec", &self.container, "sh", "-c", text])
     }
 
+    /// Gives the host's engine an image of the engine that tests use.
+    pub(crate) fn load_image(&self, image: &str) {
+        let copy = "docker save \"$1\" | docker exec -i \"$2\" docker load --quiet";
+        end(Command::new("bash").args(["-o", "pipefail", "-c", copy, "bash", image, &self.container]))
+            .expect_status(0);
+    }
+
     /// The public key that the host shows, as `known_hosts` has it after the host's name.
     pub(crate) fn host_key(&self) -> String {
         let key = self.exec("cut -d ' ' -f 1,2 /etc/ssh/ssh_host_ed25519_key.pub").expect_status(0).text();

@@ -13,6 +13,7 @@ mod gang;
 mod hostile;
 mod hosts;
 mod local;
+mod mpi;
 mod official_attach;
 mod official_client;
 mod postgres;
