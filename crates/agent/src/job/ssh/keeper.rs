@@ -284,6 +284,7 @@ mod tests {
             listen: SshListen::Loopback,
             peer_address: Some(peer_address.parse().unwrap()),
             required: false,
+            over_host: None,
             keep_alive_secs: 30,
         }
     }

@@ -221,10 +221,11 @@ impl Launched {
                 Some(terminal) => on_terminal(&mut self.child, terminal, &inlet, &outlet).await,
                 None => on_pipes(&mut self.child, inlet, &outlet).await,
             };
-            outlet.finish().await;
+            // Before the end of the output: a client that sends nothing more may close the channel at that.
             if let Ok(status) = status {
                 outlet.tell_exit(exit(status)).await;
             }
+            outlet.finish().await;
             outlet.close().await;
         };
         tokio::select! {
@@ -311,8 +312,8 @@ async fn on_pipes(child: &mut Child, inlet: Arc<Inlet>, outlet: &Outlet) -> io::
 async fn refuse(lane: Lane, told: String) {
     lane.inlet.discard();
     let _ = lane.outlet.send(Output::Error, Bytes::from(told)).await;
-    lane.outlet.finish().await;
     lane.outlet.tell_exit(Exit::Status(CANNOT_RUN)).await;
+    lane.outlet.finish().await;
     lane.outlet.close().await;
 }
 
