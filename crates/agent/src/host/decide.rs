@@ -243,7 +243,8 @@ mod tests {
         check(&[Entry::Preparing], &Seen::default(), &Step::Launch);
         check(&[Entry::Preparing], &attached(Stage::Preparing), &Step::Wait);
         let seen = attached(Stage::Ready);
-        check(&[Entry::Preparing], &seen, &Step::NoteReady(Resolved::default()));
+        let resolved = Resolved { on_host_network: true, ..Resolved::default() };
+        check(&[Entry::Preparing], &seen, &Step::NoteReady(resolved));
         check(&[ready()], &seen, &Step::Wait);
         check(&[ready(), Entry::Released], &seen, &Step::NoteRunning);
         check(&[ready(), Entry::Released, Entry::Running], &seen, &Step::SendGo);

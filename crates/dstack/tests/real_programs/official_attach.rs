@@ -292,9 +292,11 @@ fn the_official_client_goes_over_hosts_and_gets_nothing_else_there() {
     // The last line has no end yet, and gets one with ours.
     host.exec("echo >> ~ada/.ssh/authorized_keys").expect_status(0);
     let before = keys_of(&host, "ada");
-    rig.apply("fleet.dstack.yml", &fleet(&lan, "ada", &[&host], ""), &[]);
-    assert_eq!(keys_of(&host, "ada"), before);
     let official = Official::of(&rig, client);
+    rig.write("fleet.dstack.yml", &fleet(&lan, "ada", &[&host], ""));
+    let applied = end(&mut official.command(&["apply", "-f", "fleet.dstack.yml", "-y"])).expect_status(0);
+    assert!(applied.text().contains("idle"), "{}", applied.text());
+    assert_eq!(keys_of(&host, "ada"), before);
     official.walk(&Place::in_tiny_container());
     wait_for_keys(&host, "ada", &before);
 
