@@ -262,10 +262,11 @@ impl Sshd {
         for _ in 0..5 {
             let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let text = dir.path().display();
+            // In a home of its own, because shells run what the user's begins with.
             let config = format!(
                 "{settings}\nPort {port}\nListenAddress 127.0.0.1\nHostKey {}\nPidFile none\nStrictModes no\n\
                  AuthorizedKeysFile {text}/authorized\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\n\
-                 SetEnv PATH={} GIT_CONFIG_GLOBAL=/dev/null\nLogLevel VERBOSE\n",
+                 SetEnv PATH={} HOME={text} GIT_CONFIG_GLOBAL=/dev/null\nLogLevel VERBOSE\n",
                 host.display(),
                 std::env::var("PATH").unwrap(),
             );
