@@ -113,7 +113,7 @@ fn a_port_of_a_job_on_this_machine_stays_the_jobs() {
         let found = lines.find(|line| line.as_ref().unwrap().contains(part));
         found.unwrap_or_else(|| panic!("no line has `{part}`")).unwrap()
     };
-    assert!(line_with(" -> ").contains(&format!("localhost:{port} -> {port}")));
+    assert!(line_with("  - ").contains(&format!("localhost:{port} -> {port}")));
     line_with("Ctrl+C");
     rig.write("go", "");
     assert_eq!(line_with("At http").trim_end(), format!("At http://localhost:{port}/"));

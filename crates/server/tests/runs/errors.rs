@@ -84,9 +84,6 @@ async fn runs_that_cannot_be_are_refused_at_plan_and_apply() {
         let apply = json!({"plan": {"run_spec": spec}, "force": false});
         server.post(&main("runs/apply"), apply).await.expect_bad_request(message, "error");
     }
-    let spec = json!({"configuration": {"type": "dev-environment", "ide": "vscode"}});
-    let message = "dev environments need SSH access to jobs, which this server does not have yet";
-    server.post(&main("runs/get_plan"), json!({ "run_spec": spec })).await.expect_bad_request(message, "error");
     let spec = json!({"configuration": {"type": "service", "port": 80, "commands": ["x"]}});
     let message = "`type: service` is not supported by this server yet";
     server.post(&main("runs/get_plan"), json!({ "run_spec": spec })).await.expect_bad_request(message, "error");
