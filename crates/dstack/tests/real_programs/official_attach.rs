@@ -362,7 +362,9 @@ fn nothing_else_opens(official: &Official<'_>, rig: &Rig, host: &TestHost) {
     let refused = ssh(&["-tt", &there]);
     assert_ne!(refused.status, Some(0));
     assert!(refused.stderr.contains("PTY allocation request failed"), "{}", refused.stderr);
-    for args in [&[&*there, "id"][..], &[&there], &["-s", &there, "sftp"]] {
+    // What a subsystem says to its user goes nowhere.
+    assert_eq!(ssh(&["-s", &there, "sftp"]).expect_status(1).text(), "");
+    for args in [&[&*there, "id"][..], &[&there]] {
         let refused = ssh(args).expect_status(1);
         assert!(
             refused.stderr.contains("This key leads through this host to a job of dstack"),
@@ -376,12 +378,16 @@ fn nothing_else_opens(official: &Official<'_>, rig: &Rig, host: &TestHost) {
         let refused = ssh(&["-W", target, &there]);
         assert_ne!(refused.status, Some(0));
         assert!(!refused.text().contains("SSH-"), "{target}: {}", refused.text());
-        assert!(refused.stderr.contains("administratively prohibited"), "{}", refused.stderr);
+        assert!(refused.stderr.contains("stdio forwarding failed"), "{}", refused.stderr);
     }
     // A port of the host that leads back.
     let back = ["-o", "ExitOnForwardFailure=yes", "-N", "-R", "127.0.0.1:4000:localhost:22", &there];
     assert_eq!(ssh(&back).status, Some(255));
-    // A socket of the host, which only the host itself can close.
+    no_socket_opens(&identity, rig, &there);
+}
+
+/// No socket of the host opens, where `sshd` says so: only the host itself can.
+fn no_socket_opens(identity: &str, rig: &Rig, there: &str) {
     let socket = rig.dir.join("docker.sock");
     let forward = format!("{}:/run/docker.sock", socket.display());
     let mut command = Command::new("ssh");
@@ -389,7 +395,7 @@ fn nothing_else_opens(official: &Official<'_>, rig: &Rig, host: &TestHost) {
         "-F",
         "none",
         "-i",
-        &identity,
+        identity,
         "-o",
         "IdentitiesOnly=yes",
         "-o",
@@ -398,7 +404,7 @@ fn nothing_else_opens(official: &Official<'_>, rig: &Rig, host: &TestHost) {
         "-L",
         &forward,
     ]);
-    command.args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", &there]);
+    command.args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", there]);
     command.env_remove("SSH_AUTH_SOCK").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let forwarding = Running { child: command.spawn().unwrap(), output: socket.clone() };
     let mut stream = wait_for("the forwarded socket", PATIENCE, || UnixStream::connect(&socket).ok());
@@ -438,7 +444,7 @@ fn the_official_client_enters_jobs_through_the_proxy() {
     let official = Official::of(&rig, client);
     rig.apply(
         "long.dstack.yml",
-        "type: task\nname: long\ncommands: [sleep 3600]\nresources: {cpu: 1.., memory: 64MB.., disk: 1GB..}\n",
+        "type: task\nname: long\nenv: {SHELL: /bin/sh}\ncommands: [sleep 3600]\nresources: {cpu: 1.., memory: 64MB.., disk: 1GB..}\n",
         &["-R", "-d"],
     );
     rig.wait_for_status("long", "running");
@@ -484,7 +490,7 @@ fn ssh_does_all_it_does_elsewhere(official: &Official<'_>) {
     });
     let reverse = format!("{far}:127.0.0.1:{near}");
     let read = format!("exec 3<>/dev/tcp/127.0.0.1/{far}; cat <&3");
-    let args = ["-o", "ExitOnForwardFailure=yes", "-R", &reverse, "long", &format!("bash -c '{read}'")];
+    let args = ["-o", "ExitOnForwardFailure=yes", "-R", &reverse, "long", &format!("bash --norc -c '{read}'")];
     let came = official.openssh("ssh", &args).expect_status(0);
     assert_eq!(came.text().trim(), "from here");
     answer.join().unwrap();
