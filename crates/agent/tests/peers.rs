@@ -17,8 +17,8 @@ use support::git::Sshd;
 use support::ssh::*;
 use support::*;
 use tempfile::TempDir;
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{ChildStdout, Command};
 use tokio::time::{Instant, timeout};
 
 /// The first two words of a public key.
@@ -202,29 +202,57 @@ async fn the_client_speaks_with_our_own_server() {
     job.close().await;
 }
 
+/// A client whose command runs, and what it prints after its first line.
+async fn started(client: &Client, text: &str) -> (tokio::process::Child, BufReader<ChildStdout>) {
+    let mut child = client.command(&["127.0.0.1", text]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut printed = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    timeout(DEADLINE, printed.read_line(&mut line)).await.expect("the command starts").unwrap();
+    assert_eq!(line, "up\n");
+    (child, printed)
+}
+
+fn send(client: &tokio::process::Child, signal: &str) {
+    let pid = nix::unistd::Pid::from_raw(client.id().unwrap().try_into().unwrap());
+    nix::sys::signal::kill(pid, signal.parse::<nix::sys::signal::Signal>().unwrap()).unwrap();
+}
+
 #[tokio::test]
-async fn whoever_ends_the_client_ends_its_command() {
+async fn whoever_ends_the_client_ends_its_command_and_hears_its_last_words() {
     if !is_available() {
         return;
     }
     let (job, client) = entrance().await;
     for (signal, status) in [("TERM", 143), ("INT", 130), ("HUP", 129)] {
-        let marked = job.path(signal).display().to_string();
-        let text =
-            format!("trap 'echo {signal} > {marked}; exit' {signal}; echo up; while :; do sleep 0.05; done");
-        let mut child = client.command(&["127.0.0.1", &text]).stdout(Stdio::piped()).spawn().unwrap();
-        let mut printed = tokio::io::BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        let read = tokio::io::AsyncBufReadExt::read_line(&mut printed, &mut line);
-        timeout(DEADLINE, read).await.expect("the command starts").unwrap();
-        assert_eq!(line, "up\n");
-        let pid = nix::unistd::Pid::from_raw(child.id().unwrap().try_into().unwrap());
-        nix::sys::signal::kill(pid, format!("SIG{signal}").parse::<nix::sys::signal::Signal>().unwrap()).unwrap();
+        let text = format!("trap 'echo heard {signal}; exit' {signal}; echo up; while :; do sleep 0.05; done");
+        let (mut child, mut printed) = started(&client, &text).await;
+        send(&child, &format!("SIG{signal}"));
         let ended = timeout(DEADLINE, child.wait()).await.expect("the client ends").unwrap();
         assert_eq!(ended.code(), Some(status));
-        let heard = async || fs::read_to_string(&marked).ok().filter(|text| !text.is_empty());
-        assert_eq!(eventually("the command hears it", heard).await, format!("{signal}\n"));
+        let mut line = String::new();
+        printed.read_line(&mut line).await.unwrap();
+        assert_eq!(line, format!("heard {signal}\n"));
     }
+    job.close().await;
+}
+
+#[tokio::test]
+async fn a_client_that_is_told_again_to_end_does_not_wait() {
+    if !is_available() {
+        return;
+    }
+    let (job, client) = entrance().await;
+    let (mut child, _printed) = started(&client, "trap '' TERM; echo up; sleep 1000007").await;
+    let ended = async {
+        loop {
+            // Two that come at once are one, so it is told until it hears.
+            send(&child, "SIGTERM");
+            if let Ok(ended) = timeout(Duration::from_millis(100), child.wait()).await {
+                break ended.unwrap();
+            }
+        }
+    };
+    assert_eq!(timeout(DEADLINE, ended).await.expect("the client ends").code(), Some(143));
     job.close().await;
 }
 

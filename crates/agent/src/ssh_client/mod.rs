@@ -34,6 +34,8 @@ const READ_BYTES: usize = 32 * 1024;
 const STDERR: u32 = 1;
 /// How long the other side may take to hear of the end.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// How long a command may take to end that was told to.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// The longest list of nodes.
 const NODES_BYTES_LIMIT: u64 = 16 << 20;
 
@@ -78,6 +80,7 @@ async fn go(arguments: &Arguments) -> Result<u8, String> {
     };
     let (read, write) = connection.start(&arguments.command).await?;
     let receiving = receive(read);
+    tokio::pin!(receiving);
     let feeding = async {
         let fed =
             if arguments.no_input { write.eof().await.map_err(io::Error::other) } else { feed(&write).await };
@@ -85,13 +88,25 @@ async fn go(arguments: &Arguments) -> Result<u8, String> {
         drop(fed);
         std::future::pending::<()>().await;
     };
-    let status = tokio::select! {
-        status = receiving => status,
-        () = feeding => Ok(OWN_FAILURE),
-        signal = signals.next() => {
+    let told = tokio::select! {
+        status = &mut receiving => Err(status),
+        () = feeding => Err(Ok(OWN_FAILURE)),
+        signal = signals.next() => Ok(signal),
+    };
+    let status = match told {
+        Err(status) => status,
+        Ok(signal) => {
             let name = signal.as_str().trim_start_matches("SIG").to_owned();
-            // Who is told to end has its command told the same.
-            let _ = timeout(FAREWELL, write.signal(sig(&name))).await;
+            // Who is told to end has its command told the same, which may have something to say about it: without us
+            // its first word would be its last. Who is told twice does not wait.
+            let ending = async {
+                write.signal(sig(&name)).await.ok()?;
+                receiving.await.ok()
+            };
+            tokio::select! {
+                _ = timeout(LAST_WORDS, ending) => {}
+                _ = signals.next() => {}
+            }
             Ok(128 + signal as u8)
         }
     };
