@@ -6,6 +6,7 @@
 
 mod count;
 mod docker;
+mod ec2_clients;
 mod hosts;
 mod images;
 mod official_client;
@@ -177,6 +178,7 @@ fn prepare(sandbox: &Sandbox, prepared: &mut Prepared) {
     prepared.add("the hosts", hosts::prepare(sandbox));
     prepared.add("the official client", official_client::prepare());
     prepared.add("OpenSSH", openssh::prepare());
+    prepared.add("clients of EC2", ec2_clients::prepare());
     let programs = workspace::build_workspace();
     prepared.add(
         "the programs",

@@ -16,6 +16,7 @@ const OURS: &[(&str, &[&str])] = &[
     ("server", &["api", "lifecycle", "store", "backends", "tunnel"]),
     ("cli", &["api", "tunnel"]),
     ("dstack", &["cli", "server"]),
+    ("ec2sim", &[]),
     ("xtask", &[]),
 ];
 

@@ -19,8 +19,10 @@ use crate::{shell, workspace};
 use source::File;
 
 /// Files that break a rule for now: the rule, the file, and why it may.
-const EXCEPTIONS: &[(&str, &str, &str)] =
-    &[("backend", "crates/server/src/http/repos.rs", "`local` is a kind of repository there")];
+const EXCEPTIONS: &[(&str, &str, &str)] = &[
+    ("backend", "crates/server/src/http/repos.rs", "`local` is a kind of repository there"),
+    ("backend", "crates/ec2sim/src/network.rs", "`local` is where AWS's routes lead within a network"),
+];
 
 /// Something that breaks a rule.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
