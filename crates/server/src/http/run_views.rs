@@ -159,17 +159,17 @@ fn connection_info(shown_by: &Shown<'_>, run: &Run, job: &Job) -> Option<JobConn
         RunConfiguration::Task(_) | RunConfiguration::Service(_) => None,
     };
     let working_dir = job.state.runtime.as_ref().and_then(|runtime| runtime.working_dir.as_ref());
-    let link = ide.zip(working_dir).map(|(ide, dir)| dev_environment::ide_url(ide, &alias, dir));
+    let link = |host: &str| ide.zip(working_dir).map(|(ide, dir)| dev_environment::ide_url(ide, host, dir));
     Some(JobConnectionInfo {
         ide_name: ide.map(|ide| dev_environment::ide_name(ide).to_owned()),
-        attached_ide_url: link,
+        attached_ide_url: link(&alias),
+        proxied_ide_url: proxy.and_then(|proxy| link(&proxy.authority(&upstream_id(job.id)))),
         attached_ssh_command: Some(vec!["ssh".to_owned(), alias]),
         proxied_ssh_command: proxy.map(|proxy| proxy.command(&upstream_id(job.id))),
         sshproxy_hostname: proxy.map(|proxy| proxy.hostname.clone()),
         sshproxy_port: proxy.and_then(|proxy| proxy.port),
         sshproxy_upstream_id: proxy.map(|_| upstream_id(job.id)),
         ssh_host_key: Some(shown_by.sealer.job_host_key(job.id).public.trim().to_owned()),
-        ..JobConnectionInfo::default()
     })
 }
 
@@ -491,7 +491,12 @@ mod tests {
         let info = connection_info(&Shown { sealer: &sealer, ssh_proxy: None }, &row, &job).unwrap();
         assert_eq!(info.ide_name.as_deref(), Some("VS Code"));
         let link = format!("vscode://vscode-remote/ssh-remote+{}/work", row.name);
-        assert_eq!(info.attached_ide_url, Some(link));
+        assert_eq!((info.attached_ide_url, info.proxied_ide_url), (Some(link), None));
+        let proxy = ProxyAddress::parse("ssh.example.com:2222").unwrap();
+        let shown_by = Shown { sealer: &sealer, ssh_proxy: Some(&proxy) };
+        let link = connection_info(&shown_by, &row, &job).unwrap().proxied_ide_url;
+        let host = format!("{}@ssh.example.com:2222", upstream_id(job.id));
+        assert_eq!(link, Some(format!("vscode://vscode-remote/ssh-remote+{host}/work")));
         let seconds = |row: &Run, job: &Job| submission(now(), row, job).inactivity_secs;
         assert_eq!(seconds(&row, &job), Some(0));
         job.state.unvisited_since = Some("2026-11-23T23:59:00Z".parse().unwrap());

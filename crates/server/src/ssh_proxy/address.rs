@@ -57,6 +57,16 @@ impl ProxyAddress {
         words
     }
 
+    /// How links name a job behind it: `name@host[:port]`.
+    pub fn authority(&self, name: &str) -> String {
+        let host =
+            if self.hostname.contains(':') { format!("[{}]", self.hostname) } else { self.hostname.clone() };
+        match self.port_or_usual() {
+            SSH_PORT => format!("{name}@{host}"),
+            port => format!("{name}@{host}:{port}"),
+        }
+    }
+
     /// The name under which OpenSSH looks for the proxy's key.
     pub fn known_as(&self) -> String {
         match self.port_or_usual() {
@@ -92,6 +102,8 @@ mod tests {
         let proxy = |text| ProxyAddress::parse(text).unwrap();
         assert_eq!(proxy("a:22").command("x").join(" "), "ssh x@a");
         assert_eq!(proxy("a:2222").command("x").join(" "), "ssh x@a -p 2222");
+        assert_eq!(proxy("a:22").authority("x"), "x@a");
+        assert_eq!(proxy("[fd00::1]:2222").authority("x"), "x@[fd00::1]:2222");
         assert_eq!((proxy("a").known_as(), proxy("a:2222").known_as()), ("a".to_owned(), "[a]:2222".to_owned()));
     }
 }
