@@ -183,8 +183,7 @@ impl World {
                     }
                     Some(Happening::ErrorBefore { .. } | Happening::LostRequest) | None => {}
                 }
-                write(service, &record_action(request, service), operation, &value, &request_id)
-                    .map_err(Failure::Refused)
+                write(service, &record.action, operation, &value, &request_id).map_err(Failure::Refused)
             });
         let outcome = match result {
             Ok(_) if is_cut => Outcome::Cut,
@@ -343,10 +342,6 @@ fn read_action(request: &Request, service: &Service) -> Result<(String, Option<q
         return Err(ApiError::client("NoSuchVersion", message));
     }
     Ok((action, Some(form)))
-}
-
-fn record_action(request: &Request, service: &Service) -> String {
-    read_action(request, service).map(|(action, _)| action).unwrap_or_default()
 }
 
 fn write(

@@ -76,17 +76,19 @@ impl Simulator {
     }
 
     fn tell(&self) {
-        // Whoever is told may call back in; the one who tells already will find what came of that.
-        let Ok(_telling) = self.0.telling.try_lock() else { return };
         loop {
+            // Whoever is told may call back in, and another may tell already: they will find what came of this.
+            let Ok(telling) = self.0.telling.try_lock() else { return };
             let events = std::mem::take(&mut lock(&self.0.world).outbox);
-            if events.is_empty() {
-                return;
-            }
             if let Some(machines) = &self.0.machines {
                 for event in &events {
                     machines.happened(event);
                 }
+            }
+            drop(telling);
+            // Something may have come from one who found the lock taken.
+            if lock(&self.0.world).outbox.is_empty() {
+                return;
             }
         }
     }

@@ -276,6 +276,9 @@ pub(crate) fn attach_volume(call: &mut Call<'_>) -> Result<Value, ApiError> {
     }
     call.proceed()?;
     let now = call.now();
+    if let Some(instance) = call.region().instances.get_mut(&new.instance_id) {
+        instance.volumes.push(new.volume_id.clone());
+    }
     let attachment = VolumeAttachment {
         instance_id: new.instance_id,
         device: new.device,
@@ -315,7 +318,11 @@ pub(crate) fn detach_volume(call: &mut Call<'_>) -> Result<Value, ApiError> {
         return Err(ApiError::client("InvalidAttachment.NotFound", message));
     }
     call.proceed()?;
-    if let Some(volume) = call.region().volumes.get_mut(&asked.volume_id) {
+    let region = call.region();
+    if let Some(instance) = region.instances.get_mut(&attachment.instance_id) {
+        instance.volumes.retain(|id| *id != asked.volume_id);
+    }
+    if let Some(volume) = region.volumes.get_mut(&asked.volume_id) {
         volume.attachment = None;
     }
     Ok(attachment.render(&asked.volume_id, "detaching"))

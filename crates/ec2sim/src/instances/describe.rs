@@ -131,9 +131,10 @@ fn render_machine(instance: &Instance, region: &Region, account: &str) -> Value 
 }
 
 fn block_devices(instance: &Instance, region: &Region) -> Value {
-    let volumes = region.volumes.values().filter_map(|volume| {
-        let attachment = volume.attachment.as_ref().filter(|attachment| attachment.instance_id == instance.id)?;
-        Some(json!({
+    let volumes = instance.volumes.iter().filter_map(|id| region.volumes.get(id));
+    let attached = volumes.filter_map(|volume| volume.attachment.as_ref().map(|attachment| (volume, attachment)));
+    let rows = attached.map(|(volume, attachment)| {
+        json!({
             "DeviceName": attachment.device,
             "Ebs": {
                 "VolumeId": volume.id,
@@ -141,27 +142,9 @@ fn block_devices(instance: &Instance, region: &Region) -> Value {
                 "AttachTime": xml::time(attachment.at),
                 "DeleteOnTermination": attachment.delete_on_termination,
             },
-        }))
+        })
     });
-    // A thousand machines would each look through the disks of all: their own come first.
-    if instance.volumes.len() == 1 && region.instances.len() > 100 {
-        let own = instance.volumes.iter().filter_map(|id| region.volumes.get(id));
-        return own
-            .filter_map(|volume| {
-                let attachment = volume.attachment.as_ref()?;
-                Some(json!({
-                    "DeviceName": attachment.device,
-                    "Ebs": {
-                        "VolumeId": volume.id,
-                        "Status": "attached",
-                        "AttachTime": xml::time(attachment.at),
-                        "DeleteOnTermination": attachment.delete_on_termination,
-                    },
-                }))
-            })
-            .collect();
-    }
-    volumes.collect()
+    rows.collect()
 }
 
 #[derive(Debug, Deserialize)]

@@ -79,6 +79,7 @@ pub(crate) struct Instance {
     pub(crate) primary: String,
     pub(crate) groups: Vec<String>,
     pub(crate) interfaces: Vec<String>,
+    /// The disks that are attached, whenever they were.
     pub(crate) volumes: Vec<String>,
     pub(crate) market: Market,
     pub(crate) spot_request: Option<String>,
@@ -283,15 +284,11 @@ fn finish(world: &mut World, region_name: &str, id: &str) {
     let volumes = std::mem::take(&mut instance.volumes);
     for id in volumes {
         let Some(volume) = region.volumes.get_mut(&id) else { continue };
-        if volume.attachment.as_ref().is_some_and(|attachment| attachment.delete_on_termination) {
+        let goes = volume.attachment.as_ref().is_some_and(|attachment| attachment.delete_on_termination);
+        volume.attachment = None;
+        if goes {
             region.volumes.remove(&id);
             world.ledger.gone(Kind::Volume, &id, now);
-        }
-    }
-    // What was attached later stays, without its machine.
-    for volume in region.volumes.values_mut() {
-        if volume.attachment.as_ref().is_some_and(|attachment| attachment.instance_id == id) {
-            volume.attachment = None;
         }
     }
     for id in interfaces {
