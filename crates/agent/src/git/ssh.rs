@@ -43,7 +43,7 @@ impl Program {
         let command = format!("git-upload-pack {}", quote(path_of(url)));
         channel.exec(true, command).await.map_err(|error| lost(url, &error))?;
         let (read, input) = channel.split();
-        let output = Output { read, complaint: String::new() };
+        let output = Output { read, complaint: String::new(), has_failed: false };
         Ok(Program { handle, output, input })
     }
 
@@ -66,6 +66,7 @@ impl Program {
 pub(super) struct Output {
     read: ChannelReadHalf,
     complaint: String,
+    has_failed: bool,
 }
 
 impl Output {
@@ -80,12 +81,13 @@ impl Output {
                     let room = 1024_usize.saturating_sub(self.complaint.len());
                     self.complaint.extend(String::from_utf8_lossy(&data).chars().take(room));
                 }
-                Some(ChannelMsg::ExitStatus { exit_status }) if exit_status != 0 => return Err(self.failure()),
+                // What it says about that may come later.
+                Some(ChannelMsg::ExitStatus { exit_status }) => self.has_failed |= exit_status != 0,
                 Some(ChannelMsg::Failure) => {
                     return Err(Error::Refused("it runs no `git-upload-pack`".to_owned()));
                 }
                 Some(_) => {}
-                None if self.complaint.is_empty() => return Ok(None),
+                None if self.complaint.is_empty() && !self.has_failed => return Ok(None),
                 None => return Err(self.failure()),
             }
         }
