@@ -2,13 +2,14 @@
 //! job's user reads, and variables that name these files. Nothing of the user's or of the clone is changed.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::path::Path;
 
 use api::agent::GitRepo;
+use percent_encoding::{NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 
 use super::remote::{Login, http_login};
 use super::url::{Scheme, Url};
+use crate::shell::quote;
 
 /// A file that is wanted.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,8 +35,8 @@ pub(crate) fn credentials(repo: &GitRepo, folder: &Path, env: &mut BTreeMap<Stri
         let known = format!("UserKnownHostsFile=\"{}\" ~/.ssh/known_hosts", folder.join(KNOWN_HOSTS).display());
         let command = format!(
             "ssh -i {} -o StrictHostKeyChecking=accept-new -o {}",
-            shell_quote(&file.to_string_lossy()),
-            shell_quote(&known)
+            quote(&file.to_string_lossy()),
+            quote(&known)
         );
         env.entry("GIT_SSH_COMMAND".to_owned()).or_insert(command);
         return vec![Secret { name: KEY, text: format!("{}\n", key.trim_end()) }];
@@ -44,7 +45,7 @@ pub(crate) fn credentials(repo: &GitRepo, folder: &Path, env: &mut BTreeMap<Stri
     let login = Login { token: repo.token.clone(), private_key: None };
     let Some((user, password)) = http_login(&url, &login) else { return Vec::new() };
     let file = folder.join(CREDENTIALS);
-    let helper = format!("store --file={}", shell_quote(&file.to_string_lossy()));
+    let helper = format!("store --file={}", quote(&file.to_string_lossy()));
     add_setting(env, &format!("credential.{}.helper", url.origin()), &helper);
     let scheme = if url.scheme == Scheme::Http { "http" } else { "https" };
     let text = format!("{scheme}://{}:{}@{}\n", escape(&user), escape(&password), url.authority());
@@ -59,20 +60,9 @@ fn add_setting(env: &mut BTreeMap<String, String>, key: &str, value: &str) {
     env.insert("GIT_CONFIG_COUNT".to_owned(), (count + 1).to_string());
 }
 
-fn shell_quote(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
-}
-
 /// As it stands in an address.
-fn escape(text: &str) -> String {
-    text.bytes().fold(String::new(), |mut escaped, byte| {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            escaped.push(char::from(byte));
-        } else {
-            let _ = write!(escaped, "%{byte:02X}");
-        }
-        escaped
-    })
+fn escape(text: &str) -> PercentEncode<'_> {
+    utf8_percent_encode(text, NON_ALPHANUMERIC)
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::ChildStdin;
 
 use anyhow::Context;
 use api::agent::GitRepo;
@@ -33,14 +33,13 @@ use self::clone::Cloner;
 pub(crate) use self::leave::credentials;
 use self::remote::Login;
 use self::url::Url;
-use crate::sys::{self, Credentials};
+use crate::own_process;
+use crate::sys::Credentials;
 
 /// The longest orders and the longest answer.
 const WORDS_LIMIT: usize = 16 << 20;
 /// The longest diff; the server has a lower limit of its own.
 const DIFF_LIMIT: u64 = 1 << 30;
-/// How much of what a failed process wrote is told.
-const TOLD: usize = 1024;
 
 /// A clone that is wanted.
 #[derive(Serialize, Deserialize)]
@@ -57,38 +56,17 @@ pub(crate) struct Order {
     pub(crate) env: BTreeMap<String, String>,
 }
 
-/// What became of an order: what the user should know, or why there is no clone.
-type Answer = Result<Vec<String>, String>;
+/// What the user should know, or why there is no clone.
+type Answer = own_process::Answer<Vec<String>>;
 
 /// Clones as `credentials`, and applies the changes in the file `diff`. Answers what the user should know.
 pub(crate) fn clone(job: JobId, order: &Order, diff: Option<&Path>, credentials: Option<&Credentials>) -> Answer {
-    let failed = |error: &dyn std::fmt::Display| format!("cannot clone the repository: {error}");
-    let diff = diff.map(File::open).transpose().map_err(|error| failed(&error))?;
-    let mut command = Command::new("/proc/self/exe");
-    command
-        .arg("clone")
-        .env_clear()
-        // It is a part of the job, and ends with it whatever happens to us.
-        .env("DSTACK_JOB_ID", job.to_string())
-        .current_dir("/")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    sys::prepare_child(&mut command, false, credentials.cloned());
-    let mut child = command.spawn().map_err(|error| failed(&error))?;
-    // A process that ends early says why itself.
-    let given = give(&mut child, order, diff);
-    let output = child.wait_with_output().map_err(|error| failed(&error))?;
-    serde_json::from_slice::<Answer>(&output.stdout).unwrap_or_else(|_| {
-        let words = String::from_utf8_lossy(&output.stderr).trim().chars().take(TOLD).collect::<String>();
-        let given = given.err().map(|error| error.to_string()).unwrap_or_default();
-        let told = format!("cannot clone the repository: its process ended ({}) {words} {given}", output.status);
-        Err(told.trim_end().to_owned())
-    })
+    const FAILED: &str = "cannot clone the repository";
+    let diff = diff.map(File::open).transpose().map_err(|error| format!("{FAILED}: {error}"))?;
+    own_process::ask("clone", job, credentials, FAILED, |input| give(input, order, diff))
 }
 
-fn give(child: &mut Child, order: &Order, diff: Option<File>) -> io::Result<()> {
-    let mut input = child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
+fn give(mut input: ChildStdin, order: &Order, diff: Option<File>) -> io::Result<()> {
     let words = serde_json::to_vec(order).map_err(io::Error::other)?;
     let length = u32::try_from(words.len()).map_err(io::Error::other)?;
     input.write_all(&length.to_be_bytes())?;

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use super::dial::{Dialer, SILENCE, Stream};
 use super::error::Error;
 use super::url::Url;
+use crate::shell::quote;
 
 /// How long logging in may take.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -146,10 +147,6 @@ fn lost(url: &Url, error: &russh::Error) -> Error {
 /// The path on the other machine: one that begins with `~` is relative to a home there.
 fn path_of(url: &Url) -> &str {
     if url.path.starts_with("/~") { &url.path[1..] } else { &url.path }
-}
-
-fn quote(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 fn known_hosts(home: &Path) -> Vec<PathBuf> {

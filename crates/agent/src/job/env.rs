@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use api::agent::{ClusterInfo, TaskSpec};
 
+use crate::shell::quote;
 use crate::wire::JobFile;
 
 /// Where programs are looked for when nobody says.
@@ -132,10 +133,6 @@ fn is_identifier(name: &str) -> bool {
     let mut bytes = name.bytes();
     bytes.next().is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
         && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-}
-
-fn quote(value: &str) -> String {
-    format!("'{}'", value.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]

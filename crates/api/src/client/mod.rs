@@ -10,9 +10,9 @@ mod socket;
 mod stream;
 mod tunnel;
 
-use std::fmt::Write;
 use std::time::Duration;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response};
 use serde::Serialize;
@@ -30,6 +30,9 @@ pub const CLIENT_VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The request header that carries the client's version.
 pub const VERSION_HEADER: &str = "x-api-version";
+
+/// What is not written as it is in a path or a query: all but the unreserved characters of RFC 3986.
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// How often a request is sent at most when nobody answers, the first time included.
 const CONNECT_ATTEMPTS: u32 = 3;
@@ -199,14 +202,5 @@ impl Client {
 
 /// Writes `text` so that it is one segment of a path or one value of a query.
 fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            escaped.push(char::from(byte));
-        } else {
-            // Writing to a string cannot fail.
-            let _ = write!(escaped, "%{byte:02X}");
-        }
-    }
-    escaped
+    utf8_percent_encode(text, SEGMENT).to_string()
 }

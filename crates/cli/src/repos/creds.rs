@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use api::repos::RepoCreds;
+use percent_encoding::percent_decode_str;
 use tempfile::NamedTempFile;
 
 use super::git::{self, Access};
@@ -102,21 +103,8 @@ fn token_of_git(session: &Session, host: &str) -> Option<String> {
         let place = place.split('/').next()?;
         let name = place.split(':').next()?;
         let (_, password) = login.split_once(':')?;
-        name.eq_ignore_ascii_case(host).then(|| unescape(password))
+        name.eq_ignore_ascii_case(host).then(|| percent_decode_str(password).decode_utf8_lossy().into_owned())
     })
-}
-
-fn unescape(text: &str) -> String {
-    let mut plain = Vec::new();
-    let mut rest = text.as_bytes();
-    while let Some((byte, after)) = rest.split_first() {
-        let digits = (*byte == b'%').then(|| after.get(..2)).flatten();
-        let escaped = digits.and_then(|digits| std::str::from_utf8(digits).ok());
-        let value = escaped.and_then(|digits| u8::from_str_radix(digits, 16).ok());
-        rest = if value.is_some() { &after[2..] } else { after };
-        plain.push(value.unwrap_or(*byte));
-    }
-    String::from_utf8_lossy(&plain).into_owned()
 }
 
 /// A private key in a file that only its owner reads, and that goes when it is dropped.

@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use store::leases::{Table, touch};
@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::absences::Absences;
 use super::hosts::JoinStep;
 use super::pool::Surroundings;
 use super::route::{NoWay, Route, known_keys};
@@ -44,9 +45,6 @@ const LONGEST_DELAY: Duration = Duration::from_secs(5);
 /// A connection that has said nothing for this long is broken.
 const SILENCE: Duration = Duration::from_secs(3 * PING_INTERVAL_SECS);
 
-/// How much later or earlier the same moment may seem to have been, told again.
-const SAME_MOMENT: SignedDuration = SignedDuration::from_millis(500);
-
 /// A connection to one agent, whether it stands or not.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -68,8 +66,7 @@ struct State {
     /// The keys that hosts have shown on the way, by address.
     host_keys: BTreeMap<String, String>,
     tasks: HashMap<JobId, TaskState>,
-    /// Since when nobody has been in a job, by our clock.
-    unvisited: HashMap<JobId, Timestamp>,
+    absences: Absences,
     /// Files that are being sent, and how the last try ended of those that could not be.
     uploading: HashSet<String>,
     unsent: HashMap<String, Result<BlobSeen, OrderError>>,
@@ -79,31 +76,6 @@ struct State {
 
 fn blob_path(sha256: &str) -> String {
     format!("/v1/blobs/{sha256}")
-}
-
-impl State {
-    /// Takes note of since when nobody has been in a job; answers whether that is news. How long is said and not since
-    /// when, because the host's clock may be wrong, so the same moment comes out a little different each time.
-    fn note_visits(&mut self, task: &TaskState, now: Timestamp) -> bool {
-        let absence = task.unvisited_millis.and_then(|millis| i64::try_from(millis).ok());
-        let since = absence.and_then(|millis| now.checked_sub(SignedDuration::from_millis(millis)).ok());
-        let known = self.unvisited.get(&task.id).copied();
-        let is_same = match (known, since) {
-            (None, None) => true,
-            (Some(known), Some(since)) => since.duration_since(known).abs() < SAME_MOMENT,
-            (None, Some(_)) | (Some(_), None) => false,
-        };
-        match since {
-            _ if is_same => {}
-            Some(since) => {
-                self.unvisited.insert(task.id, since);
-            }
-            None => {
-                self.unvisited.remove(&task.id);
-            }
-        }
-        !is_same
-    }
 }
 
 impl Connection {
@@ -117,7 +89,7 @@ impl Connection {
             joining: None,
             host_keys: BTreeMap::new(),
             tasks: HashMap::new(),
-            unvisited: HashMap::new(),
+            absences: Absences::default(),
             uploading: HashSet::new(),
             unsent: HashMap::new(),
             pulling: HashMap::new(),
@@ -165,7 +137,7 @@ impl Connection {
     pub(super) fn unvisited_since(&self, job: JobId) -> Option<Timestamp> {
         let state = self.state();
         state.sender.as_ref()?;
-        state.unvisited.get(&job).copied()
+        state.absences.since(job)
     }
 
     pub(super) fn tasks(&self) -> Option<Vec<TaskState>> {
@@ -267,7 +239,7 @@ impl Connection {
                 return;
             }
             let news = state.tasks.get(&job).is_none_or(|known| differs(known, &task));
-            let moved = state.note_visits(&task, around.clock.now());
+            let moved = state.absences.note(&task, around.clock.now());
             state.tasks.insert(job, task);
             news || moved
         };
@@ -311,9 +283,9 @@ impl Connection {
             state.is_final = false;
             state.joining = None;
             state.since = around.clock.now();
-            state.unvisited.clear();
+            state.absences = Absences::default();
             for task in &hello.tasks {
-                state.note_visits(task, around.clock.now());
+                state.absences.note(task, around.clock.now());
             }
             state.tasks = hello.tasks.into_iter().map(|task| (task.id, task)).collect();
         }
@@ -349,7 +321,7 @@ impl Connection {
                 {
                     let mut state = self.state();
                     state.tasks.retain(|job, _| is_there(job));
-                    state.unvisited.retain(|job, _| is_there(job));
+                    state.absences.retain(is_there);
                 }
                 for task in tasks {
                     self.learn(around, task);
@@ -367,7 +339,7 @@ impl Connection {
             if let Some(reader) = state.pulling.remove(&job) {
                 reader.cancel();
             }
-            state.unvisited.remove(&job);
+            state.absences.forget(job);
             state.tasks.remove(&job)
         };
         let may_have_log = task.is_some_and(|task| task.phase.has_started());
@@ -561,27 +533,6 @@ mod tests {
             warnings: vec![],
             unvisited_millis: None,
         }
-    }
-
-    #[test]
-    fn absence_is_counted_by_our_clock_and_the_same_one_is_no_news() {
-        let connection = connection();
-        let job = JobId(Uuid::from_u128(3));
-        let mut state = connection.state();
-        let mut told = |secs: i64, unvisited_millis: Option<u64>| {
-            let now = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(secs);
-            let is_news = state.note_visits(&TaskState { unvisited_millis, ..running(job) }, now);
-            (is_news, state.unvisited.get(&job).map(|since| since.as_second()))
-        };
-        assert_eq!(told(1000, None), (false, None));
-        assert_eq!(told(1000, Some(5_000)), (true, Some(995)));
-        // Told again, and a little late.
-        assert_eq!(told(1060, Some(64_800)), (false, Some(995)));
-        // Somebody was there in between.
-        assert_eq!(told(1060, Some(1_000)), (true, Some(1059)));
-        assert_eq!(told(1061, None), (true, None));
-        // No host can have been up for so long.
-        assert_eq!(told(1062, Some(u64::MAX)), (false, None));
     }
 
     #[tokio::test]

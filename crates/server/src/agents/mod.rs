@@ -1,5 +1,6 @@
 //! The agents of instances: who answers, what each task does, and the orders that we give.
 
+mod absences;
 mod connection;
 pub mod hosts;
 mod log_pull;

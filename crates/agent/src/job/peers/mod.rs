@@ -13,7 +13,6 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use api::agent::{GangAccess, SSH_PORT};
 use api::ids::JobId;
@@ -21,7 +20,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::files::run;
 use crate::job::account::Account;
-use crate::sys::{self, Credentials};
+use crate::own_process;
+use crate::sys::Credentials;
 use crate::wire::JobFile;
 
 /// The variable that tells our client where it finds what it needs.
@@ -38,9 +38,6 @@ pub(crate) const CLIENT_NAMES: [&str; 2] = ["ssh", "dstack-ssh"];
 
 /// How a warning begins where the files could not be written.
 const CANNOT_ENTER: &str = "the job cannot enter the gang's other nodes over SSH";
-
-/// How much of what a failed process wrote is told.
-const TOLD: usize = 1024;
 
 /// By which variables launchers are told of a client, each with others of the same meaning: Open MPI up to 4, Open MPI
 /// from 5 on, MPICH and what descends from it, and Intel MPI.
@@ -75,7 +72,7 @@ struct Order {
 }
 
 /// Why nothing is written for OpenSSH's client, if that is so; or why nothing at all could be written.
-type Answer = Result<Option<String>, String>;
+type Answer = own_process::Answer<Option<String>>;
 
 /// How a job enters its gang's nodes, as far as it was found out before they are known.
 #[derive(Debug, Clone)]
@@ -144,27 +141,8 @@ impl Peers {
         let order =
             Order { dir: self.dir.clone(), home: self.home.clone(), private_key: gang.private_key.clone(), nodes };
         let words = serde_json::to_vec(&order).map_err(|error| error.to_string())?;
-        let mut command = Command::new("/proc/self/exe");
-        command
-            .arg("peers")
-            .env_clear()
-            // It is a part of the job, and ends with it whatever happens to us.
-            .env("DSTACK_JOB_ID", job.to_string())
-            .current_dir("/")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        sys::prepare_child(&mut command, false, owner.cloned());
-        let mut child = command.spawn().map_err(|error| format!("its files cannot be written: {error}"))?;
-        // A process that ends early says why itself.
-        let given = child.stdin.take().map(|mut input| input.write_all(&words));
-        let output = child.wait_with_output().map_err(|error| error.to_string())?;
-        serde_json::from_slice::<Answer>(&output.stdout).unwrap_or_else(|_| {
-            let said = String::from_utf8_lossy(&output.stderr).trim().chars().take(TOLD).collect::<String>();
-            let given = given.and_then(Result::err).map(|error| error.to_string()).unwrap_or_default();
-            let told = format!("the process that writes its files ended ({}) {said} {given}", output.status);
-            Err(told.trim_end().to_owned())
-        })
+        let failed = "its files cannot be written";
+        own_process::ask("peers", job, owner, failed, |mut input| input.write_all(&words))
     }
 }
 
