@@ -59,7 +59,7 @@ pub(crate) fn locate(
     configured: Option<&RepoSpec>,
     folder: &Path,
 ) -> anyhow::Result<Option<Source>> {
-    Ok(match (&args.repo.repo, configured) {
+    let source = match (&args.repo.repo, configured) {
         _ if args.no_repo => None,
         (Some(typed), _) => Some(source_of(session, typed, &session.directory)),
         (None, Some(RepoSpec { url: Some(url), .. })) => Some(Source::Url(url.clone())),
@@ -67,7 +67,14 @@ pub(crate) fn locate(
             Some(Source::Folder(local(session, path, folder)?))
         }
         (None, _) => None,
-    })
+    };
+    if source.is_none() && (args.repo_branch.is_some() || args.repo_hash.is_some()) {
+        bail!(
+            "`--repo-branch` and `--repo-hash` choose a state of a repository, and this run has none: name one with \
+             `repos` or `--repo`"
+        );
+    }
+    Ok(source)
 }
 
 /// The repository of a run, made known to the server if it is not.

@@ -102,6 +102,10 @@ fn files_that_cannot_be_applied_say_why() {
         ("apply -f env.yml -y", "Environment variable NOT_SET is not set\n"),
         ("apply -f ref.yml -y", "Failed to interpolate due to missing vars: ['env.X']\n"),
         ("apply -f repo.yml -y", "Invalid repo path: missing -> "),
+        (
+            "apply -f task.yml -y --repo-branch dev",
+            "`--repo-branch` and `--repo-hash` choose a state of a repository",
+        ),
         ("init", "No default project"),
         ("attach x -p 80:8000 -p 81:8000", "`-p` names the port 8000 of the run twice\n"),
         ("attach x -p 80:8000 -p 80:8001", "`-p` names the local port 80 twice\n"),
