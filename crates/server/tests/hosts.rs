@@ -406,11 +406,13 @@ async fn launch(program: &Path, dir: &Path, settings: &str) -> (Child, u16) {
     for _ in 0..5 {
         let port = free_port();
         let dir_text = dir.display();
-        // Of two settings, the first counts.
+        // Of two settings, the first counts. Root gets a home of its own, because shells run what this machine's begins
+        // with: that may wait for a lock which a command that was cut has left.
         let config = format!(
             "{settings}\nPort {port}\nListenAddress 127.0.0.1\nHostKey {dir_text}/host_key\nPidFile none\n\
              AuthorizedKeysFile {dir_text}/login.pub\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n\
-             KbdInteractiveAuthentication no\nPermitRootLogin yes\nMaxStartups 100\n"
+             KbdInteractiveAuthentication no\nPermitRootLogin yes\nMaxStartups 100\n\
+             Match User root\nSetEnv HOME={dir_text}\n"
         );
         fs::write(dir.join("config"), config).unwrap();
         let log = File::create(dir.join("log")).unwrap();

@@ -157,10 +157,11 @@ fn openssh(place: &Place<'_>) -> Result<(Running, Way)> {
     let address = free_address()?;
     let config = format!(
         "ListenAddress 127.0.0.1:{}\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nUsePAM no\n\
-         StrictModes no\nPermitRootLogin yes\nSubsystem sftp internal-sftp\n",
+         StrictModes no\nPermitRootLogin yes\nSubsystem sftp internal-sftp\nSetEnv HOME={}\n",
         address.port(),
         key.display(),
-        authorized.display()
+        authorized.display(),
+        dir.display()
     );
     fs::write(dir.join("config"), config)?;
     let mut command = Command::new(SSHD);
