@@ -11,7 +11,7 @@ pub mod local;
 mod registry;
 
 pub use capabilities::Capabilities;
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Error, ErrorKind, Result, Scope};
 pub use registry::{BackendConfig, OpenContext, kinds, open, parse_config, wire_type_of, wire_types};
 
 use std::fmt;

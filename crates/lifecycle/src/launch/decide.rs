@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Launch, LaunchStatus};
+use super::{Launch, LaunchStatus, Verdict};
 
 /// How soon a launch whose answer was lost is looked for again, in seconds.
 const WATCH_SECS: i64 = 2;
@@ -67,7 +67,7 @@ fn await_machines(now: Timestamp, seen: Seen, consistent_list: bool, decision: &
     let state = &decision.launch.state;
     // A plain refusal leaves nothing behind; that is the backend's promise. It says nothing about an earlier request
     // whose answer was lost.
-    let refused = state.error.as_ref().is_some_and(|error| !error.transient);
+    let refused = state.error.as_ref().is_some_and(|error| matches!(error.verdict, Verdict::Refused(_)));
     if refused && state.attempts <= 1 {
         decision.launch.status = LaunchStatus::Failed;
         return;

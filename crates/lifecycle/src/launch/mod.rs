@@ -95,13 +95,61 @@ pub struct LaunchState {
     pub absent_since: Option<Timestamp>,
 }
 
-/// Why a backend refused.
+/// What a backend answered that did not sell.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaunchError {
-    /// What kind of refusal it is, in one word.
+    /// What kind of answer it is, in one word.
     pub kind: String,
+    /// What follows from it.
+    #[serde(default)]
+    pub verdict: Verdict,
+    /// The backend's own word for it.
+    #[serde(default)]
+    pub code: Option<String>,
     /// What the backend said.
     pub message: String,
-    /// Asking again, unchanged, may help.
-    pub transient: bool,
+    /// The zones that the backend says have what is wanted.
+    #[serde(default)]
+    pub zones_with_capacity: Vec<String>,
+    /// When it was said.
+    #[serde(default)]
+    pub at: Option<Timestamp>,
+}
+
+/// What follows from a backend's answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// It said no, and nothing of the launch exists because of this request.
+    Refused(Scope),
+    /// It said to ask again later. Nothing of the launch exists because of this request.
+    Later,
+    /// It said nothing, so nobody knows.
+    #[default]
+    Unanswered,
+}
+
+/// What a refusal is about, and so what need not be tried again soon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// This type in this zone; other zones may have it.
+    Zone,
+    /// Every type in this zone.
+    Network,
+    /// All that the reservation would have given.
+    Reservation,
+    /// This family of types in this region; other zones are the same, other regions are not.
+    Region,
+    /// This offer, in whichever zone.
+    Offer,
+    /// Everything that this backend sells.
+    Backend,
+}
+
+impl LaunchError {
+    /// The backend's own word for it, or else ours.
+    pub fn word(&self) -> &str {
+        self.code.as_deref().unwrap_or(&self.kind)
+    }
 }

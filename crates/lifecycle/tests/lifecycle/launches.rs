@@ -1,6 +1,6 @@
 //! What happens next to a launch.
 
-use lifecycle::launch::{Effect, Launch, LaunchDecision, LaunchError, LaunchStatus, Seen, decide};
+use lifecycle::launch::{Effect, Launch, LaunchDecision, LaunchError, LaunchStatus, Scope, Seen, Verdict, decide};
 
 use crate::fixtures::{at, launch};
 
@@ -33,9 +33,16 @@ fn requested() -> Launch {
     launch(LaunchStatus::Requested)
 }
 
-fn with_error(kind: &str, transient: bool) -> Launch {
+fn with_error(kind: &str, verdict: Verdict) -> Launch {
     let mut launch = requested();
-    launch.state.error = Some(LaunchError { kind: kind.to_owned(), message: "no".to_owned(), transient });
+    launch.state.error = Some(LaunchError {
+        kind: kind.to_owned(),
+        verdict,
+        code: None,
+        message: "no".to_owned(),
+        zones_with_capacity: vec![],
+        at: Some(at(0)),
+    });
     launch
 }
 
@@ -84,24 +91,24 @@ fn a_lost_reply_is_asked_again_with_longer_pauses() {
 fn a_backend_that_cannot_be_asked_is_no_reason_to_act() {
     for now in [1, 1_000, 1_000_000] {
         check(now, &requested(), Seen::Unknown, "requested");
-        check(now, &with_error("unavailable", true), Seen::Unknown, "requested");
+        check(now, &with_error("unavailable", Verdict::Unanswered), Seen::Unknown, "requested");
     }
 }
 
 #[test]
 fn a_plain_refusal_is_the_end_and_a_transient_one_is_not() {
-    for kind in ["no_capacity", "quota_exceeded", "permission_denied", "invalid_request"] {
-        check(1, &with_error(kind, false), Seen::Listed(0), "failed");
-        check(1, &with_error(kind, false), Seen::Unknown, "failed");
+    for scope in [Scope::Zone, Scope::Region, Scope::Backend, Scope::Offer] {
+        check(1, &with_error("refused", Verdict::Refused(scope)), Seen::Listed(0), "failed");
+        check(1, &with_error("refused", Verdict::Refused(scope)), Seen::Unknown, "failed");
     }
-    check(1, &with_error("unavailable", true), Seen::Listed(0), "requested");
-    check(2, &with_error("rate_limited", true), Seen::Listed(0), "requested, launch");
+    check(1, &with_error("unavailable", Verdict::Unanswered), Seen::Listed(0), "requested");
+    check(2, &with_error("rate_limited", Verdict::Later), Seen::Listed(0), "requested, launch");
 }
 
 #[test]
 fn a_refusal_after_a_lost_reply_is_not_believed_while_machines_are_listed() {
     // The first request may have been heard; its repetition may be refused for another reason.
-    let mut launch = with_error("quota_exceeded", false);
+    let mut launch = with_error("quota_exceeded", Verdict::Refused(Scope::Region));
     launch.state.attempts = 2;
     check(10, &launch, Seen::Listed(2), "done");
     check(10, &launch, Seen::Unknown, "requested");

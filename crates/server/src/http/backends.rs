@@ -105,6 +105,8 @@ fn checked(deps: &Deps, access: &Access, body: &Value) -> Result<BackendConfig> 
             Error::in_fields(ErrorCode::InvalidCredentials, error.message, fields)
         }
         ErrorKind::NoCapacity
+        | ErrorKind::ReservationUsedUp
+        | ErrorKind::NoAddresses
         | ErrorKind::QuotaExceeded
         | ErrorKind::InvalidRequest
         | ErrorKind::RateLimited

@@ -1,8 +1,10 @@
 //! Moves launches on.
 
 use api::ids::LaunchId;
+use backends::ErrorKind;
+use jiff::Timestamp;
 use lifecycle::events::Target;
-use lifecycle::launch::{Effect, Launch, LaunchError, LaunchStatus, Seen, decide};
+use lifecycle::launch::{Effect, Launch, LaunchError, LaunchStatus, Scope, Seen, Verdict, decide};
 use lifecycle::planted::{self, Bug};
 use store::leases::{Table, touch};
 use store::{Versioned, fleets, instances, jobs, launches};
@@ -73,11 +75,7 @@ async fn act(deps: &Deps, launch: &Versioned<Launch>, open: &OpenBackend) -> sto
     let order = order_of(deps, &launch.value).await?;
     let result = answer(open.backend.launch(&order)).await;
     deps.backends.changed(open.id);
-    let error = result.err().map(|error| LaunchError {
-        kind: error.kind.as_str().to_owned(),
-        transient: error.kind.is_transient(),
-        message: error.message,
-    });
+    let error = result.err().map(|error| told(error, deps.clock.now()));
     let mut answered = launch.clone();
     answered.value.state.error.clone_from(&error);
     let now = deps.clock.now();
@@ -108,6 +106,31 @@ async fn act(deps: &Deps, launch: &Versioned<Launch>, open: &OpenBackend) -> sto
     tx.commit().await?;
     deps.wake.ring(Table::Instances);
     Ok(())
+}
+
+fn told(error: backends::Error, at: Timestamp) -> LaunchError {
+    LaunchError {
+        kind: error.kind.as_str().to_owned(),
+        verdict: verdict(error.kind),
+        code: error.code,
+        message: error.message,
+        zones_with_capacity: error.zones_with_capacity,
+        at: Some(at),
+    }
+}
+
+fn verdict(kind: ErrorKind) -> Verdict {
+    let refused = |scope| Verdict::Refused(scope);
+    match kind.scope() {
+        backends::Scope::Zone => refused(Scope::Zone),
+        backends::Scope::Network => refused(Scope::Network),
+        backends::Scope::Reservation => refused(Scope::Reservation),
+        backends::Scope::Region => refused(Scope::Region),
+        backends::Scope::Offer => refused(Scope::Offer),
+        backends::Scope::Backend => refused(Scope::Backend),
+        backends::Scope::Nothing if kind == ErrorKind::RateLimited => Verdict::Later,
+        backends::Scope::Nothing => Verdict::Unanswered,
+    }
 }
 
 async fn order_of(deps: &Deps, launch: &Launch) -> store::Result<backends::LaunchOrder> {
