@@ -7,6 +7,8 @@ pub struct Capabilities {
     pub launches: bool,
     /// Its machines can form a cluster with a network of their own.
     pub cluster: bool,
+    /// It has zones, and each launch is into one of them.
+    pub zonal: bool,
     /// What it lists is what is there: one absence proves that a machine is gone.
     pub consistent_list: bool,
     /// Its jobs run beside the server's secrets, so only global admins may use it.

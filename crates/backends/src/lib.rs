@@ -3,6 +3,8 @@
 //! The verbs are few: say what is on offer, launch, list, terminate, and say how a machine's agent is reached.
 //! Every effect carries a key of ours (the launch and the index in it) and is safe to repeat.
 
+#[cfg(feature = "aws")]
+mod aws;
 mod capabilities;
 mod error;
 pub mod fake;
@@ -14,10 +16,11 @@ pub use capabilities::Capabilities;
 pub use error::{Error, ErrorKind, Result, Scope};
 pub use registry::{BackendConfig, OpenContext, kinds, open, parse_config, wire_type_of, wire_types};
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
 
-use api::ids::LaunchId;
+use api::ids::{FleetId, LaunchId};
 use api::instances::{InstanceAvailability, InstanceType};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -31,6 +34,17 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// What it would sell now, cheapest first. The caller compares with what is wanted.
     async fn offers(&self, wanted: &OffersWanted) -> Result<Vec<BackendOffer>>;
 
+    /// Whether it can be used as it is configured; the error says what is missing. Changes nothing.
+    async fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Finds out what exactly a launch will ask for. The caller records it and gives it with the order from then on, so
+    /// that the same launch always asks for the same.
+    async fn prepare(&self, _launch: &LaunchOrder) -> Result<serde_json::Value> {
+        Ok(serde_json::Value::Null)
+    }
+
     /// Asks for machines. The same launch again does nothing more. On an error nothing of it may stay,
     /// except where the error's kind says that nobody knows.
     async fn launch(&self, launch: &LaunchOrder) -> Result<()>;
@@ -43,15 +57,47 @@ pub trait Backend: fmt::Debug + Send + Sync {
 
     /// How the agent of a running machine is reached; may start it where that is the backend's business.
     async fn agent_access(&self, machine: &Machine) -> Result<AgentAccess>;
+
+    /// Removes what carries this server's mark and serves nobody any more, but for machines. What still stands and
+    /// must go is told, in words.
+    async fn tidy(&self, _living: &Living) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+}
+
+/// What somebody still wants of a backend.
+#[derive(Debug, Clone, Default)]
+pub struct Living {
+    /// Launches that may still make machines, and those of which machines live.
+    pub launches: HashSet<LaunchId>,
+    /// Machines that live or may come to life.
+    pub machines: HashSet<MachineKey>,
+    /// Launches any of whose machines may still come to life.
+    pub open_launches: HashSet<LaunchId>,
+    /// Fleets that live.
+    pub fleets: HashSet<FleetId>,
+    /// The backend is leaving, so nothing of it will be wanted again.
+    pub is_leaving: bool,
+}
+
+impl Living {
+    /// Whether a machine lives or may come to life.
+    pub fn has(&self, key: &MachineKey) -> bool {
+        self.open_launches.contains(&key.launch_id) || self.machines.contains(key)
+    }
 }
 
 /// What a caller looks for; backends may use it to say less, never to say more.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct OffersWanted {
     /// How many machines will be launched together; at least 1.
     pub nodes: u32,
     /// The machines must have a fast network between them.
     pub cluster: bool,
+    /// Only machines that may be taken back at any time, or only others; none: both.
+    pub spot: Option<bool>,
+    /// The reservation to buy from.
+    pub reservation: Option<String>,
 }
 
 /// Something that a backend would sell.
@@ -69,6 +115,9 @@ pub struct BackendOffer {
     pub availability: InstanceAvailability,
     /// Why it cannot be had, in words.
     pub unavailable_because: Option<String>,
+    /// The disk may be chosen, up to this size.
+    #[serde(default)]
+    pub most_disk_mib: Option<u64>,
     /// What only the backend understands; it comes back in the launch.
     pub backend_data: serde_json::Value,
 }
@@ -78,6 +127,8 @@ pub struct BackendOffer {
 pub struct LaunchOrder {
     /// The client token and the tag.
     pub launch_id: LaunchId,
+    /// The fleet.
+    pub fleet_id: FleetId,
     /// The fleet's name, for tags.
     pub fleet_name: String,
     /// The project's name, for tags.
@@ -92,6 +143,12 @@ pub struct LaunchOrder {
     pub least: u32,
     /// The machines must have a fast network between them.
     pub cluster: bool,
+    /// The public keys that may log in.
+    pub authorized_keys: Vec<String>,
+    /// What the backend found out before; null until it is prepared.
+    pub prepared: serde_json::Value,
+    /// What was found out for an earlier launch of the fleet that made machines.
+    pub fleet_prepared: Option<serde_json::Value>,
 }
 
 /// Which machine of which launch.
@@ -124,6 +181,18 @@ pub struct Machine {
     pub zone: Option<String>,
     /// Why it ended, if its backend says.
     pub ended_because: Option<String>,
+    /// Who logs in over SSH, where that is how it is reached.
+    #[serde(default)]
+    pub login: Option<Login>,
+}
+
+/// Who logs in to a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Login {
+    /// The user.
+    pub user: String,
+    /// The port of the SSH server.
+    pub port: u16,
 }
 
 /// Where a machine is in its life.
@@ -156,6 +225,46 @@ pub struct ContainerNetwork {
 pub enum AgentAccess {
     /// By a socket on this machine; the agent runs.
     UnixSocket(PathBuf),
+    /// Over SSH, with the key of the machine's project.
+    Ssh {
+        /// Its name or address.
+        address: String,
+        /// Who logs in.
+        login: Login,
+        /// The host on the way to it.
+        jump: Option<Jump>,
+        /// The files that its first start leaves when it is over, if that is to be waited for.
+        first_start: Option<FirstStart>,
+    },
     /// Not at all: the machine exists only in a simulation.
     Simulated,
+}
+
+/// The files that a machine's first start leaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FirstStart {
+    /// All is prepared.
+    pub done: String,
+    /// It is not, and why, for people.
+    pub failed: String,
+}
+
+/// A host through which a machine is reached.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Jump {
+    /// Its name or address.
+    pub hostname: String,
+    /// The port of its SSH server.
+    pub port: u16,
+    /// Who logs in.
+    pub user: String,
+    /// With what, in OpenSSH's form.
+    pub private_key: String,
+}
+
+// The private key must not be printed.
+impl fmt::Debug for Jump {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Jump").field("hostname", &self.hostname).finish_non_exhaustive()
+    }
 }

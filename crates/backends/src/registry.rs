@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
 use api::backends::BackendType;
-use api::ids::ServerId;
+use api::ids::{BackendId, ServerId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -14,7 +14,12 @@ use crate::keys::{invalid, near_miss, quoted};
 use crate::{Backend, Result};
 
 /// Every backend of this build. To add one: its folder, `mod` in `lib.rs`, and a line here.
-static ENTRIES: &[&Entry] = &[&crate::local::ENTRY, &crate::fake::ENTRY];
+static ENTRIES: &[&Entry] = &[
+    #[cfg(feature = "aws")]
+    &crate::aws::ENTRY,
+    &crate::local::ENTRY,
+    &crate::fake::ENTRY,
+];
 
 /// What a backend's folder tells about itself before it is opened.
 #[derive(Debug)]
@@ -30,7 +35,7 @@ pub(crate) struct Entry {
     /// It exists for tests; users are not told of it.
     pub(crate) is_for_tests: bool,
     /// Makes the backend.
-    pub(crate) open: fn(&Value, &OpenContext) -> Result<Arc<dyn Backend>>,
+    pub(crate) open: fn(&Value, &OpenContext, BackendId) -> Result<Arc<dyn Backend>>,
 }
 
 /// A backend as somebody configured it. Only its folder understands `config`.
@@ -119,9 +124,9 @@ pub fn parse_config(config: &Value) -> Result<BackendConfig> {
     Ok(BackendConfig { kind: kind.clone(), config })
 }
 
-/// Makes the backend, without asking anything of it yet.
-pub fn open(config: &BackendConfig, context: &OpenContext) -> Result<Arc<dyn Backend>> {
-    (entry(&config.kind)?.open)(&config.config, context)
+/// Makes the backend with that row, without asking anything of it yet.
+pub fn open(config: &BackendConfig, context: &OpenContext, id: BackendId) -> Result<Arc<dyn Backend>> {
+    (entry(&config.kind)?.open)(&config.config, context, id)
 }
 
 fn entry(kind: &str) -> Result<&'static Entry> {

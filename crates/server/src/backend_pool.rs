@@ -32,8 +32,8 @@ pub struct BackendPool {
     sealer: Arc<Sealer>,
     opened: Mutex<HashMap<BackendId, Opened>>,
     listings: Answers<BackendId, Arc<Vec<Machine>>>,
-    /// By backend, and how many machines of what kind were wanted.
-    offers: Answers<(BackendId, u32, bool), Arc<Vec<BackendOffer>>>,
+    /// By backend, and what was wanted.
+    offers: Answers<(BackendId, OffersWanted), Arc<Vec<BackendOffer>>>,
 }
 
 impl std::fmt::Debug for BackendPool {
@@ -97,7 +97,7 @@ impl BackendPool {
             return Ok(backend.clone());
         }
         let config = serde_json::from_str(&self.sealer.unseal(&row.sealed_config)?)?;
-        let backend = backends::open(&backends::parse_config(&config)?, &self.context)?;
+        let backend = backends::open(&backends::parse_config(&config)?, &self.context, row.id)?;
         opened.insert(row.id, (row.sealed_config.clone(), backend.clone()));
         Ok(backend)
     }
@@ -119,7 +119,7 @@ impl BackendPool {
         patience: Duration,
     ) -> backends::Result<Arc<Vec<BackendOffer>>> {
         let ask = async { open.backend.offers(wanted).await.map(Arc::new) };
-        self.offers.get(&(open.id, wanted.nodes, wanted.cluster), patience, ask).await
+        self.offers.get(&(open.id, wanted.clone()), patience, ask).await
     }
 
     /// Forgets what a backend answered, because something was just changed.

@@ -19,7 +19,7 @@ use store::Versioned;
 
 use crate::backend_pool::OpenBackend;
 use crate::deps::Deps;
-use crate::offers::{Collected, MAX_REASONS, OffersQuery, blocks_of, collect};
+use crate::offers::{Collected, MAX_REASONS, OffersQuery, blocks_of, collect, disk_mib};
 
 /// How long placement waits for backends. It does not wait as long as a purchase, because other runs wait for it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -60,8 +60,8 @@ impl WaitingJob<'_> {
         if let Some(max_price) = self.requirements.max_price.filter(|max_price| *max_price < offer.price) {
             return Err(format!("${} an hour is over `max_price` {max_price}", offer.price));
         }
-        // Nobody knows of an offer from which reservation it would be, also where the fleet names the same one.
-        if let Some(reservation) = &profile.reservation {
+        let of = offer.backend_data["reservation"]["id"].as_str();
+        if let Some(reservation) = profile.reservation.as_deref().filter(|wanted| of != Some(wanted)) {
             return Err(format!("it is not of `reservation` {reservation}"));
         }
         let resources = &offer.instance.resources;
@@ -100,6 +100,7 @@ impl Collected {
         let mut kept = Collected { plans: vec![], ..self.clone() };
         let mut reasons: Vec<String> = vec![];
         for plan in &self.plans {
+            let plan = &with_disk(plan, job);
             match job.zone_to_buy_in(plan, blocks) {
                 Ok(zone) => kept.plans.push(LaunchPlan { zone, ..plan.clone() }),
                 Err(reason) => add_reason(&mut reasons, plan, &reason),
@@ -114,6 +115,14 @@ impl Collected {
         });
         kept
     }
+}
+
+/// The same plan with a disk as large as the job asks for, where its size may be chosen.
+fn with_disk(plan: &LaunchPlan, job: &WaitingJob<'_>) -> LaunchPlan {
+    let mut plan = plan.clone();
+    let resources = &mut plan.offer.instance.resources;
+    resources.disk.size_mib = disk_mib(resources, plan.most_disk_mib, &job.requirements.resources);
+    plan
 }
 
 fn add_reason(reasons: &mut Vec<String>, plan: &LaunchPlan, reason: &str) {

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use api::backends::BackendType;
-use api::configurations::{Blocks, ProfileParams};
+use api::configurations::{Blocks, Memory, ProfileParams, ResourcesSpec};
 use api::instances::{Offer, Resources};
 use api::jobs::Requirements;
 use backends::{BackendOffer, Capabilities, OffersWanted};
@@ -96,7 +96,12 @@ pub async fn collect(deps: &Deps, opened: &[OpenBackend], query: &OffersQuery<'_
             None => asked.push(open),
         }
     }
-    let wanted = OffersWanted { nodes: query.nodes.max(1), cluster: query.cluster };
+    let wanted = OffersWanted {
+        nodes: query.nodes.max(1),
+        cluster: query.cluster,
+        spot: query.requirements.spot,
+        reservation: query.requirements.reservation.as_ref().or(query.profile.reservation.as_ref()).cloned(),
+    };
     let answers = asked.iter().map(|open| deps.backends.offers(open, &wanted, query.patience));
     let answers = join_all(answers).await;
     for (open, offers) in asked.into_iter().zip(answers) {
@@ -150,12 +155,13 @@ fn cannot(capabilities: Capabilities, query: &OffersQuery<'_>) -> Option<&'stati
 /// Sorts a backend's offers into what can be bought, what cannot, and why the rest does not suit.
 fn judge(open: &OpenBackend, offers: &[BackendOffer], query: &OffersQuery<'_>, collected: &mut Collected) {
     let wire_type = backends::wire_type_of(&open.kind);
-    let admins_only = open.backend.capabilities().admins_only;
+    let Capabilities { admins_only, zonal, .. } = open.backend.capabilities();
     let mut reasons: Vec<(String, usize)> = vec![];
     let mut sold_out: Option<String> = None;
     let plans_before = collected.plans.len();
     for backend_offer in offers {
-        let zones = match suits(backend_offer, query) {
+        let backend_offer = &with_disk(backend_offer.clone(), &query.requirements.resources);
+        let zones = match suits(backend_offer, query, zonal) {
             Ok(zones) => zones,
             Err(reason) => {
                 match reasons.iter_mut().find(|(known, _)| *known == reason) {
@@ -177,6 +183,7 @@ fn judge(open: &OpenBackend, offers: &[BackendOffer], query: &OffersQuery<'_>, c
             backend: open.kind.clone(),
             offer: offer.clone(),
             zone,
+            most_disk_mib: backend_offer.most_disk_mib,
             admins_only,
         }));
     }
@@ -199,8 +206,24 @@ fn obstacle(kind: &str, sold_out: Option<String>, mut reasons: Vec<(String, usiz
     format!("`{kind}`: {}", told.join(", or "))
 }
 
+/// The same offer with a disk as large as is asked for, where its size may be chosen.
+fn with_disk(mut offer: BackendOffer, wanted: &ResourcesSpec) -> BackendOffer {
+    let size = disk_mib(&offer.instance_type.resources, offer.most_disk_mib, wanted);
+    offer.instance_type.resources.disk.size_mib = size;
+    offer
+}
+
+/// The size of the disk for what is asked for: what there is, or the least that is wanted where it may be chosen.
+pub fn disk_mib(has: &Resources, most_mib: Option<u64>, wanted: &ResourcesSpec) -> u64 {
+    let least = wanted.disk.as_ref().and_then(|disk| disk.size.min).map_or(0, Memory::mib);
+    match most_mib {
+        Some(most_mib) => has.disk.size_mib.max(least.min(most_mib)),
+        None => has.disk.size_mib,
+    }
+}
+
 /// The zones to try, in order (`None`: any), or why the offer does not suit.
-fn suits(offer: &BackendOffer, query: &OffersQuery<'_>) -> Result<Vec<Option<String>>, String> {
+fn suits(offer: &BackendOffer, query: &OffersQuery<'_>, zonal: bool) -> Result<Vec<Option<String>>, String> {
     let profile = query.profile;
     if !is_listed(profile.regions.as_ref(), &offer.region) {
         return Err(format!("region `{}` is not in `regions`", offer.region));
@@ -224,7 +247,7 @@ fn suits(offer: &BackendOffer, query: &OffersQuery<'_>) -> Result<Vec<Option<Str
         Some(true | false) | None => {}
     }
     blocks_of(query.blocks, &offer.instance_type.resources)?;
-    zones_of(offer, query)
+    zones_of(offer, query, zonal)
 }
 
 /// Into how many blocks a machine would be split, or why it cannot be.
@@ -236,7 +259,7 @@ pub fn blocks_of(blocks: Blocks, has: &Resources) -> Result<u32, String> {
     split(count, has.gpus.len(), has.cpus)
 }
 
-fn zones_of(offer: &BackendOffer, query: &OffersQuery<'_>) -> Result<Vec<Option<String>>, String> {
+fn zones_of(offer: &BackendOffer, query: &OffersQuery<'_>, zonal: bool) -> Result<Vec<Option<String>>, String> {
     let allowed = |zone: &str| {
         let at_home = query.home.and_then(|home| home.zone.as_ref());
         is_listed(query.profile.availability_zones.as_ref(), zone) && at_home.is_none_or(|home| home == zone)
@@ -250,7 +273,7 @@ fn zones_of(offer: &BackendOffer, query: &OffersQuery<'_>) -> Result<Vec<Option<
         return Ok(vec![None]);
     };
     // A cluster must be in one zone, so the zone is chosen before anything is bought.
-    if !is_restricted && !query.cluster {
+    if !is_restricted && !query.cluster && !zonal {
         return Ok(vec![None]);
     }
     let zones: Vec<Option<String>> = zones.iter().filter(|zone| allowed(zone)).cloned().map(Some).collect();
@@ -297,6 +320,7 @@ mod tests {
             price_usd_per_hour: 2.0,
             availability: InstanceAvailability::Available,
             unavailable_because: None,
+            most_disk_mib: None,
             backend_data: json!(null),
         }
     }
@@ -335,7 +359,10 @@ mod tests {
         let expected = expected
             .map(|zones| zones.iter().map(|zone| zone.map(str::to_owned)).collect::<Vec<_>>())
             .map_err(str::to_owned);
-        assert_eq!(suits(&offer(zones), &query), expected);
+        assert_eq!(suits(&offer(zones), &query, false), expected);
+        if let (Ok(found), Some(zones)) = (suits(&offer(zones), &query, true), zones) {
+            assert!(found.iter().all(|zone| zone.as_deref().is_some_and(|zone| zones.contains(&zone))));
+        }
     }
 
     #[test]

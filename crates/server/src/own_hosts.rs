@@ -1,6 +1,6 @@
 //! Machines of the users' own, which fleets name: who is meant, how they are logged in to, and the way to their agents.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use anyhow::Context as _;
 use api::configurations::{Blocks, FleetConfiguration, SshHost, SshKey, SshParams, SshProxyParams};
@@ -113,6 +113,38 @@ pub async fn unseal(deps: &Deps, db: impl Executor, instance: &Instance) -> anyh
     Ok(Some(serde_json::from_str(&deps.sealer.unseal(&sealed)?)?))
 }
 
+/// The way to the agent of a machine that a backend sold and that is reached over SSH, but for its address, which the
+/// backend tells each time. None: it is reached in another way. An error says that the project's key cannot be read.
+pub async fn machine_access(
+    deps: &Deps,
+    instance: &Instance,
+    machine: &backends::Machine,
+) -> anyhow::Result<Option<HostAccess>> {
+    if machine.login.is_none() {
+        return Ok(None);
+    }
+    let project = store::projects::get(&deps.db, instance.project_id).await?.context("its project is gone")?;
+    let private = deps.sealer.unseal(&project.sealed_ssh_private_key)?;
+    let key = tunnel::Key::parse(format!("the key of project {}", project.name), &private)?;
+    let mut known_keys = BTreeMap::new();
+    for (address, key) in &instance.state.known_keys {
+        known_keys.insert(address.clone(), key.parse().context("read a host's recorded key")?);
+    }
+    Ok(Some(HostAccess {
+        target: tunnel::Target::new("", "", vec![key]),
+        known_keys,
+        instance: instance.id,
+        server: deps.server_id,
+        address: machine.internal_ip.clone(),
+        first_start: None,
+        env: BTreeMap::new(),
+        others: BTreeSet::from([instance.id]),
+        was_joined: instance.state.joined_at.is_some(),
+        limits: tunnel::Limits::default(),
+        roots: Roots::default(),
+    }))
+}
+
 /// The way to a machine's agent. An error says that its keys cannot be read.
 pub async fn access(deps: &Deps, instance: &Instance) -> anyhow::Result<HostAccess> {
     let host = instance.state.host.as_ref().context("the instance is no machine of a user's own")?;
@@ -139,10 +171,12 @@ pub async fn access(deps: &Deps, instance: &Instance) -> anyhow::Result<HostAcce
     target.known_host = known(&target)?;
     Ok(HostAccess {
         target,
+        known_keys: BTreeMap::new(),
         instance: instance.id,
         server: deps.server_id,
         // What is learned later is not told, because an agent that is told something new is started again.
         address: host.internal_ip.clone(),
+        first_start: None,
         env: env.known().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
         others: instances::list_hosts(&deps.db).await?.into_iter().collect(),
         was_joined: instance.state.joined_at.is_some(),

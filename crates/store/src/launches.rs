@@ -59,6 +59,23 @@ pub async fn list_open_by_backend(mut db: impl Executor, backend: BackendId) -> 
     rows.iter().map(|row| row.id(0)).collect()
 }
 
+/// The newest launch of a fleet from a backend that made machines.
+pub async fn last_done(
+    mut db: impl Executor,
+    fleet: FleetId,
+    backend: BackendId,
+) -> Result<Option<Versioned<Launch>>> {
+    let row = db
+        .row(
+            "SELECT version, id, project_id, fleet_id, backend_id, created_at, status, cancelled, state \
+             FROM launches WHERE fleet_id = $1 AND backend_id = $2 AND status = 'done' \
+             ORDER BY created_at DESC, id LIMIT 1",
+            values![fleet, backend],
+        )
+        .await?;
+    row.as_ref().map(launch).transpose()
+}
+
 /// Adds a launch, due now.
 pub async fn insert(mut db: impl Executor, launch: &Launch, now: Timestamp) -> Result<()> {
     db.execute(

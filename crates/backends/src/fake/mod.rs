@@ -18,7 +18,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use api::backends::BackendType;
-use api::ids::ServerId;
+use api::ids::{BackendId, ServerId};
 use async_trait::async_trait;
 use serde_json::Value;
 
@@ -58,7 +58,7 @@ fn parse(config: &Value) -> Result<Config> {
     })
 }
 
-fn open(config: &Value, context: &OpenContext) -> Result<Arc<dyn Backend>> {
+fn open(config: &Value, context: &OpenContext, _: BackendId) -> Result<Arc<dyn Backend>> {
     let Some(cloud) = &context.fake else {
         return Err(invalid("the backend `fake` is only for tests"));
     };

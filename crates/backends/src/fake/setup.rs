@@ -46,6 +46,7 @@ impl Default for FakeSetup {
             capabilities: Capabilities {
                 launches: true,
                 cluster: true,
+                zonal: false,
                 consistent_list: true,
                 admins_only: false,
                 spot: false,

@@ -209,6 +209,7 @@ fn backend_offer(offer: &FakeOffer) -> BackendOffer {
         price_usd_per_hour: offer.price_usd_per_hour,
         availability: InstanceAvailability::Available,
         unavailable_because: None,
+        most_disk_mib: None,
         backend_data: serde_json::Value::Null,
     }
 }
@@ -245,5 +246,6 @@ fn view(setup: &FakeSetup, number: usize, made: &MadeMachine, tick: u64) -> Opti
         region: made.region.clone(),
         zone: made.zone.clone(),
         ended_because: ended.and_then(|ended| ended.vanished_because.clone()),
+        login: None,
     })
 }

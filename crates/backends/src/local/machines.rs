@@ -311,6 +311,7 @@ impl Machines {
             region: REGION.to_owned(),
             zone: None,
             ended_because: None,
+            login: None,
         }
     }
 }

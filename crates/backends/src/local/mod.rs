@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::backends::BackendType;
+use api::ids::BackendId;
 use async_trait::async_trait;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
@@ -56,7 +57,7 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often we look whether they are.
 const KILL_INTERVAL: Duration = Duration::from_millis(10);
 
-fn open(config: &Value, context: &OpenContext) -> Result<Arc<dyn Backend>> {
+fn open(config: &Value, context: &OpenContext, _: BackendId) -> Result<Arc<dyn Backend>> {
     let machines = Machines::open(&context.state_dir, context.server_id)?;
     Ok(Arc::new(Local {
         config: config::parse(config)?,
@@ -81,6 +82,7 @@ impl Backend for Local {
         Capabilities {
             launches: true,
             cluster: true,
+            zonal: false,
             consistent_list: true,
             admins_only: true,
             spot: false,

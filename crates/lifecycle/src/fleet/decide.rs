@@ -66,6 +66,8 @@ pub struct LaunchPlan {
     pub offer: Offer,
     /// The zone, where it is fixed.
     pub zone: Option<String>,
+    /// The disk may be chosen, up to this size.
+    pub most_disk_mib: Option<u64>,
     /// Only admins may use the machines.
     pub admins_only: bool,
 }

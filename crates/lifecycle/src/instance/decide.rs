@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use std::collections::BTreeMap;
 
-use super::{ContainerNetwork, Instance, host};
+use super::{ContainerNetwork, Instance, Login, host};
 use crate::events::status_changed;
 use crate::launch::{Launch, LaunchStatus};
 use crate::planted::{self, Bug};
@@ -71,6 +71,8 @@ pub struct Machine {
     pub zone: Option<String>,
     /// Why it ended.
     pub ended_because: Option<String>,
+    /// Who logs in over SSH, where that is how it is reached.
+    pub login: Option<Login>,
 }
 
 /// An instance's agent.
@@ -328,9 +330,19 @@ fn provisioning(now: Timestamp, around: &Surroundings<'_>, decision: &mut Instan
         }
         MachineSeen::Unknown => {}
     }
-    if let AgentSeen::Connected(host) = &around.agent {
-        join(now, host, around, decision);
-        return;
+    match &around.agent {
+        AgentSeen::Connected(host) => {
+            decision.instance.state.known_keys.extend(around.host_keys.clone());
+            join(now, host, around, decision);
+            return;
+        }
+        // Only its backend can say so: a machine that boots may refuse anything for a while.
+        AgentSeen::Unknown { error: Some(error), is_final: true, .. } => {
+            begin_end(InstanceTerminationReason::Error, Some(error.clone()), decision);
+            ending(now, around, decision);
+            return;
+        }
+        AgentSeen::Unknown { .. } => {}
     }
     // What was not asked for yet cannot be late: a backend may take its time to say what it sells.
     let Some(requested_at) = around.launch.and_then(|launch| launch.state.requested_at) else { return };
@@ -420,6 +432,7 @@ fn learn(machine: &Machine, decision: &mut InstanceDecision) {
     state.hostname = known(&machine.hostname, state.hostname.take());
     state.internal_ip = known(&machine.internal_ip, state.internal_ip.take());
     state.zone = known(&machine.zone, state.zone.take());
+    state.login = machine.login.clone().or(state.login.take());
     state.container_network = machine.container_network.clone().or(state.container_network.take());
 }
 
@@ -479,8 +492,9 @@ fn joined(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDeci
     match &around.agent {
         AgentSeen::Connected(_) => {
             decision.instance.state.unreachable_since = None;
-            if let Some(host) = &mut decision.instance.state.host {
-                host.known_keys.extend(around.host_keys.clone());
+            match &mut decision.instance.state.host {
+                Some(host) => host.known_keys.extend(around.host_keys.clone()),
+                None => decision.instance.state.known_keys.extend(around.host_keys.clone()),
             }
         }
         AgentSeen::Unknown { since, .. } => {

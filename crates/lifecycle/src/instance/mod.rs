@@ -18,6 +18,8 @@ pub use decide::{
 };
 pub use host::{BACKEND as HOST_BACKEND, Host, Proxy, REGION as HOST_REGION};
 
+use std::collections::BTreeMap;
+
 use api::ids::{FleetId, InstanceId, LaunchId, ProjectId};
 use api::instances::{GpuDriver, InstanceStatus, InstanceTerminationReason, InstanceType};
 use jiff::Timestamp;
@@ -96,6 +98,10 @@ pub struct InstanceState {
     pub internal_ip: Option<String>,
     /// The network that its containers join, if they do not share the host's.
     pub container_network: Option<ContainerNetwork>,
+    /// Who logs in over SSH, where that is how it is reached.
+    pub login: Option<Login>,
+    /// The keys that it and the hosts on the way to it have shown, by address. Others are refused from then on.
+    pub known_keys: BTreeMap<String, String>,
     /// Blocks that it is split into.
     pub total_blocks: u32,
     /// The UUIDs of its GPUs, in the order of the blocks.
@@ -126,6 +132,15 @@ pub struct InstanceState {
     pub termination_message: Option<String>,
     /// When it was gone.
     pub finished_at: Option<Timestamp>,
+}
+
+/// Who logs in to a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Login {
+    /// The user.
+    pub user: String,
+    /// The port of the SSH server.
+    pub port: u16,
 }
 
 /// A network that containers join with an address of their own.

@@ -76,6 +76,9 @@ pub struct LaunchState {
     pub backend: String,
     /// The zone, where it is fixed.
     pub zone: Option<String>,
+    /// What its backend found out before it was asked, and asks for each time.
+    #[serde(default)]
+    pub prepared: Option<serde_json::Value>,
     /// How many machines.
     pub count: u32,
     /// With fewer than this the launch is worthless.

@@ -401,7 +401,7 @@ pub(super) async fn keep(connection: Arc<Connection>, around: Surroundings, mut 
             delay = FIRST_DELAY;
         }
         // People wait for what becomes of a machine of their own.
-        if was_connected || (is_news && matches!(route, Route::Host(_))) {
+        if was_connected || (is_news && route.host().is_some()) {
             touch_instance(&around, connection.instance).await;
         }
         let jitter = Duration::from_millis(u64::from(around.ids.below(50)));
@@ -425,7 +425,7 @@ async fn once(connection: &Arc<Connection>, around: &Surroundings, route: &mut R
         Ok(stream) => stream,
         Err(no_way) => return no_way,
     };
-    if let Route::Host(access) = route {
+    if let Some(access) = route.host() {
         connection.state().host_keys = known_keys(&access.target);
     }
     match listen(connection, around, stream).await {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use anyhow::Context as _;
-use backends::{AgentAccess, Backend, Machine};
+use backends::{AgentAccess, Backend, Jump, Login, Machine};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::hosts::{self, AgentProgram, HostAccess, JoinError, JoinStep};
@@ -16,7 +16,7 @@ use crate::clock::Clock;
 #[derive(Debug)]
 pub enum Route {
     /// Its backend knows how the machine is reached.
-    Machine(Arc<dyn Backend>, Box<Machine>),
+    Machine(Arc<dyn Backend>, Box<Machine>, Option<Box<HostAccess>>),
     /// It is a machine of the user's own.
     Host(Box<HostAccess>),
 }
@@ -35,6 +35,12 @@ impl From<anyhow::Error> for NoWay {
     }
 }
 
+impl From<backends::Error> for NoWay {
+    fn from(error: backends::Error) -> NoWay {
+        NoWay { is_final: !error.kind.is_transient(), error: error.message }
+    }
+}
+
 impl From<JoinError> for NoWay {
     fn from(error: JoinError) -> NoWay {
         NoWay { error: error.message, is_final: error.is_final }
@@ -50,30 +56,75 @@ impl Route {
         told: &(dyn Fn(JoinStep) + Send + Sync),
     ) -> Result<AgentStream, NoWay> {
         match self {
-            Route::Machine(backend, machine) => {
-                match backend.agent_access(machine).await.map_err(anyhow::Error::from)? {
+            Route::Machine(backend, machine, access) => {
+                match backend.agent_access(machine).await? {
                     AgentAccess::UnixSocket(path) => {
                         let stream = tokio::net::UnixStream::connect(&path).await;
                         let stream = stream
                             .with_context(|| format!("connect to the agent's socket `{}`", path.display()))?;
                         Ok(AgentStream::Unix(stream))
                     }
+                    AgentAccess::Ssh { address, login, jump, first_start } => {
+                        let Some(access) = access else {
+                            return Err(anyhow::anyhow!("nobody knows the key of the machine").into());
+                        };
+                        aim(access, address, login, jump)?;
+                        access.first_start = first_start;
+                        let joined = join(access, program, clock, told).await;
+                        // A machine that boots may refuse anything for a while.
+                        joined.map_err(|error| NoWay { is_final: false, ..error })
+                    }
                     AgentAccess::Simulated => {
                         Err(anyhow::anyhow!("the machine exists only in a simulation").into())
                     }
                 }
             }
-            Route::Host(access) => {
-                let joined = hosts::join(access, program, clock, told).await?;
-                for warning in &joined.warnings {
-                    tracing::warn!(instance.id = %access.instance, "{warning}");
-                }
-                pin(&mut access.target, &joined.keys);
-                access.was_joined = true;
-                Ok(AgentStream::Host(Box::new(joined.stream)))
-            }
+            Route::Host(access) => join(access, program, clock, told).await,
         }
     }
+
+    /// How the machine is joined over SSH, if it is.
+    pub(super) fn host(&self) -> Option<&HostAccess> {
+        match self {
+            Route::Machine(_, _, access) => access.as_deref(),
+            Route::Host(access) => Some(access),
+        }
+    }
+}
+
+async fn join(
+    access: &mut HostAccess,
+    program: &AgentProgram,
+    clock: &Clock,
+    told: &(dyn Fn(JoinStep) + Send + Sync),
+) -> Result<AgentStream, NoWay> {
+    let joined = hosts::join(access, program, clock, told).await?;
+    for warning in &joined.warnings {
+        tracing::warn!(instance.id = %access.instance, "{warning}");
+    }
+    access.known_keys.extend(joined.keys.clone());
+    pin(&mut access.target, &joined.keys);
+    access.was_joined = true;
+    Ok(AgentStream::Host(Box::new(joined.stream)))
+}
+
+/// Points the way at where the backend says that the machine answers.
+fn aim(access: &mut HostAccess, address: String, login: Login, jump: Option<Jump>) -> anyhow::Result<()> {
+    let target = &mut access.target;
+    target.host = address;
+    target.user = login.user;
+    target.port = login.port;
+    target.jumps.clear();
+    if let Some(jump) = jump {
+        let key = tunnel::Key::parse(format!("the key for {}", jump.hostname), &jump.private_key)?;
+        let mut on_the_way = tunnel::Target::new(jump.hostname, jump.user, vec![key]);
+        on_the_way.port = jump.port;
+        target.jumps.push(on_the_way);
+    }
+    target.known_host = None;
+    let known = access.known_keys.clone();
+    pin(&mut access.target, &known);
+    Ok(())
 }
 
 /// From now on the hosts on the way may show no other keys than these.

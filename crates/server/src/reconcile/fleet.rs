@@ -189,6 +189,7 @@ async fn buy(
             offer: plan.offer.clone(),
             backend: plan.backend.clone(),
             zone: plan.zone.clone(),
+            prepared: None,
             count,
             least: *least,
             made: None,

@@ -6,7 +6,7 @@ use api::instances::InstanceStatus;
 use backends::{Machine, MachineKey, MachineState};
 use lifecycle::events::Target;
 use lifecycle::instance::{
-    AgentSeen, ContainerNetwork, Effect, Instance, InstanceDecision, MachineSeen, Surroundings,
+    AgentSeen, ContainerNetwork, Effect, Instance, InstanceDecision, Login, MachineSeen, Surroundings,
 };
 use lifecycle::launch::Launch;
 use lifecycle::planted::{self, Bug};
@@ -123,6 +123,7 @@ fn facts(machine: &Machine) -> lifecycle::instance::Machine {
         region: machine.region.clone(),
         zone: machine.zone.clone(),
         ended_because: machine.ended_because.clone(),
+        login: machine.login.clone().map(|backends::Login { user, port }| Login { user, port }),
     }
 }
 
@@ -185,6 +186,7 @@ fn recorded(instance: &Instance) -> Option<Machine> {
         region: state.region.clone()?,
         zone: state.zone.clone(),
         ended_because: None,
+        login: state.login.clone().map(|Login { user, port }| backends::Login { user, port }),
     })
 }
 
@@ -213,7 +215,16 @@ async fn act(
         }
         Effect::Connect => {
             if let (Some(open), Some(machine)) = (backend, machine.cloned().or_else(|| recorded(instance))) {
-                deps.agents.keep(instance.id, Route::Machine(open.backend.clone(), Box::new(machine)));
+                match own_hosts::machine_access(deps, instance, &machine).await {
+                    Ok(access) => {
+                        let route = Route::Machine(open.backend.clone(), Box::new(machine), access.map(Box::new));
+                        deps.agents.keep(instance.id, route);
+                    }
+                    Err(error) => {
+                        let name = &instance.state.name;
+                        tracing::warn!(instance.id = %instance.id, "cannot reach `{name}`: {error:#}");
+                    }
+                }
             }
         }
         Effect::Disconnect => deps.agents.drop_connection(instance.id),

@@ -72,8 +72,11 @@ async fn save(deps: &Deps, loaded: Versioned<Launch>, launch: Launch) -> store::
 
 /// Asks the backend, and records what it answered.
 async fn act(deps: &Deps, launch: &Versioned<Launch>, open: &OpenBackend) -> store::Result<()> {
-    let order = order_of(deps, &launch.value).await?;
-    let result = answer(open.backend.launch(&order)).await;
+    let mut order = order_of(deps, &launch.value).await?;
+    let (launch, result) = match prepare(deps, launch, open, &mut order).await? {
+        Ok(prepared) => (prepared, answer(open.backend.launch(&order)).await),
+        Err(error) => (launch.clone(), Err(error)),
+    };
     deps.backends.changed(open.id);
     let error = result.err().map(|error| told(error, deps.clock.now()));
     let mut answered = launch.clone();
@@ -133,14 +136,43 @@ fn verdict(kind: ErrorKind) -> Verdict {
     }
 }
 
+/// Finds out what exactly is asked for, and records it before it is: the same token must never come with another
+/// request.
+async fn prepare(
+    deps: &Deps,
+    launch: &Versioned<Launch>,
+    open: &OpenBackend,
+    order: &mut backends::LaunchOrder,
+) -> store::Result<backends::Result<Versioned<Launch>>> {
+    if launch.value.state.prepared.is_some() {
+        return Ok(Ok(launch.clone()));
+    }
+    let prepared = match answer(open.backend.prepare(order)).await {
+        Ok(prepared) => prepared,
+        Err(error) => return Ok(Err(error)),
+    };
+    order.prepared = prepared.clone();
+    let mut saved = launch.clone();
+    saved.value.state.prepared = Some(prepared);
+    launches::save(&deps.db, &saved).await?;
+    saved.version += 1;
+    deps.db.settle().await?;
+    Ok(Ok(saved))
+}
+
 async fn order_of(deps: &Deps, launch: &Launch) -> store::Result<backends::LaunchOrder> {
     let fleet = fleets::get(&deps.db, launch.fleet_id).await?;
     let project = store::projects::get(&deps.db, launch.project_id).await?;
+    let before = launches::last_done(&deps.db, launch.fleet_id, launch.backend_id).await?;
     let state = &launch.state;
     Ok(backends::LaunchOrder {
         launch_id: launch.id,
+        fleet_id: launch.fleet_id,
+        authorized_keys: project.iter().map(|project| project.ssh_public_key.clone()).collect(),
+        prepared: state.prepared.clone().unwrap_or_default(),
+        fleet_prepared: before.and_then(|before| before.value.state.prepared),
         fleet_name: fleet.map(|fleet| fleet.value.name).unwrap_or_default(),
-        project_name: project.map(|project| project.name).unwrap_or_default(),
+        project_name: project.map(|project| project.name.clone()).unwrap_or_default(),
         offer: backends::BackendOffer {
             instance_type: state.offer.instance.clone(),
             region: state.offer.region.clone(),
@@ -148,6 +180,7 @@ async fn order_of(deps: &Deps, launch: &Launch) -> store::Result<backends::Launc
             price_usd_per_hour: state.offer.price,
             availability: state.offer.availability,
             unavailable_because: None,
+            most_disk_mib: None,
             backend_data: state.offer.backend_data.clone(),
         },
         zone: state.zone.clone(),

@@ -112,6 +112,7 @@ pub(super) fn describe(job: &mut Job, run: &Run, instance: &Instance) {
         working_dir: None,
         username: None,
     });
+    let login = instance.state.login.as_ref();
     job.state.provisioning = Some(JobProvisioningData {
         backend,
         base_backend: None,
@@ -125,8 +126,12 @@ pub(super) fn describe(job: &mut Job, run: &Run, instance: &Instance) {
         availability_zone: instance.state.zone.clone(),
         reservation: None,
         price,
-        username: host.map_or_else(|| "root".to_owned(), |host| host.user.clone()),
-        ssh_port: Some(host.map_or(22, |host| host.port)),
+        username: host
+            .map(|host| &host.user)
+            .or(login.map(|login| &login.user))
+            .cloned()
+            .unwrap_or("root".to_owned()),
+        ssh_port: Some(host.map(|host| host.port).or(login.map(|login| login.port)).unwrap_or(22)),
         dockerized: host.is_some() || (in_container && !is_this_machine(instance)),
         ssh_proxy: host.and_then(|host| host.proxy.as_ref()).map(
             |proxy| serde_json::json!({ "hostname": proxy.hostname, "username": proxy.user, "port": proxy.port }),

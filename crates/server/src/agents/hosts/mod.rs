@@ -25,7 +25,7 @@ use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use api::ids::{InstanceId, ServerId};
-use tunnel::{Error, Facts, HostKey, Limits, Session, Stream, Target};
+use tunnel::{Command, Error, Facts, HostKey, Limits, Session, Stream, Target};
 
 pub use self::layout::Roots;
 pub use self::program::AgentProgram;
@@ -38,11 +38,16 @@ use crate::clock::Clock;
 /// A clock that is further off than this is told of, in seconds.
 const CLOCK_SKEW_SECS: i64 = 60;
 
+/// How long a machine's first start is waited for over one connection.
+const FIRST_START: Duration = Duration::from_mins(2);
+
 /// How a host is reached, and what its agent is told.
 #[derive(Debug, Clone)]
 pub struct HostAccess {
     /// The way there. The keys that [`Joined::keys`] gave belong into it from then on.
     pub target: Target,
+    /// The keys that the machines on the way have shown, by address, where the way is told anew each time.
+    pub known_keys: BTreeMap<String, HostKey>,
     /// What may take how long on the way.
     pub limits: Limits,
     /// The instance that the host is.
@@ -51,6 +56,8 @@ pub struct HostAccess {
     pub server: ServerId,
     /// The address that peers use for the host; unless given, the agent finds one.
     pub address: Option<String>,
+    /// The files that a machine's first start leaves when it is over, if that is to be waited for.
+    pub first_start: Option<backends::FirstStart>,
     /// The environment of the agent.
     pub env: BTreeMap<String, String>,
     /// Instances of this server that are wanted. A host that is one of these already is not taken from it; one that
@@ -143,6 +150,9 @@ pub async fn join(
         }
     }
     told(JoinStep::Check);
+    if let Some(first_start) = &access.first_start {
+        first_start_is_over(&session, first_start).await?;
+    }
     let facts = probe(&session, clock).await?;
     let place = Place::choose(&facts, access)?;
     let host = Host { access, session: &session, place };
@@ -221,6 +231,28 @@ fn is_gone(error: &Error) -> bool {
 async fn connect(access: &HostAccess) -> Result<Session, JoinError> {
     let connected = Session::connect(&access.target, &access.limits).await;
     connected.map_err(|error| JoinError::new(JoinStep::Connect, &error))
+}
+
+/// Waits until a machine has done what it does when it starts for the first time: Docker may be restarted until then.
+async fn first_start_is_over(session: &Session, files: &backends::FirstStart) -> Result<(), JoinError> {
+    let values = shell::variables([("done", files.done.as_str()), ("failed", &files.failed)]);
+    let script = format!(
+        "{values}until [ -e \"$done\" ] || [ -e \"$failed\" ]; do sleep 0.2; done\n[ -e \"$done\" ] || cat \"$failed\"\n"
+    );
+    let command = Command::new(script).named("wait for its first start to end").within(FIRST_START);
+    match session.exec(command).await {
+        Ok(output) if output.stdout.is_empty() => Ok(()),
+        Ok(output) => {
+            let why = String::from_utf8_lossy(&output.stdout);
+            let message = format!("`{}` failed to prepare itself: {}", session.address(), why.trim());
+            Err(JoinError::passing(JoinStep::Check, message))
+        }
+        Err(Error::CommandTimedOut { .. }) => {
+            let message = format!("`{}` has not ended its first start (cloud-init) yet", session.address());
+            Err(JoinError::passing(JoinStep::Check, message))
+        }
+        Err(error) => Err(JoinError::new(JoinStep::Check, &error)),
+    }
 }
 
 async fn probe(session: &Session, clock: &Clock) -> Result<Facts, JoinError> {

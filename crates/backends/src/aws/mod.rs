@@ -1,0 +1,449 @@
+//! AWS: machines of EC2, with EFA between them.
+//!
+//! | file | |
+//! |---|---|
+//! | `config`, `clients`, `errors`, `tags` | the account, the SDK, its refusals in our words, our marks |
+//! | `types`, `prices`, `quotas`, `reservations`, `network`, `images` | what is asked of AWS and kept for a while |
+//! | `layout`, `user_data`, `prepare` | what a machine gets; pure |
+//! | `offers`, `launch`, `machines`, `placement_groups`, `security_groups`, `addresses`, `tidy` | the verbs |
+//!
+//! A launch is put together first (`prepare`) and recorded by the caller; from then on its token comes with exactly that
+//! request, however often it is repeated. Everything made carries marks by which it is found again.
+
+mod addresses;
+mod cached;
+mod check;
+mod clients;
+mod config;
+mod errors;
+mod files;
+mod images;
+mod launch;
+mod layout;
+mod machines;
+mod network;
+mod offers;
+mod placement_groups;
+mod prepare;
+mod prices;
+mod quotas;
+mod reservations;
+mod security_groups;
+mod tags;
+mod tidy;
+mod types;
+mod user_data;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use api::backends::BackendType;
+use api::ids::BackendId;
+use async_trait::async_trait;
+use futures_util::future::{join_all, try_join_all};
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use self::cached::Cached;
+use self::clients::Clients;
+use self::config::AwsConfig;
+use self::images::{AskedImage, FoundImage};
+use self::machines::Seen;
+use self::network::RegionNetwork;
+use self::offers::RegionFacts;
+use self::prepare::{OfferData, Prepared};
+use self::prices::{Prices, SpotPrices};
+use self::quotas::Quotas;
+use self::tags::Owner;
+use self::types::{TypeFacts, Types};
+use crate::keys::invalid;
+use crate::registry::{Entry, OpenContext};
+use crate::{
+    AgentAccess, Backend, BackendOffer, Capabilities, Error, ErrorKind, FirstStart, Jump, LaunchOrder, Living,
+    Machine, MachineKey, OffersWanted, Result,
+};
+
+/// What the list of backends knows of this folder.
+pub(crate) static ENTRY: Entry = Entry {
+    kind: "aws",
+    check: |config| config::parse(config).map(|_| config.clone()),
+    wire_type: |_| BackendType::Aws,
+    is_hidden: false,
+    is_for_tests: false,
+    open,
+};
+
+/// How long a machine may take to answer. Those with eight GPUs and terabytes of memory boot for many minutes.
+const PROVISIONING_TIMEOUT_SECS: u64 = 20 * 60;
+
+/// How long networks and images are believed to be as they were.
+const SHORT: Duration = Duration::from_mins(10);
+
+/// How long it is believed where a type is offered.
+const LONG: Duration = Duration::from_hours(1);
+
+/// How long a reservation is believed to have room.
+const MOMENT: Duration = Duration::from_secs(15);
+
+/// How often everything is looked through for what is nobody's, unless something ended.
+const TIDY_PERIOD: Duration = Duration::from_mins(5);
+
+fn open(config: &Value, context: &OpenContext, id: BackendId) -> Result<Arc<dyn Backend>> {
+    let config = config::parse(config)?;
+    let dir = context.state_dir.join("aws");
+    Ok(Arc::new(Aws(Arc::new(Account {
+        clients: Clients::new(&config),
+        owner: Owner { server: context.server_id, backend: id },
+        types: Types::open(&dir),
+        prices: Prices::open(&dir, &config.regions),
+        networks: Cached::new(SHORT),
+        offerings: Cached::new(LONG),
+        spot_prices: Cached::new(SHORT),
+        quotas: Cached::new(SHORT),
+        images: Cached::new(SHORT),
+        reservations: Cached::new(MOMENT),
+        seen: Seen::default(),
+        tidied: Mutex::default(),
+        config,
+    }))))
+}
+
+/// An account of AWS, as one project uses it.
+#[derive(Debug)]
+struct Aws(Arc<Account>);
+
+#[derive(Debug)]
+struct Account {
+    config: AwsConfig,
+    clients: Clients,
+    owner: Owner,
+    types: Types,
+    prices: Prices,
+    /// By region.
+    networks: Cached<String, RegionNetwork>,
+    offerings: Cached<String, BTreeMap<String, BTreeSet<String>>>,
+    spot_prices: Cached<String, SpotPrices>,
+    quotas: Cached<String, Quotas>,
+    images: Cached<AskedImage, FoundImage>,
+    /// By region and identifier.
+    reservations: Cached<(String, String), Option<reservations::ReservationFacts>>,
+    seen: Seen,
+    /// When each region need not be looked through before; a region in which something ended is taken out.
+    tidied: Mutex<HashMap<String, Instant>>,
+}
+
+#[async_trait]
+impl Backend for Aws {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            launches: true,
+            cluster: true,
+            zonal: true,
+            consistent_list: false,
+            admins_only: false,
+            spot: true,
+            reservations: true,
+            processes_without_image: false,
+            provisioning_timeout_secs: PROVISIONING_TIMEOUT_SECS,
+        }
+    }
+
+    async fn check(&self) -> Result<()> {
+        check::check(&self.0).await
+    }
+
+    async fn offers(&self, wanted: &OffersWanted) -> Result<Vec<BackendOffer>> {
+        let account = &self.0;
+        let regions = account.config.regions.iter().map(|region| account.region_facts(region, wanted));
+        let mut offers = vec![];
+        let mut failed = None;
+        for (region, facts) in account.config.regions.iter().zip(join_all(regions).await) {
+            match facts {
+                Ok(facts) => {
+                    let now = Timestamp::now();
+                    let (types, prices) = (&account.types, &account.prices);
+                    offers.extend(offers::of_region(&account.config, &facts, types, prices, wanted, now));
+                }
+                Err(error) => {
+                    tracing::warn!("region {region} offers nothing for now: {error}");
+                    failed = Some(error);
+                }
+            }
+        }
+        self.refresh_prices();
+        match failed {
+            Some(error) if offers.is_empty() => Err(error),
+            _ => {
+                offers.sort_by(|one, other| one.price_usd_per_hour.total_cmp(&other.price_usd_per_hour));
+                Ok(offers)
+            }
+        }
+    }
+
+    async fn prepare(&self, order: &LaunchOrder) -> Result<Value> {
+        let prepared = self.0.prepare(order).await?;
+        Ok(serde_json::to_value(prepared).expect("numbers and text are JSON"))
+    }
+
+    async fn launch(&self, order: &LaunchOrder) -> Result<()> {
+        let account = &self.0;
+        let prepared: Prepared = serde_json::from_value(order.prepared.clone())
+            .map_err(|error| invalid(format!("the launch was not prepared by this backend: {error}")))?;
+        let ec2 = account.clients.ec2(&prepared.region).await;
+        account.ended_something(&prepared.region);
+        let made = launch::launch(&ec2, order, &prepared).await;
+        if let Err(error) = &made
+            && error.kind == ErrorKind::NoAddresses
+        {
+            account.networks.forget(&prepared.region);
+        }
+        account.seen.made(made?);
+        Ok(())
+    }
+
+    async fn terminate(&self, machine: &MachineKey) -> Result<()> {
+        self.0.terminate(machine).await
+    }
+
+    async fn list(&self) -> Result<Vec<Machine>> {
+        let account = &self.0;
+        let regions = account.config.regions.iter().map(|region| async move {
+            let ec2 = account.clients.ec2(region).await;
+            machines::list(&ec2, account.owner, region).await
+        });
+        let listed = try_join_all(regions).await?.into_iter().flatten().collect();
+        let mut machines = account.seen.listed(listed);
+        for machine in &mut machines {
+            machine.hostname = account.hostname(machine);
+        }
+        Ok(machines)
+    }
+
+    async fn agent_access(&self, machine: &Machine) -> Result<AgentAccess> {
+        self.0.agent_access(machine).await
+    }
+
+    async fn tidy(&self, living: &Living) -> Result<Vec<String>> {
+        self.0.tidy(living).await
+    }
+}
+
+impl Aws {
+    /// Asks for the prices of today behind everybody's back.
+    fn refresh_prices(&self) {
+        for region in &self.0.config.regions {
+            if !self.0.prices.is_due(region) {
+                continue;
+            }
+            let (account, region) = (Arc::clone(&self.0), region.clone());
+            tokio::spawn(async move {
+                let client = account.clients.pricing().await;
+                if let Err(error) = account.prices.refresh(&client, &region).await {
+                    let date = prices::SNAPSHOT_DATE;
+                    tracing::info!(
+                        "prices of {region} are those of {date}, because today's are not told: {error}"
+                    );
+                }
+            });
+        }
+    }
+}
+
+impl Account {
+    /// Where a machine answers: in the world, or from within its network.
+    fn hostname(&self, machine: &Machine) -> Option<String> {
+        if self.config.public_ips { machine.hostname.clone() } else { machine.internal_ip.clone() }
+    }
+
+    async fn network(&self, region: &str) -> Result<Arc<RegionNetwork>> {
+        let ask = async {
+            let ec2 = self.clients.ec2(region).await;
+            network::resolve(&ec2, &self.config, region).await
+        };
+        self.networks.get(&region.to_owned(), ask).await
+    }
+
+    async fn region_facts(&self, region: &str, wanted: &OffersWanted) -> Result<RegionFacts> {
+        let ec2 = self.clients.ec2(region).await;
+        let key = region.to_owned();
+        let offerings = async {
+            let offerings = self.offerings.get(&key, types::offerings(&ec2)).await?;
+            self.types.learn(&ec2, &offerings.keys().cloned().collect()).await?;
+            Ok::<_, Error>(offerings)
+        };
+        let quotas = self.quotas.get(&key, async {
+            let client = self.clients.quotas(region).await;
+            quotas::ask(&client).await
+        });
+        let (offerings, network, quotas) = tokio::join!(offerings, self.network(region), quotas);
+        let offerings = offerings?;
+        let network = match network {
+            Err(error) if error.kind.is_transient() => return Err(error),
+            network => network.map_err(|error| error.message),
+        };
+        let spot_prices = if wanted.spot == Some(false) {
+            None
+        } else {
+            let zones = offerings.values().flatten().map(String::as_str).collect();
+            self.spot_prices.get(&key, prices::spot(&ec2, &zones)).await.ok()
+        };
+        let reservation = match &wanted.reservation {
+            None => None,
+            Some(id) => {
+                let key = (region.to_owned(), id.clone());
+                self.reservations.get(&key, reservations::find(&ec2, id)).await?.as_ref().clone()
+            }
+        };
+        // Quotas that cannot be asked for stop nobody: AWS itself will say so.
+        let quotas = quotas.inspect_err(|error| tracing::debug!("quotas of {region}: {error}")).ok();
+        Ok(RegionFacts { region: key, network, offerings, spot_prices, quotas, reservation })
+    }
+
+    async fn facts_of_type(&self, ec2: &aws_sdk_ec2::Client, name: &str) -> Result<Arc<TypeFacts>> {
+        self.types.learn(ec2, &BTreeSet::from([name.to_owned()])).await?;
+        self.types.get(name).ok_or_else(|| invalid(format!("AWS does not know the instance type {name}")))
+    }
+
+    async fn prepare(&self, order: &LaunchOrder) -> Result<Prepared> {
+        let region = &order.offer.region;
+        let ec2 = self.clients.ec2(region).await;
+        let facts = self.facts_of_type(&ec2, &order.offer.instance_type.name).await?;
+        let network = self.network(region).await?;
+        let image = self.image(&ec2, order, &facts).await?;
+        let security_group_ids = match self.config.network.security_group_ids.get(region) {
+            Some(given) => given.clone(),
+            None => {
+                let project = &order.project_name;
+                vec![security_groups::ensure(&ec2, self.owner, &self.config, &network, project).await?]
+            }
+        };
+        let data: OfferData = serde_json::from_value(order.offer.backend_data.clone()).unwrap_or_default();
+        let around = prepare::Surroundings {
+            config: &self.config,
+            facts: &facts,
+            network: &network,
+            image,
+            security_group_ids,
+            data,
+            own_tags: self.owner.tags(),
+        };
+        prepare::prepare(order, around).inspect_err(|error| {
+            if error.kind == ErrorKind::NoAddresses {
+                self.networks.forget(region);
+            }
+        })
+    }
+
+    /// What a machine starts from: the same as the fleet's other machines, or else the newest.
+    async fn image(
+        &self,
+        ec2: &aws_sdk_ec2::Client,
+        order: &LaunchOrder,
+        facts: &TypeFacts,
+    ) -> Result<FoundImage> {
+        let asked = images::wanted(&self.config, &order.offer.region, facts);
+        let before: Option<Prepared> =
+            order.fleet_prepared.clone().and_then(|prepared| serde_json::from_value(prepared).ok());
+        if let Some(before) = before.filter(|before| before.image.asked == asked) {
+            return Ok(before.image);
+        }
+        let found = self.images.get(&asked, images::find(ec2, &asked)).await?;
+        Ok(found.as_ref().clone())
+    }
+
+    /// A machine as it is known, asked for once more if it is not.
+    async fn find(&self, key: &MachineKey) -> Result<Option<machines::Sighting>> {
+        if let Some(known) = self.seen.get(key) {
+            return Ok(Some(known));
+        }
+        let regions = self.config.regions.iter().map(|region| async move {
+            let ec2 = self.clients.ec2(region).await;
+            machines::list(&ec2, self.owner, region).await
+        });
+        let listed = try_join_all(regions).await?.into_iter().flatten().collect();
+        self.seen.listed(listed);
+        Ok(self.seen.get(key))
+    }
+
+    async fn terminate(&self, key: &MachineKey) -> Result<()> {
+        let Some(known) = self.find(key).await? else { return Ok(()) };
+        let region = &known.machine.region;
+        let ec2 = self.clients.ec2(region).await;
+        self.ended_something(region);
+        machines::terminate(&ec2, std::slice::from_ref(&known.machine.provider_id)).await?;
+        if self.config.public_ips && known.interfaces > 1 {
+            for address in addresses::list(&ec2, self.owner, Some(key)).await? {
+                addresses::release(&ec2, &address).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn agent_access(&self, machine: &Machine) -> Result<AgentAccess> {
+        let login = machine.login.clone();
+        let login =
+            login.ok_or_else(|| invalid(format!("nobody knows who logs in to {}", machine.provider_id)))?;
+        let address = match self.hostname(machine) {
+            Some(address) => address,
+            None => self.give_address(machine).await?,
+        };
+        let jump = self.config.bastion.as_ref().map(|bastion| Jump {
+            hostname: bastion.host.clone(),
+            port: bastion.port,
+            user: bastion.user.clone(),
+            private_key: bastion.key.clone(),
+        });
+        let first_start = FirstStart { done: user_data::DONE.to_owned(), failed: user_data::FAILED.to_owned() };
+        Ok(AgentAccess::Ssh { address, login, jump, first_start: Some(first_start) })
+    }
+
+    /// Gives a machine with several interfaces the address that AWS does not give it.
+    async fn give_address(&self, machine: &Machine) -> Result<String> {
+        let unknown = || {
+            let message = format!("AWS does not tell an address of {} yet", machine.provider_id);
+            Error::new(ErrorKind::Unavailable, message)
+        };
+        let known = self.find(&machine.key).await?.ok_or_else(unknown)?;
+        if !self.config.public_ips || known.interfaces < 2 {
+            return Err(unknown());
+        }
+        let interface = known.primary_interface.ok_or_else(unknown)?;
+        let ec2 = self.clients.ec2(&machine.region).await;
+        let tags = &self.config.tags;
+        addresses::give(&ec2, self.owner, &machine.key, &interface, tags).await
+    }
+
+    /// Something may be nobody's from now on.
+    fn ended_something(&self, region: &str) {
+        self.tidied.lock().unwrap_or_else(PoisonError::into_inner).remove(region);
+    }
+
+    async fn tidy(&self, living: &Living) -> Result<Vec<String>> {
+        let due: Vec<&String> = {
+            let tidied = self.tidied.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_due = |region: &&String| {
+                living.is_leaving || tidied.get(*region).is_none_or(|from| *from <= Instant::now())
+            };
+            self.config.regions.iter().filter(is_due).collect()
+        };
+        let regions = due.iter().map(|region| async move {
+            let ec2 = self.clients.ec2(region).await;
+            let mut left = tidy::tidy(&ec2, self.owner, living).await?;
+            if living.is_leaving {
+                left.extend(security_groups::remove(&ec2, self.owner).await?);
+            }
+            Ok::<_, Error>(left)
+        });
+        let mut all = vec![];
+        for (region, left) in due.iter().zip(try_join_all(regions).await?) {
+            if left.is_empty() {
+                let next = Instant::now() + TIDY_PERIOD;
+                self.tidied.lock().unwrap_or_else(PoisonError::into_inner).insert((*region).clone(), next);
+            }
+            all.extend(left.into_iter().map(|what| format!("{what} in {region}")));
+        }
+        Ok(all)
+    }
+}

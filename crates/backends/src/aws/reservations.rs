@@ -1,0 +1,165 @@
+//! Capacity that was reserved before: on-demand reservations, and blocks for a fixed time.
+
+use aws_sdk_ec2::error::ProvideErrorMetadata;
+use aws_sdk_ec2::types::{CapacityReservation, CapacityReservationState};
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::errors::failure;
+use crate::Result;
+
+/// How long before a block's end AWS begins to end its machines (EC2 user guide, "Capacity Blocks for ML").
+const ENDS_EARLY: SignedDuration = SignedDuration::from_mins(30);
+
+/// A reservation, as launches need it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Reservation {
+    pub(super) id: String,
+    /// Capacity for a fixed time, which is close together and paid for already.
+    pub(super) is_block: bool,
+    /// The group that it was made in, by name.
+    pub(super) placement_group: Option<String>,
+    /// Whom its hosts are shared with, unless with everybody.
+    pub(super) tenancy: Option<String>,
+}
+
+/// A reservation as AWS tells it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct ReservationFacts {
+    pub(super) reservation: Reservation,
+    pub(super) instance_type: String,
+    pub(super) zone: String,
+    pub(super) state: ReservationState,
+    pub(super) available: u32,
+    pub(super) total: u32,
+    pub(super) starts_at: Option<Timestamp>,
+    pub(super) ends_at: Option<Timestamp>,
+}
+
+/// Where a reservation is in its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ReservationState {
+    Active,
+    /// Paid for, or about to be; it begins later.
+    Awaited,
+    /// In AWS's word.
+    Over(String),
+}
+
+impl ReservationFacts {
+    /// Whether so many machines can be had from it now, or why not, in words.
+    pub(super) fn check(&self, now: Timestamp, machines: u32) -> std::result::Result<(), String> {
+        let id = &self.reservation.id;
+        match &self.state {
+            ReservationState::Awaited => {
+                let when = self.starts_at.map(|at| format!(", it begins at {at}")).unwrap_or_default();
+                return Err(format!("reservation {id} is not active yet{when}"));
+            }
+            ReservationState::Over(state) => return Err(format!("reservation {id} is {state}")),
+            ReservationState::Active => {}
+        }
+        if let Some(ends_at) = self.ends_at.filter(|_| self.reservation.is_block)
+            && ends_at - ENDS_EARLY <= now
+        {
+            return Err(format!(
+                "reservation {id} ends at {ends_at}, and AWS ends its machines up to {} min before",
+                ENDS_EARLY.as_mins()
+            ));
+        }
+        if self.available < machines {
+            return Err(format!(
+                "reservation {id} has {} of its {} machines free, and {machines} are needed",
+                self.available, self.total
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Finds a reservation in a region; none if it is not of that region.
+pub(super) async fn find(ec2: &aws_sdk_ec2::Client, id: &str) -> Result<Option<ReservationFacts>> {
+    match ec2.describe_capacity_reservations().capacity_reservation_ids(id).send().await {
+        Ok(answer) => Ok(answer.capacity_reservations().iter().find_map(facts)),
+        Err(error)
+            if matches!(
+                error.code(),
+                Some("InvalidCapacityReservationId.NotFound" | "InvalidCapacityReservationId.Malformed")
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(failure("describe the capacity reservation", &error)),
+    }
+}
+
+fn facts(told: &CapacityReservation) -> Option<ReservationFacts> {
+    let state = match told.state()? {
+        CapacityReservationState::Active => ReservationState::Active,
+        CapacityReservationState::Scheduled
+        | CapacityReservationState::Pending
+        | CapacityReservationState::PaymentPending => ReservationState::Awaited,
+        other => ReservationState::Over(other.as_str().to_owned()),
+    };
+    let is_block = told.reservation_type().is_some_and(|kind| kind.as_str() == "capacity-block");
+    let tenancy = told.tenancy().map(|tenancy| tenancy.as_str()).filter(|tenancy| *tenancy != "default");
+    let group = told.placement_group_arn().and_then(|arn| arn.rsplit_once('/'));
+    let number = |count: Option<i32>| count.and_then(|count| u32::try_from(count).ok()).unwrap_or(0);
+    let time = |at: Option<&aws_smithy_types::DateTime>| Timestamp::from_second(at?.secs()).ok();
+    Some(ReservationFacts {
+        reservation: Reservation {
+            id: told.capacity_reservation_id()?.to_owned(),
+            is_block,
+            placement_group: group.map(|(_, name)| name.to_owned()),
+            tenancy: tenancy.map(str::to_owned),
+        },
+        instance_type: told.instance_type()?.to_owned(),
+        zone: told.availability_zone()?.to_owned(),
+        state,
+        available: number(told.available_instance_count()),
+        total: number(told.total_instance_count()),
+        starts_at: time(told.start_date()),
+        ends_at: time(told.end_date()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block() -> ReservationFacts {
+        ReservationFacts {
+            reservation: Reservation {
+                id: "cr-1".to_owned(),
+                is_block: true,
+                placement_group: None,
+                tenancy: None,
+            },
+            instance_type: "p5.48xlarge".to_owned(),
+            zone: "us-west-2a".to_owned(),
+            state: ReservationState::Active,
+            available: 4,
+            total: 8,
+            starts_at: Some("2026-11-26T10:00:00Z".parse().unwrap()),
+            ends_at: Some("2026-11-27T10:00:00Z".parse().unwrap()),
+        }
+    }
+
+    #[test]
+    fn a_reservation_says_why_it_cannot_be_used() {
+        let now: Timestamp = "2026-11-26T12:00:00Z".parse().unwrap();
+        assert_eq!(block().check(now, 4), Ok(()));
+        assert_eq!(
+            block().check(now, 5).unwrap_err(),
+            "reservation cr-1 has 4 of its 8 machines free, and 5 are needed"
+        );
+        let late = "2026-11-27T09:30:00Z".parse().unwrap();
+        assert!(block().check(late, 1).unwrap_err().contains("ends at 2026-11-27T10:00:00Z"));
+        let awaited = ReservationFacts { state: ReservationState::Awaited, ..block() };
+        assert_eq!(
+            awaited.check(now, 1).unwrap_err(),
+            "reservation cr-1 is not active yet, it begins at 2026-11-26T10:00:00Z"
+        );
+        let over = ReservationFacts { state: ReservationState::Over("expired".to_owned()), ..block() };
+        assert_eq!(over.check(now, 1).unwrap_err(), "reservation cr-1 is expired");
+    }
+}

@@ -1,0 +1,256 @@
+//! The security group of a backend's machines: SSH from where the configuration says, and everything among themselves.
+//!
+//! EFA's traffic has no addresses of IP, so only a rule that names the group itself lets it pass, in both directions;
+//! `0.0.0.0/0` does not (EC2 user guide, "Prepare an EFA-enabled security group").
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use aws_sdk_ec2::error::ProvideErrorMetadata;
+use aws_sdk_ec2::types::{IpPermission, IpRange, ResourceType, SecurityGroupRule, UserIdGroupPair};
+
+use super::config::AwsConfig;
+use super::errors::failure;
+use super::network::RegionNetwork;
+use super::tags::{Owner, filter, specification};
+use crate::{Error, ErrorKind, Result};
+
+/// Networks that are nobody's in the world: RFC 1918 and RFC 6598. Without public addresses, SSH comes from these.
+const PRIVATE: &[&str] = &["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"];
+
+/// From where SSH is let in.
+pub(super) fn ssh_cidrs(config: &AwsConfig, network: &RegionNetwork) -> BTreeSet<String> {
+    if let Some(given) = &config.network.ssh_cidrs {
+        return given.iter().cloned().collect();
+    }
+    if config.public_ips {
+        return BTreeSet::from(["0.0.0.0/0".to_owned()]);
+    }
+    PRIVATE.iter().map(|&cidr| cidr.to_owned()).chain(network.cidrs.iter().cloned()).collect()
+}
+
+/// The group of a VPC, made and brought up to date. Safe to repeat, and for several at once.
+pub(super) async fn ensure(
+    ec2: &aws_sdk_ec2::Client,
+    owner: Owner,
+    config: &AwsConfig,
+    network: &RegionNetwork,
+    project_name: &str,
+) -> Result<String> {
+    let name = format!("dstack-{}", owner.backend);
+    let id = match find(ec2, &name, &network.vpc_id).await? {
+        Some(id) => id,
+        None => create(ec2, owner, config, network, project_name, &name).await?,
+    };
+    let has = rules(ec2, &id).await?;
+    let cidrs = ssh_cidrs(config, network);
+    let wants = wanted(&id, &cidrs);
+    for (direction, permission) in
+        wants.iter().filter(|(direction, permission)| !is_there(&has, *direction, permission))
+    {
+        authorize(ec2, &id, *direction, permission).await?;
+    }
+    revoke_old_ssh(ec2, &id, &has, &cidrs).await?;
+    Ok(id)
+}
+
+/// Which way traffic goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    In,
+    Out,
+}
+
+fn wanted(id: &str, cidrs: &BTreeSet<String>) -> Vec<(Direction, IpPermission)> {
+    let itself = || {
+        let pair = UserIdGroupPair::builder().group_id(id).description("dstack: among the machines").build();
+        IpPermission::builder().ip_protocol("-1").user_id_group_pairs(pair).build()
+    };
+    let ssh = cidrs.iter().map(|cidr| {
+        let range = IpRange::builder().cidr_ip(cidr).description("dstack: SSH").build();
+        let rule = IpPermission::builder().ip_protocol("tcp").from_port(22).to_port(22).ip_ranges(range);
+        (Direction::In, rule.build())
+    });
+    let mut wanted: Vec<(Direction, IpPermission)> = ssh.collect();
+    wanted.push((Direction::In, itself()));
+    wanted.push((Direction::Out, itself()));
+    wanted
+}
+
+/// Whether a rule says what is wanted, or more of it.
+fn is_there(has: &[SecurityGroupRule], direction: Direction, wanted: &IpPermission) -> bool {
+    has.iter().any(|rule| {
+        let group = rule.referenced_group_info().and_then(|group| group.group_id());
+        let cidr = wanted.ip_ranges().first().and_then(IpRange::cidr_ip);
+        let pair = wanted.user_id_group_pairs().first().and_then(UserIdGroupPair::group_id);
+        let covers = rule.ip_protocol() == Some("-1")
+            || (rule.ip_protocol() == wanted.ip_protocol()
+                && rule.from_port() <= wanted.from_port()
+                && wanted.to_port() <= rule.to_port());
+        rule.is_egress() == Some(direction == Direction::Out)
+            && covers
+            && (cidr.is_some() && rule.cidr_ipv4() == cidr || pair.is_some() && group == pair)
+    })
+}
+
+async fn find(ec2: &aws_sdk_ec2::Client, name: &str, vpc_id: &str) -> Result<Option<String>> {
+    let request =
+        ec2.describe_security_groups().filters(filter("group-name", [name])).filters(filter("vpc-id", [vpc_id]));
+    let answer = request.send().await.map_err(|error| failure("describe security groups", &error))?;
+    Ok(answer.security_groups().first().and_then(|group| group.group_id()).map(str::to_owned))
+}
+
+async fn create(
+    ec2: &aws_sdk_ec2::Client,
+    owner: Owner,
+    config: &AwsConfig,
+    network: &RegionNetwork,
+    project_name: &str,
+    name: &str,
+) -> Result<String> {
+    let own = BTreeMap::from([
+        ("Name".to_owned(), name.to_owned()),
+        ("dstack_project".to_owned(), project_name.to_owned()),
+    ]);
+    let tags = config.tags.clone().into_iter().chain(own).chain(owner.tags()).collect();
+    let request = ec2
+        .create_security_group()
+        .group_name(name)
+        .description("Generated by dstack")
+        .vpc_id(&network.vpc_id)
+        .tag_specifications(specification(ResourceType::SecurityGroup, &tags));
+    match request.send().await {
+        Ok(made) => made.group_id().map(str::to_owned).ok_or_else(|| no_id("security group")),
+        // Somebody else of ours was quicker.
+        Err(error) if error.code() == Some("InvalidGroup.Duplicate") => {
+            find(ec2, name, &network.vpc_id).await?.ok_or_else(|| no_id("security group"))
+        }
+        Err(error) => Err(failure("create a security group", &error)),
+    }
+}
+
+/// AWS answered without the very thing that was asked for.
+pub(super) fn no_id(what: &str) -> Error {
+    Error::new(ErrorKind::Unavailable, format!("AWS made a {what} and did not say which"))
+}
+
+async fn rules(ec2: &aws_sdk_ec2::Client, id: &str) -> Result<Vec<SecurityGroupRule>> {
+    let mut pages = ec2.describe_security_group_rules().filters(filter("group-id", [id])).into_paginator().send();
+    let mut rules = vec![];
+    while let Some(page) = pages.next().await {
+        let page = page.map_err(|error| failure("describe the rules of the security group", &error))?;
+        rules.extend(page.security_group_rules.unwrap_or_default());
+    }
+    Ok(rules)
+}
+
+async fn authorize(
+    ec2: &aws_sdk_ec2::Client,
+    id: &str,
+    direction: Direction,
+    permission: &IpPermission,
+) -> Result<()> {
+    let permission = permission.clone();
+    let (code, error) = match direction {
+        Direction::In => {
+            let request = ec2.authorize_security_group_ingress().group_id(id).ip_permissions(permission);
+            let Err(error) = request.send().await else { return Ok(()) };
+            (error.code().map(str::to_owned), failure("let traffic into the security group", &error))
+        }
+        Direction::Out => {
+            let request = ec2.authorize_security_group_egress().group_id(id).ip_permissions(permission);
+            let Err(error) = request.send().await else { return Ok(()) };
+            (error.code().map(str::to_owned), failure("let traffic out of the security group", &error))
+        }
+    };
+    match code.as_deref() {
+        Some("InvalidPermission.Duplicate") => Ok(()),
+        // A group that was just made is not known everywhere at once.
+        Some("InvalidGroup.NotFound" | "InvalidGroupId.NotFound") => {
+            Err(Error { kind: ErrorKind::Unavailable, ..error })
+        }
+        _ => Err(error),
+    }
+}
+
+/// SSH from where the configuration no longer says. Rules that are not of our making stay.
+async fn revoke_old_ssh(
+    ec2: &aws_sdk_ec2::Client,
+    id: &str,
+    has: &[SecurityGroupRule],
+    cidrs: &BTreeSet<String>,
+) -> Result<()> {
+    let old: Vec<String> = has
+        .iter()
+        .filter(|rule| rule.is_egress() == Some(false) && rule.description() == Some("dstack: SSH"))
+        .filter(|rule| rule.cidr_ipv4().is_some_and(|cidr| !cidrs.contains(cidr)))
+        .filter_map(|rule| rule.security_group_rule_id().map(str::to_owned))
+        .collect();
+    if old.is_empty() {
+        return Ok(());
+    }
+    let request = ec2.revoke_security_group_ingress().group_id(id).set_security_group_rule_ids(Some(old));
+    match request.send().await {
+        Ok(_) => Ok(()),
+        Err(error)
+            if matches!(
+                error.code(),
+                Some("InvalidSecurityGroupRuleId.NotFound" | "InvalidPermission.NotFound")
+            ) =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(failure("take old rules from the security group", &error)),
+    }
+}
+
+/// Removes the groups of a backend that is leaving. One that is still in use is told.
+pub(super) async fn remove(ec2: &aws_sdk_ec2::Client, owner: Owner) -> Result<Vec<String>> {
+    let asked = ec2.describe_security_groups().set_filters(Some(owner.filters())).send().await;
+    let answer = asked.map_err(|error| failure("describe security groups", &error))?;
+    let mut left = vec![];
+    for id in answer.security_groups().iter().filter_map(|group| group.group_id()) {
+        match ec2.delete_security_group().group_id(id).send().await {
+            Ok(_) => {}
+            Err(error) => match error.code() {
+                Some("InvalidGroup.NotFound" | "InvalidGroupId.NotFound") => {}
+                Some("DependencyViolation" | "InvalidGroup.InUse") => left.push(format!("security group {id}")),
+                _ => return Err(failure("delete the security group", &error)),
+            },
+        }
+    }
+    Ok(left)
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_ec2::types::ReferencedSecurityGroup;
+
+    use super::*;
+
+    #[test]
+    fn a_rule_that_says_more_is_enough_and_one_that_says_less_is_not() {
+        let wants = wanted("sg-1", &BTreeSet::from(["10.0.0.0/8".to_owned()]));
+        assert_eq!(wants.len(), 3);
+        let ssh = |cidr: &str, from, to| {
+            let rule = SecurityGroupRule::builder().is_egress(false).ip_protocol("tcp").cidr_ipv4(cidr);
+            rule.from_port(from).to_port(to).build()
+        };
+        let among = |out| {
+            let group = ReferencedSecurityGroup::builder().group_id("sg-1").build();
+            let rule = SecurityGroupRule::builder().is_egress(out).ip_protocol("-1").from_port(-1).to_port(-1);
+            rule.referenced_group_info(group).build()
+        };
+        let everywhere = || {
+            let rule = SecurityGroupRule::builder().is_egress(true).ip_protocol("-1").from_port(-1).to_port(-1);
+            rule.cidr_ipv4("0.0.0.0/0").build()
+        };
+        let missing = |has: &[SecurityGroupRule]| -> Vec<usize> {
+            (0..wants.len()).filter(|index| !is_there(has, wants[*index].0, &wants[*index].1)).collect()
+        };
+        // The rule that every new group has is not enough for EFA.
+        assert_eq!(missing(&[everywhere()]), [0, 1, 2]);
+        assert_eq!(missing(&[ssh("10.0.0.0/8", 22, 22), among(false), among(true)]), Vec::<usize>::new());
+        assert_eq!(missing(&[ssh("10.0.0.0/8", 1, 1024), among(false)]), [2]);
+        assert_eq!(missing(&[ssh("10.0.0.0/8", 23, 1024), ssh("10.1.0.0/16", 22, 22), among(true)]), [0, 1]);
+    }
+}

@@ -1,0 +1,83 @@
+//! Removes what belongs to nobody any more, but for machines, which are ended one by one.
+
+use aws_sdk_ec2::error::ProvideErrorMetadata;
+
+use super::addresses;
+use super::errors::failure;
+use super::placement_groups;
+use super::tags::{self, Owner, filter};
+use crate::{Living, Result};
+
+/// Looks once at everything of ours in a region. What still stands and is to go is told, in words.
+pub(super) async fn tidy(ec2: &aws_sdk_ec2::Client, owner: Owner, living: &Living) -> Result<Vec<String>> {
+    let mut left = vec![];
+    for (name, fleet) in placement_groups::list(ec2, owner).await? {
+        let is_wanted = fleet.is_some_and(|fleet| living.fleets.contains(&fleet));
+        if !is_wanted && !placement_groups::remove(ec2, &name).await? {
+            left.push(format!("placement group {name}"));
+        }
+    }
+    for address in addresses::list(ec2, owner, None).await? {
+        let is_wanted = address.key.as_ref().is_some_and(|key| living.has(key));
+        if !is_wanted {
+            addresses::release(ec2, &address).await?;
+        }
+    }
+    left.extend(interfaces(ec2, owner, living).await?);
+    left.extend(volumes(ec2, owner, living).await?);
+    Ok(left)
+}
+
+/// Interfaces that a machine's end has left behind.
+async fn interfaces(ec2: &aws_sdk_ec2::Client, owner: Owner, living: &Living) -> Result<Vec<String>> {
+    let mut request = ec2.describe_network_interfaces().filters(filter("status", ["available"]));
+    for condition in owner.filters() {
+        request = request.filters(condition);
+    }
+    let mut pages = request.into_paginator().send();
+    let mut left = vec![];
+    while let Some(page) = pages.next().await {
+        let page = page.map_err(|error| failure("describe network interfaces", &error))?;
+        for interface in page.network_interfaces() {
+            let launch = tags::launch_of(interface.tag_set());
+            let Some(id) = interface.network_interface_id() else { continue };
+            if launch.is_none_or(|launch| living.launches.contains(&launch)) {
+                continue;
+            }
+            if let Err(error) = ec2.delete_network_interface().network_interface_id(id).send().await
+                && error.code() != Some("InvalidNetworkInterfaceID.NotFound")
+            {
+                tracing::warn!("{}", failure("delete a network interface", &error));
+                left.push(format!("network interface {id}"));
+            }
+        }
+    }
+    Ok(left)
+}
+
+/// Root disks that a machine's end has left behind. Volumes of users carry no launch.
+async fn volumes(ec2: &aws_sdk_ec2::Client, owner: Owner, living: &Living) -> Result<Vec<String>> {
+    let mut request = ec2.describe_volumes().filters(filter("status", ["available"]));
+    for condition in owner.filters() {
+        request = request.filters(condition);
+    }
+    let mut pages = request.into_paginator().send();
+    let mut left = vec![];
+    while let Some(page) = pages.next().await {
+        let page = page.map_err(|error| failure("describe volumes", &error))?;
+        for volume in page.volumes() {
+            let launch = tags::launch_of(volume.tags());
+            let Some(id) = volume.volume_id() else { continue };
+            if launch.is_none_or(|launch| living.launches.contains(&launch)) {
+                continue;
+            }
+            if let Err(error) = ec2.delete_volume().volume_id(id).send().await
+                && error.code() != Some("InvalidVolume.NotFound")
+            {
+                tracing::warn!("{}", failure("delete a volume", &error));
+                left.push(format!("volume {id}"));
+            }
+        }
+    }
+    Ok(left)
+}
