@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
+use api::ids::{BackendId, FleetId};
 use backends::{AgentAccess, ErrorKind, Machine, MachineState, OffersWanted, open, parse_config};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -92,7 +93,7 @@ async fn what_is_held_is_not_offered_again() {
     let mut half = rig.order(2).await;
     (half.count, half.least) = (1, 1);
     rig.backend.launch(&half).await.unwrap();
-    let wanted = OffersWanted { nodes: 1, cluster: false };
+    let wanted = OffersWanted { nodes: 1, ..OffersWanted::default() };
     let offers = rig.backend.offers(&wanted).await.unwrap();
     let left = &offers[0].instance_type.resources;
     assert_eq!((left.cpus, left.memory_mib, left.gpus.len()), (4, 16 << 10, 2));
@@ -288,10 +289,11 @@ async fn a_crash_in_a_termination_is_finished_by_the_next() {
 
 /// The order that made a machine, as a server would repeat it.
 async fn rig_order(rig: &Rig, machine: &Machine) -> backends::LaunchOrder {
-    let wanted = OffersWanted { nodes: 2, cluster: false };
+    let wanted = OffersWanted { nodes: 2, ..OffersWanted::default() };
     let offers = rig.backend.offers(&wanted).await.unwrap();
     backends::LaunchOrder {
         launch_id: machine.key.launch_id,
+        fleet_id: FleetId(Uuid::from_u128(3)),
         fleet_name: String::new(),
         project_name: String::new(),
         offer: offers[0].clone(),
@@ -299,6 +301,9 @@ async fn rig_order(rig: &Rig, machine: &Machine) -> backends::LaunchOrder {
         count: 2,
         least: 2,
         cluster: false,
+        authorized_keys: vec![],
+        prepared: serde_json::Value::Null,
+        fleet_prepared: None,
     }
 }
 
@@ -307,7 +312,7 @@ async fn a_deep_folder_does_not_keep_agents_from_listening() {
     let dir = tempfile::tempdir().unwrap();
     let deep = dir.path().join("d".repeat(100));
     let context = context(&deep, write_stub(dir.path()));
-    let backend = open(&parse_config(&json!({ "type": "local" })).unwrap(), &context).unwrap();
+    let backend = open(&parse_config(&json!({ "type": "local" })).unwrap(), &context, BackendId(Uuid::from_u128(2))).unwrap();
     let mut rig = Rig::local();
     (rig.backend, rig.context) = (backend, context);
     let machine = rig.launch(1).await.remove(0);
@@ -336,7 +341,7 @@ async fn machines_of_another_server_are_not_listed_and_keep_what_they_hold() {
 async fn a_missing_agent_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let context = context(dir.path(), PathBuf::from("/nowhere/agent"));
-    let backend = open(&parse_config(&json!({ "type": "local" })).unwrap(), &context).unwrap();
+    let backend = open(&parse_config(&json!({ "type": "local" })).unwrap(), &context, BackendId(Uuid::from_u128(2))).unwrap();
     let error = backend.offers(&OffersWanted::default()).await.unwrap_err();
     assert!(error.message.contains("/nowhere/agent"), "{error}");
 }

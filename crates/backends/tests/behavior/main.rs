@@ -151,7 +151,7 @@ fn every_capability_is_exercised() {
 
 async fn offers_are_sane(rig: &mut Rig) {
     for (nodes, cluster) in [(1, false), (2, false), (2, rig.capabilities().cluster)] {
-        let wanted = OffersWanted { nodes, cluster };
+        let wanted = OffersWanted { nodes, cluster, ..OffersWanted::default() };
         let offers = rig.backend.offers(&wanted).await.unwrap();
         assert!(offers.iter().any(|offer| offer.availability.is_usable()));
         assert!(offers.is_sorted_by_key(|offer| (offer.price_usd_per_hour * 1e6) as u64));

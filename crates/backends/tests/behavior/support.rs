@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::ids::{LaunchId, ServerId};
+use api::ids::{BackendId, FleetId, LaunchId, ServerId};
 use backends::fake::{FakeCloud, FakeSetup};
 use backends::{
     AgentAccess, Backend, BackendConfig, BackendOffer, Capabilities, ErrorKind, LaunchOrder, Machine, MachineKey,
@@ -84,13 +84,13 @@ impl Rig {
 
     fn new(name: &'static str, config: &Value, context: OpenContext, dir: TempDir) -> Rig {
         let config = parse_config(config).unwrap();
-        let backend = open(&config, &context).unwrap();
+        let backend = open(&config, &context, BackendId(Uuid::from_u128(2))).unwrap();
         Rig { name, backend, context, config, launches: 0, _dir: dir }
     }
 
     /// The server ends and another one starts.
     pub(crate) fn reopen(&mut self) {
-        self.backend = open(&self.config, &self.context).unwrap();
+        self.backend = open(&self.config, &self.context, BackendId(Uuid::from_u128(2))).unwrap();
     }
 
     pub(crate) fn capabilities(&self) -> Capabilities {
@@ -99,7 +99,7 @@ impl Rig {
 
     /// The usable offers for that many nodes.
     pub(crate) async fn offers(&self, nodes: u32, cluster: bool) -> Vec<BackendOffer> {
-        let wanted = OffersWanted { nodes, cluster };
+        let wanted = OffersWanted { nodes, cluster, ..OffersWanted::default() };
         let mut offers = self.backend.offers(&wanted).await.unwrap();
         offers.retain(|offer| offer.availability.is_usable());
         offers
@@ -110,6 +110,7 @@ impl Rig {
         let offer = self.offers(count, false).await.into_iter().next();
         LaunchOrder {
             launch_id: self.new_launch_id(),
+            fleet_id: FleetId(Uuid::from_u128(3)),
             fleet_name: "a-fleet".to_owned(),
             project_name: "main".to_owned(),
             offer: offer.expect("something is on offer"),
@@ -117,6 +118,9 @@ impl Rig {
             count,
             least: count,
             cluster: false,
+            authorized_keys: vec![],
+            prepared: serde_json::Value::Null,
+            fleet_prepared: None,
         }
     }
 

@@ -238,6 +238,7 @@ pub(crate) fn launch(status: LaunchStatus) -> Launch {
             attempts: u32::from(status != LaunchStatus::Wanted),
             error: None,
             absent_since: None,
+            prepared: None,
         },
     }
 }

@@ -60,6 +60,7 @@ fn plan(price: f64) -> LaunchPlan {
         backend: "fake".to_owned(),
         offer: offer(price),
         zone: None,
+        most_disk_mib: None,
         admins_only: false,
     }
 }

@@ -79,6 +79,7 @@ fn machine(running: bool, gone: bool) -> MachineSeen {
         region: "fake-1".to_owned(),
         zone: Some("fake-1a".to_owned()),
         ended_because: gone.then(|| "taken back".to_owned()),
+        login: None,
     }))
 }
 

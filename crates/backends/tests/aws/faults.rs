@@ -1,0 +1,146 @@
+//! What AWS may answer, and that nothing is left behind whatever it is.
+
+use std::time::Duration;
+
+use backends::{Backend as _, ErrorKind, MachineState};
+use ec2sim::{Kind, Settings};
+use serde_json::json;
+
+use crate::rig::{REGION, Rig, key};
+
+#[tokio::test]
+async fn a_zone_without_capacity_is_told_with_those_that_have_it() {
+    let rig = Rig::private().await;
+    let order = rig.order(1, 2).await;
+    let zone = order.zone.clone().unwrap();
+    rig.control("capacity", json!({
+        "region": REGION, "instance_type": "p5.48xlarge", "zone": zone, "market": "on-demand", "left": 1,
+    }));
+    let error = rig.launch(order.clone()).await.unwrap_err();
+    assert_eq!((error.kind, error.code.as_deref()), (ErrorKind::NoCapacity, Some("InsufficientInstanceCapacity")));
+    assert_eq!(rig.sim.count_alive(Kind::Instance), 0);
+    // The same empty group serves in another zone.
+    let other = order.offer.zones.clone().unwrap().into_iter().find(|other| *other != zone);
+    let mut again = rig.order(2, 2).await;
+    again.zone = other;
+    rig.launch(again).await.unwrap();
+    assert_eq!(rig.sim.count_alive(Kind::PlacementGroup), 1);
+    rig.end_everything().await;
+}
+
+#[tokio::test]
+async fn codes_become_classes() {
+    let rig = Rig::private().await;
+    for (number, (code, kind)) in (1..).zip([
+        ("VcpuLimitExceeded", ErrorKind::QuotaExceeded),
+        ("UnauthorizedOperation", ErrorKind::PermissionDenied),
+        ("AuthFailure", ErrorKind::InvalidCredentials),
+        ("InvalidParameterCombination", ErrorKind::InvalidRequest),
+        ("InsufficientFreeAddressesInSubnet", ErrorKind::NoAddresses),
+        ("ReservationCapacityExceeded", ErrorKind::ReservationUsedUp),
+        ("RequestLimitExceeded", ErrorKind::RateLimited),
+    ]) {
+        let status = if code == "RequestLimitExceeded" { 503 } else { 400 };
+        rig.control("faults", json!({ "action": "RunInstances", "times": 3, "what": "error_before", "code": code,
+            "message": "so it is", "status": status }));
+        let error = rig.launch(rig.order(number, 2).await).await.unwrap_err();
+        assert_eq!((error.kind, error.code.as_deref()), (kind, Some(code)), "{error}");
+        rig.control("faults/clear", json!({}));
+    }
+    assert_eq!(rig.sim.count_alive(Kind::Instance), 0);
+    rig.end_everything().await;
+}
+
+#[tokio::test]
+async fn an_effect_whose_error_lies_is_found_again() {
+    let rig = Rig::private().await;
+    rig.control("faults", json!({ "action": "RunInstances", "times": 3, "what": "error_after",
+        "code": "InternalError", "message": "oh", "status": 500 }));
+    let mut order = rig.order(1, 2).await;
+    order.prepared = rig.backend.prepare(&order).await.unwrap();
+    assert_eq!(rig.backend.launch(&order).await.unwrap_err().kind, ErrorKind::Unavailable);
+    rig.control("faults/clear", json!({}));
+    assert_eq!(rig.machines(MachineState::Running, 2).await.len(), 2);
+    rig.backend.launch(&order).await.unwrap();
+    assert_eq!(rig.sim.count_alive(Kind::Instance), 2);
+    rig.end_everything().await;
+}
+
+#[tokio::test]
+async fn a_gang_of_several_calls_is_undone_whole() {
+    let rig = Rig::private().await;
+    let parts = rig.reconfigured(&json!({ "machines_per_call": 100 }));
+    let mut order = rig.order(1, 200).await;
+    order.prepared = parts.prepare(&order).await.unwrap();
+    rig.control("capacity", json!({ "region": REGION, "instance_type": "p5.48xlarge",
+        "zone": order.zone, "market": "on-demand", "left": 150 }));
+    let error = parts.launch(&order).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NoCapacity);
+    assert_eq!((rig.count("RunInstances"), rig.sim.ledger().iter().filter(|one| one.kind == Kind::Instance).count()), (2, 100));
+    assert_eq!(rig.machines(MachineState::Gone, 100).await.len(), 100);
+    assert_eq!(rig.sim.count_alive(Kind::Instance), 0);
+    rig.control("capacity", json!({ "region": REGION, "instance_type": "p5.48xlarge",
+        "zone": order.zone, "market": "on-demand", "left": null }));
+    let mut again = rig.order(2, 200).await;
+    again.prepared = parts.prepare(&again).await.unwrap();
+    parts.launch(&again).await.unwrap();
+    assert_eq!(rig.count("RunInstances"), 4);
+    assert_eq!(rig.machines(MachineState::Running, 200).await.len(), 200);
+    rig.end_everything().await;
+}
+
+#[tokio::test]
+async fn a_subnet_without_addresses_is_no_zone_without_capacity() {
+    let rig = Rig::private().await;
+    let order = rig.launch(rig.order(1, 1).await).await.unwrap();
+    let subnet = order.prepared["subnet_id"].as_str().unwrap();
+    rig.control("addresses/taken", json!({ "region": REGION, "subnet_id": subnet, "taken": 10_000_000 }));
+    let backend = rig.restarted();
+    let error = backend.prepare(&rig.order(2, 2).await).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NoAddresses);
+    assert!(error.message.contains(subnet), "{error}");
+    rig.end_everything().await;
+}
+
+#[tokio::test]
+async fn a_machine_that_aws_takes_and_ends_tells_why() {
+    let settings = Settings { boot_ms: 300, ..Settings::immediate() };
+    let rig = Rig::with(json!({ "public_ips": false, "vpc_name": "my-vpc" }), settings).await;
+    rig.control("late-refusals", json!({ "region": REGION, "instance_type": "p5.48xlarge", "zone": null, "times": 1,
+        "code": "Server.InternalError", "message": "Server.InternalError: Internal error on launch" }));
+    rig.launch(rig.order(1, 1).await).await.unwrap();
+    let gone = rig.machines(MachineState::Gone, 1).await;
+    assert_eq!(gone[0].ended_because.as_deref(), Some("Server.InternalError: Internal error on launch"));
+    rig.end_everything().await;
+}
+
+#[tokio::test]
+async fn machines_are_listed_from_the_moment_that_aws_says_it_made_them() {
+    let settings = Settings { instance_unseen_ms: 1_500, stale_ms: 500, ..Settings::immediate() };
+    let rig = Rig::with(json!({ "public_ips": false, "vpc_name": "my-vpc" }), settings).await;
+    rig.launch(rig.order(1, 2).await).await.unwrap();
+    assert_eq!(rig.backend.list().await.unwrap().len(), 2);
+    // An end that comes too early for AWS is repeated by who wants it.
+    let deadline = tokio::time::Instant::now() + Duration::from_mins(1);
+    while rig.sim.count_alive(Kind::Instance) > 0 {
+        assert!(tokio::time::Instant::now() < deadline, "it does not end");
+        for index in 0..2 {
+            rig.backend.terminate(&key(1, index)).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    rig.end_everything().await;
+}
+
+#[tokio::test]
+async fn an_account_that_may_have_no_address_says_so() {
+    let rig = Rig::public().await;
+    rig.control("quotas", json!({ "region": REGION, "code": "L-0263D0A3", "value": 1.0 }));
+    rig.launch(rig.order(1, 2).await).await.unwrap();
+    let machines = rig.machines(MachineState::Running, 2).await;
+    rig.backend.agent_access(&machines[0]).await.unwrap();
+    let error = rig.backend.agent_access(&machines[1]).await.unwrap_err();
+    assert_eq!((error.kind, error.code.as_deref()), (ErrorKind::QuotaExceeded, Some("AddressLimitExceeded")));
+    assert!(error.message.contains("EC2-VPC Elastic IPs"), "{error}");
+    rig.end_everything().await;
+}
