@@ -113,6 +113,10 @@ struct HostArgs {
     /// The address that peers use for this host.
     #[arg(long)]
     address: Option<String>,
+    /// The cloud whose machine this host is: `ec2`. Its metadata service is asked which machine that is, and whether it
+    /// is taken back.
+    #[arg(long)]
+    cloud: Option<api::agent::Cloud>,
     /// How many of the machine's CPUs are this agent's.
     #[arg(long)]
     cpus: Option<u32>,
@@ -171,6 +175,8 @@ fn host_options(args: HostArgs) -> HostOptions {
         home: args.home,
         instance_id: args.instance_id,
         address: args.address,
+        cloud: args.cloud,
+        roots: discover::Roots::from_env(),
         cpus: args.cpus,
         memory_bytes: args.memory_bytes,
         gpus,

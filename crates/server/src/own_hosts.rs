@@ -177,6 +177,7 @@ pub async fn access(deps: &Deps, instance: &Instance) -> anyhow::Result<HostAcce
         // What is learned later is not told, because an agent that is told something new is started again.
         address: host.internal_ip.clone(),
         first_start: None,
+        cloud: None,
         env: env.known().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
         others: instances::list_hosts(&deps.db).await?.into_iter().collect(),
         was_joined: instance.state.joined_at.is_some(),

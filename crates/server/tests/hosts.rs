@@ -350,6 +350,7 @@ impl Site {
             instance: InstanceId::from(Uuid::from_u128(7)),
             server: self.server,
             address: Some("127.0.0.1".to_owned()),
+            cloud: None,
             env: BTreeMap::from([("TOKEN".to_owned(), "it's $HOME\nand more".to_owned())]),
             others: BTreeSet::new(),
             was_joined: false,

@@ -142,7 +142,7 @@ mod tests {
             fs::write(path, text).unwrap();
         };
         write("proc/meminfo", "MemTotal:       16384 kB\nMemFree:         1 kB\n");
-        let roots = Roots { sys: root.path().join("sys"), proc: root.path().join("proc") };
+        let roots = Roots { sys: root.path().join("sys"), proc: root.path().join("proc"), ..Roots::default() };
         assert_eq!(memory_bytes(&roots), 16384 * 1024);
         write("proc/self/cgroup", "0::/a/b\n");
         write("sys/fs/cgroup/a/memory.max", "1048576\n");

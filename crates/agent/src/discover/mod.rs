@@ -1,22 +1,25 @@
 //! What a machine has, read from text files and from what `nvidia-smi` prints: no libraries are loaded.
 
 mod amd;
+mod fabric;
 mod machine;
 mod nvidia;
-mod rdma;
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use api::agent::HostInfo;
+use api::agent::{Fabric, HostInfo};
 
 use crate::clock;
 use crate::host::Engine;
 
 /// How long a vendor's tool may take before the machine is taken to have none of its GPUs.
 const TOOL_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// Where device nodes are.
+const DEV: &str = "/dev";
 
 /// Where the machine's own files begin; tests put captured ones elsewhere.
 #[derive(Debug, Clone)]
@@ -25,11 +28,34 @@ pub(crate) struct Roots {
     pub(crate) sys: PathBuf,
     /// `/proc`.
     pub(crate) proc: PathBuf,
+    /// `/dev`.
+    pub(crate) dev: PathBuf,
 }
 
 impl Default for Roots {
     fn default() -> Roots {
-        Roots { sys: PathBuf::from("/sys"), proc: PathBuf::from("/proc") }
+        Roots { sys: PathBuf::from("/sys"), proc: PathBuf::from("/proc"), dev: PathBuf::from(DEV) }
+    }
+}
+
+impl Roots {
+    /// Where this process is told to look. A machine that pretends to be another one has the other's files there.
+    pub(crate) fn from_env() -> Roots {
+        let told = |name: &str, usual: PathBuf| std::env::var_os(name).map_or(usual, PathBuf::from);
+        let usual = Roots::default();
+        Roots {
+            sys: told("DSTACK_AGENT_SYSFS_ROOT", usual.sys),
+            proc: told("DSTACK_AGENT_PROCFS_ROOT", usual.proc),
+            dev: told("DSTACK_AGENT_DEV_ROOT", usual.dev),
+        }
+    }
+
+    /// Where a device node lies that has this path on every machine.
+    pub(crate) fn node(&self, path: &str) -> PathBuf {
+        match Path::new(path).strip_prefix(DEV) {
+            Ok(below) => self.dev.join(below),
+            Err(_) => PathBuf::from(path),
+        }
     }
 }
 
@@ -49,13 +75,25 @@ pub(crate) fn machine(roots: &Roots) -> HostInfo {
         info.gpu_driver = info.gpu_driver.or_else(|| amd::driver(roots));
         info.gpus.extend(amd);
     }
-    info.rdma_devices = rdma::find(roots);
+    info.product_name = read(&roots.sys.join("class/dmi/id/product_name"));
+    info.fabric = fabric::find(roots);
     info
+}
+
+/// What the machine has for RDMA: a few small files, so that it may be looked at often.
+pub(crate) fn fabric(roots: &Roots) -> Fabric {
+    fabric::find(roots)
+}
+
+/// The text of a file without the space around it; none if there is none.
+fn read(path: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
 /// The whole machine as JSON, with its container engine if it has one.
 pub(crate) fn run() -> anyhow::Result<String> {
-    let mut info = machine(&Roots::default());
+    let mut info = machine(&Roots::from_env());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match runtime.block_on(Engine::new(true).info()) {
         Ok(docker) => info.docker = Some(docker),

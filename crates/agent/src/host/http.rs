@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 
 use crate::host::state::{Host, refuse};
 use crate::host::task::{Message, spawn_new};
-use crate::host::{blobs, entrance, streams};
+use crate::host::{blobs, entrance, news, streams};
 
 /// The longest request that is not a blob.
 const REQUEST_LIMIT: usize = 16 << 20;
@@ -87,6 +87,8 @@ async fn unknown_route() -> Refusal {
 
 async fn hello(State(host): App, body: Body) -> Answer<api::agent::Hello> {
     let request: HelloRequest = read(body).await?;
+    // Whoever comes back may have been away for long.
+    news::look(&host).await;
     let info = host.info().await;
     let answered = tokio::task::spawn_blocking(move || host.hello(&request, info)).await;
     Ok(Json(answered.map_err(internal)??))

@@ -11,6 +11,8 @@ mod http;
 mod journal;
 mod link;
 mod log_reader;
+mod metadata;
+mod news;
 mod process;
 mod record;
 mod runtime;
@@ -25,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use api::agent::{Cloud, HostInfo};
 use api::ids::JobId;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -35,6 +38,7 @@ use tracing::{error, info, warn};
 use crate::disk::ShortPath;
 pub(crate) use crate::host::container::Engine;
 use crate::host::journal::Journal;
+use crate::host::metadata::Metadata;
 use crate::host::record::{Accepted, Record};
 use crate::host::state::Host;
 pub(crate) use crate::host::state::{DockerMode, HostOptions};
@@ -116,8 +120,14 @@ async fn serve(options: HostOptions) -> anyhow::Result<()> {
     // Whoever waits for this agent sees at once that it lives. The first answer comes when the machine is known, for
     // which its drivers may need minutes.
     let listener = listen(&options.socket)?;
-    let machine = tokio::task::spawn_blocking(|| discover::machine(&discover::Roots::default()));
-    let host = Arc::new(Host::open(options, machine.await?)?);
+    let roots = options.roots.clone();
+    let machine = tokio::task::spawn_blocking(move || discover::machine(&roots));
+    let mut metadata = options.cloud.map(|Cloud::Ec2| Metadata::from_env()).transpose()?;
+    let cloud = match &mut metadata {
+        Some(metadata) => metadata::first_look(metadata).await,
+        None => None,
+    };
+    let host = Arc::new(Host::open(options, HostInfo { cloud, ..machine.await? })?);
     restore(&host).await?;
     info!("listening on `{}`", host.options.socket.display());
     let sweeping = host.clone();
@@ -127,6 +137,10 @@ async fn serve(options: HostOptions) -> anyhow::Result<()> {
         hashing.binary_sha256();
     });
     tokio::spawn(tidy_up(host.clone()));
+    tokio::spawn(news::keep_looking(host.clone()));
+    if let Some(metadata) = metadata {
+        tokio::spawn(metadata::follow(host.clone(), metadata));
+    }
     tokio::spawn(authorized_keys::keep(host.clone()));
     let accepting = tokio::spawn(accept(host.clone(), listener));
     let reason = tokio::select! {

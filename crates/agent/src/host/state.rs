@@ -6,13 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use api::agent::{
-    AgentError, AgentErrorCode, Hello, HelloRequest, HostInfo, PROTOCOL_VERSION, TaskSpec, TaskState,
+    AgentError, AgentErrorCode, Cloud, Hello, HelloRequest, HostInfo, HostNews, PROTOCOL_VERSION, TaskSpec,
+    TaskState,
 };
 use api::ids::{InstanceId, JobId, ServerId};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
+use crate::discover::Roots;
 use crate::host::authorized_keys::Ways;
 use crate::host::blobs;
 use crate::host::container::Engine;
@@ -43,6 +45,10 @@ pub(crate) struct HostOptions {
     pub(crate) instance_id: Option<InstanceId>,
     /// The address that peers use.
     pub(crate) address: Option<String>,
+    /// The cloud whose machine the host is, if it may be asked.
+    pub(crate) cloud: Option<Cloud>,
+    /// Where the machine's own files begin.
+    pub(crate) roots: Roots,
     /// Its share of the machine's CPUs.
     pub(crate) cpus: Option<u32>,
     /// Its share of the machine's memory.
@@ -71,8 +77,10 @@ pub(crate) struct Host {
     pub(crate) options: HostOptions,
     /// This boot of the host.
     pub(crate) boot_id: String,
-    /// The whole machine.
+    /// The whole machine, as it was when the agent started.
     machine: HostInfo,
+    /// What of it may have changed since then.
+    pub(crate) news: watch::Sender<HostNews>,
     /// The GPUs that it hands out.
     pub(crate) gpus: GpuPool,
     /// The container engine.
@@ -108,6 +116,11 @@ impl Host {
             boot_id,
             gpus,
             engine: Engine::new(options.docker == DockerMode::Auto),
+            news: watch::Sender::new(HostNews {
+                fabric: machine.fabric.clone(),
+                cloud: machine.cloud.clone(),
+                ..HostNews::default()
+            }),
             machine,
             tasks: Mutex::default(),
             ways: Ways::default(),
@@ -243,6 +256,7 @@ impl Host {
     /// This agent's share of the machine.
     pub(crate) fn share(&self) -> HostInfo {
         let mut info = self.machine.clone();
+        info.learn(self.news.borrow().clone());
         info.cpus = self.options.cpus.unwrap_or(info.cpus);
         info.memory_bytes = self.options.memory_bytes.unwrap_or(info.memory_bytes);
         info.gpus = self.gpus.gpus().to_vec();
@@ -376,6 +390,8 @@ impl Host {
             socket: home.join("agent.sock"),
             instance_id: None,
             address: None,
+            cloud: None,
+            roots: Roots::default(),
             cpus: None,
             memory_bytes: None,
             gpus: share.map(|share| share.iter().map(|uuid| (*uuid).to_owned()).collect()),

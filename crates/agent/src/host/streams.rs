@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use api::agent::{AgentEvent, LOG_WINDOW, PING_INTERVAL_SECS};
+use api::agent::{AgentEvent, HostNews, LOG_WINDOW, PING_INTERVAL_SECS};
 use api::ids::JobId;
 use axum::body::Body;
 use axum::extract::State;
@@ -39,14 +39,21 @@ pub(crate) async fn events(State(host): State<Arc<Host>>) -> Response {
 async fn send_events(host: &Host, lines: &mpsc::Sender<Bytes>) -> Result<(), mpsc::error::SendError<Bytes>> {
     let mut changes = host.changes.subscribe();
     changes.borrow_and_update();
+    let mut news = host.news.subscribe();
     // Versions are read before states, so that a state is never older than its version says.
     let mut sent = versions(host);
     lines.send(line(&AgentEvent::Snapshot(host.snapshot()))).await?;
+    // Since the greeting something may have happened.
+    tell_news(&mut news, lines).await?;
     let mut ping = tokio::time::interval(Duration::from_secs(PING_INTERVAL_SECS));
     ping.tick().await;
     loop {
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return Ok(()) },
+            changed = news.changed() => match changed {
+                Ok(()) => tell_news(&mut news, lines).await?,
+                Err(_) => return Ok(()),
+            },
             _ = ping.tick() => lines.send(line(&AgentEvent::Ping)).await?,
             () = lines.closed() => return Ok(()),
         }
@@ -63,6 +70,15 @@ async fn send_events(host: &Host, lines: &mpsc::Sender<Bytes>) -> Result<(), mps
         }
         sent = now;
     }
+}
+
+/// Tells what a host has and what its cloud says of it now.
+async fn tell_news(
+    news: &mut watch::Receiver<HostNews>,
+    lines: &mpsc::Sender<Bytes>,
+) -> Result<(), mpsc::error::SendError<Bytes>> {
+    let event = AgentEvent::Host(Box::new(news.borrow_and_update().clone()));
+    lines.send(line(&event)).await
 }
 
 fn versions(host: &Host) -> BTreeMap<JobId, u64> {

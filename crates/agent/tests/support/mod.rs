@@ -9,6 +9,7 @@
 )]
 
 pub mod git;
+pub mod metadata;
 pub mod ssh;
 
 use std::path::{Path, PathBuf};

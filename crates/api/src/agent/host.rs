@@ -1,8 +1,9 @@
 //! What a host has, as the agent found it.
 
-use std::collections::BTreeMap;
-
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+use super::{CloudMachine, Fabric, Interruption};
 
 /// A host, or the share of it that the agent was given.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -34,10 +35,43 @@ pub struct HostInfo {
     pub docker: Option<DockerInfo>,
     /// Why there is no container engine, if none answers.
     pub docker_error: Option<String>,
-    /// RDMA devices.
-    pub rdma_devices: Vec<RdmaDevice>,
+    /// What it has for RDMA.
+    pub fabric: Fabric,
+    /// The machine's name as its maker wrote it, for instance `p5.48xlarge`.
+    pub product_name: Option<String>,
+    /// What its cloud says that it is, where the agent was told to ask.
+    pub cloud: Option<CloudMachine>,
+    /// Its cloud takes it back.
+    pub interruption: Option<Interruption>,
+    /// Since when its cloud says that it is likely to take it back soon.
+    pub rebalance_at: Option<Timestamp>,
     /// What is wrong with the host, in words; empty when nothing is.
     pub warnings: Vec<String>,
+}
+
+impl HostInfo {
+    /// Takes over what has changed.
+    pub fn learn(&mut self, news: HostNews) {
+        let HostNews { fabric, cloud, interruption, rebalance_at } = news;
+        self.fabric = fabric;
+        self.cloud = cloud;
+        self.interruption = interruption;
+        self.rebalance_at = rebalance_at;
+    }
+}
+
+/// The part of a host that changes while its agent runs; the whole of it is told whenever it does.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostNews {
+    /// What it has for RDMA.
+    pub fabric: Fabric,
+    /// What its cloud says that it is.
+    pub cloud: Option<CloudMachine>,
+    /// Its cloud takes it back.
+    pub interruption: Option<Interruption>,
+    /// Since when its cloud says that it is likely to take it back soon.
+    pub rebalance_at: Option<Timestamp>,
 }
 
 /// One accelerator.
@@ -70,18 +104,4 @@ pub struct DockerInfo {
     pub live_restore: bool,
     /// Runtimes by name, for instance `nvidia`.
     pub runtimes: Vec<String>,
-}
-
-/// One RDMA device.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct RdmaDevice {
-    /// The device's name, for instance `rdmap0s6`.
-    pub name: String,
-    /// The kernel driver, for instance `efa`.
-    pub driver: String,
-    /// State of each port by number, for instance `4: ACTIVE`.
-    pub port_states: BTreeMap<u32, String>,
-    /// `InfiniBand` or `Ethernet`.
-    pub link_layer: String,
 }

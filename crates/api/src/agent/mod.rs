@@ -19,10 +19,14 @@
 //! Every request carries [`EPOCH_HEADER`]; an epoch lower than the highest one seen is refused with 409,
 //! so that an older owner of the host can do no harm. Errors are [`AgentError`] bodies.
 
+mod cloud;
+mod fabric;
 mod host;
 mod log_frame;
 mod task;
 
+pub use cloud::*;
+pub use fabric::*;
 pub use host::*;
 pub use log_frame::*;
 pub use task::*;
@@ -105,6 +109,8 @@ pub enum AgentEvent {
     Task(Box<TaskState>),
     /// A task was forgotten.
     Forgotten(crate::ids::JobId),
+    /// What a host has or what its cloud says of it changed. It stands until the next one says otherwise.
+    Host(Box<HostNews>),
     /// Nothing happened; the connection lives.
     Ping,
 }

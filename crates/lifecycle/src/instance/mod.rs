@@ -10,12 +10,14 @@
 //! own has no backend: it is joined over SSH, waited for however long it is silent, and at the end left as it was.
 
 mod decide;
+mod devices;
 mod host;
 
 pub use decide::{
     AgentSeen, Effect, InstanceDecision, Leaving, Machine, MachineSeen, Surroundings, blocks_of, decide,
     idle_duration_for_job, split,
 };
+pub use devices::rdma_nodes;
 pub use host::{BACKEND as HOST_BACKEND, Host, Proxy, REGION as HOST_REGION};
 
 use std::collections::BTreeMap;

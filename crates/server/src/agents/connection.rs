@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::agent::{
-    AgentEvent, Hello, HelloRequest, HostInfo, PING_INTERVAL_SECS, PROTOCOL_VERSION, TaskPhase, TaskState,
+    AgentEvent, Hello, HelloRequest, HostInfo, HostNews, PING_INTERVAL_SECS, PROTOCOL_VERSION,
+    TaskPhase, TaskState,
 };
 use api::ids::{InstanceId, JobId};
 use bytes::{Bytes, BytesMut};
@@ -316,6 +317,7 @@ impl Connection {
             AgentEvent::Ping => {}
             AgentEvent::Task(task) => self.learn(around, *task),
             AgentEvent::Forgotten(job) => self.forget(around, job),
+            AgentEvent::Host(news) => self.learn_host(around, *news),
             AgentEvent::Snapshot(tasks) => {
                 let is_there = |job: &JobId| tasks.iter().any(|task| task.id == *job);
                 {
@@ -332,6 +334,22 @@ impl Connection {
 }
 
 impl Connection {
+    /// Takes over what has changed of the host, and makes the instance and its jobs due.
+    fn learn_host(&self, around: &Surroundings, news: HostNews) {
+        {
+            let mut state = self.state();
+            let Some(host) = &mut state.host else { return };
+            let mut changed = host.clone();
+            changed.learn(news);
+            if changed == *host {
+                return;
+            }
+            *host = changed;
+        }
+        let (around, instance) = (around.clone(), self.instance);
+        tokio::spawn(async move { touch_instance(&around, instance).await });
+    }
+
     /// The agent no longer knows a task: nothing more of its log will come.
     fn forget(self: &Arc<Self>, around: &Surroundings, job: JobId) {
         let task = {

@@ -12,7 +12,7 @@ use api::configurations::{Memory, Mount, RunConfiguration};
 use api::ids::{FileArchiveId, ProjectId};
 use api::instances::{InstanceAvailability, Offer};
 use api::jobs::{JobProvisioningData, JobRuntimeData, JobSpec};
-use lifecycle::instance::Instance;
+use lifecycle::instance::{Instance, rdma_nodes};
 use lifecycle::job::{Job, stop_grace_secs};
 use lifecycle::placement::requirements;
 use lifecycle::run::{Run, dev_environment, for_processes, interpolation};
@@ -23,9 +23,6 @@ use crate::agents::{BlobSeen, HostSeen, OrderError};
 use crate::deps::Deps;
 use crate::pool::needs_docker;
 use crate::spec_secrets;
-
-/// The folder of a host's RDMA devices.
-const RDMA_DEVICES: &str = "/dev/infiniband";
 
 /// Why a task could not be given.
 pub(super) enum Refusal {
@@ -319,11 +316,10 @@ async fn secrets_of(
     Ok(Ok(values))
 }
 
-/// Where the host's RDMA devices are, for jobs that share them with nobody.
+/// The nodes of the host's RDMA devices, for jobs that share them with nobody.
 fn devices_of(deps: &Deps, job: &Job, instance: &Instance) -> Vec<String> {
     let HostSeen::Connected(host) = deps.agents.host(instance.id) else { return vec![] };
-    let may_use = has_whole_machine(job, instance) && !host.rdma_devices.is_empty();
-    if may_use { vec![RDMA_DEVICES.to_owned()] } else { vec![] }
+    if has_whole_machine(job, instance) { rdma_nodes(&host.fabric) } else { vec![] }
 }
 
 fn container_of(job: &Job, run: &Run, spec: &JobSpec, instance: &Instance, devices: Vec<String>) -> Runtime {

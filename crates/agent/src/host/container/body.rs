@@ -213,8 +213,9 @@ fn granted(task: &TaskContainer<'_>, vendor: &str) -> Vec<String> {
 fn host_config(task: &TaskContainer<'_>, extras: Extras) -> Result<HostConfig, String> {
     let (spec, container) = (task.spec, task.container);
     // The engine refuses a container with a device that is missing; a driver may be there without its nodes.
-    let wanted = container.devices.iter().filter(|path| Path::new(path).exists());
-    let devices: Vec<DeviceMapping> = wanted.map(|path| device(path)).collect();
+    let roots = &task.host.options.roots;
+    let wanted = container.devices.iter().filter(|path| roots.node(path).exists());
+    let devices: Vec<DeviceMapping> = wanted.map(|path| device(&roots.node(path), path)).collect();
     let wants_rdma = !devices.is_empty();
     // A task that has all of the agent's share has no more than that of the machine.
     let options = &task.host.options;
@@ -284,8 +285,9 @@ fn add_gpus(task: &TaskContainer<'_>, extras: Extras, config: &mut HostConfig) {
     let amd = granted(task, "amd");
     if !amd.is_empty() {
         let devices = config.devices.get_or_insert_default();
-        devices.push(device("/dev/kfd"));
-        devices.extend(amd.iter().map(|render| device(&format!("/dev/dri/{render}"))));
+        let renders = amd.iter().map(|render| format!("/dev/dri/{render}"));
+        let nodes = std::iter::once("/dev/kfd".to_owned()).chain(renders);
+        devices.extend(nodes.map(|path| device(Path::new(&path), &path)));
         config.ipc_mode = Some("host".to_owned());
         config.cap_add.get_or_insert_default().push("SYS_PTRACE".to_owned());
         config.security_opt = Some(vec!["seccomp=unconfined".to_owned()]);
@@ -334,9 +336,10 @@ fn make_open_dir(path: &Path) -> std::io::Result<()> {
     }
 }
 
-fn device(path: &str) -> DeviceMapping {
+/// A device node, which the container may read, write and make.
+fn device(on_host: &Path, path: &str) -> DeviceMapping {
     DeviceMapping {
-        path_on_host: Some(path.to_owned()),
+        path_on_host: Some(on_host.to_string_lossy().into_owned()),
         path_in_container: Some(path.to_owned()),
         cgroup_permissions: Some("rwm".to_owned()),
     }
@@ -423,7 +426,11 @@ mod tests {
     /// A host with these GPUs and a task for a container on it, told to `check`.
     fn with_task(gpus: &[(&str, &str)], granted: &[String], check: impl Fn(&TaskContainer<'_>)) {
         let home = tempfile::tempdir().unwrap();
-        let host = Host::for_tests(home.path(), gpus, None);
+        with_task_on(&Host::for_tests(home.path(), gpus, None), granted, &[], check);
+    }
+
+    /// A task for a container on a host that gets these devices, told to `check`.
+    fn with_task_on(host: &Host, granted: &[String], devices: &[&str], check: impl Fn(&TaskContainer<'_>)) {
         let spec: TaskSpec = serde_json::from_value(serde_json::json!({
             "id": uuid::Uuid::nil(), "generation": 1, "job_name": "job", "run_id": uuid::Uuid::nil(),
             "run_name": "run", "project_name": "main", "argv": [], "env": {}, "files": [], "stop_grace_secs": 1,
@@ -431,14 +438,14 @@ mod tests {
             "share": {},
             "runtime": { "docker": {
                 "image": "image", "registry_auth": null, "privileged": false, "shm_size_bytes": null,
-                "network": "host", "mounts": [], "devices": [], "home_dir": null
+                "network": "host", "mounts": [], "devices": devices, "home_dir": null
             } }
         }))
         .unwrap();
         let Runtime::Docker(container) = &spec.runtime else { panic!("not a container") };
-        let dir = TaskDir::new(home.path(), spec.id);
+        let dir = TaskDir::new(&host.options.home, spec.id);
         let binary = Path::new("/agent");
-        check(&TaskContainer { host: &host, dir: &dir, spec: &spec, container, gpus: granted, binary });
+        check(&TaskContainer { host, dir: &dir, spec: &spec, container, gpus: granted, binary });
     }
 
     #[test]
@@ -457,6 +464,32 @@ mod tests {
             assert_eq!(request.device_ids.unwrap(), ["GPU-1"]);
             let capabilities = request.capabilities.unwrap().remove(0);
             assert!(capabilities.contains(&"compute".to_owned()) && !capabilities.contains(&"display".to_owned()));
+        });
+    }
+
+    #[test]
+    fn a_container_gets_each_node_where_programs_look_for_it_and_may_lock_memory() {
+        let home = tempfile::tempdir().unwrap();
+        let mut host = Host::for_tests(home.path(), &[], None);
+        let dev = home.path().join("dev");
+        std::fs::create_dir_all(dev.join("infiniband")).unwrap();
+        std::fs::write(dev.join("infiniband/uverbs3"), "").unwrap();
+        host.options.roots.dev.clone_from(&dev);
+        let nodes = ["/dev/infiniband/uverbs3", "/dev/infiniband/uverbs4"];
+        with_task_on(&host, &[], &nodes, |task| {
+            let config = container(task, Extras::default()).unwrap().host_config.unwrap();
+            // The engine refuses a container with a node that is not there.
+            let [device] = &config.devices.unwrap()[..] else { panic!("one device") };
+            let on_host = dev.join("infiniband/uverbs3");
+            assert_eq!(device.path_on_host.as_deref(), on_host.to_str());
+            assert_eq!(device.path_in_container.as_deref(), Some(nodes[0]));
+            assert_eq!(device.cgroup_permissions.as_deref(), Some("rwm"));
+            assert!(config.ulimits.unwrap().iter().any(|limit| limit.name.as_deref() == Some("memlock")));
+            assert_eq!(config.cap_add.unwrap(), ["IPC_LOCK"]);
+        });
+        with_task_on(&host, &[], &nodes[1..], |task| {
+            let config = container(task, Extras::default()).unwrap().host_config.unwrap();
+            assert_eq!((config.devices.unwrap().len(), config.cap_add), (0, None));
         });
     }
 

@@ -160,6 +160,9 @@ impl Layout {
         if let Some(address) = &access.address {
             words.extend(["--address".to_owned(), address.clone()]);
         }
+        if let Some(cloud) = access.cloud {
+            words.extend(["--cloud".to_owned(), cloud.to_string()]);
+        }
         let words: Vec<String> = words.iter().map(|word| quote(word)).collect();
         let env: Vec<String> =
             access.env.iter().map(|(name, value)| format!("export {name}={}\n", quote(value))).collect();
@@ -254,6 +257,7 @@ pub(super) mod tests {
             instance: Uuid::from_u128(7).into(),
             server: Uuid::from_u128(1).into(),
             address: Some("10.0.0.7".to_owned()),
+            cloud: None,
             env: BTreeMap::new(),
             others: BTreeSet::new(),
             was_joined: false,
@@ -342,6 +346,9 @@ pub(super) mod tests {
              '/var/lib/dstack/00000000-0000-0000-0000-000000000001/home' '--instance-id' \
              '00000000-0000-0000-0000-000000000007' '--address' '10.0.0.7'"
         );
+        let of_cloud = HostAccess { cloud: Some(api::agent::Cloud::Ec2), ..access.clone() };
+        let start = layout().start_text(&of_cloud, &"ab".repeat(32));
+        assert_eq!(start.rsplit_once("\nexec ").unwrap().1, format!("{exec} '--cloud' 'ec2'"));
         let printed =
             Command::new("sh").arg("-c").arg(format!("{before}\nprintf %s \"$TOKEN\"")).output().unwrap();
         assert_eq!(String::from_utf8(printed.stdout).unwrap(), "it's $HOME\nand more");

@@ -24,6 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use api::agent::Cloud;
 use api::ids::{InstanceId, ServerId};
 use tunnel::{Command, Error, Facts, HostKey, Limits, Session, Stream, Target};
 
@@ -58,6 +59,8 @@ pub struct HostAccess {
     pub address: Option<String>,
     /// The files that a machine's first start leaves when it is over, if that is to be waited for.
     pub first_start: Option<backends::FirstStart>,
+    /// The cloud whose machine the host is, so that its agent may ask it; unset: of none.
+    pub cloud: Option<Cloud>,
     /// The environment of the agent.
     pub env: BTreeMap<String, String>,
     /// Instances of this server that are wanted. A host that is one of these already is not taken from it; one that
