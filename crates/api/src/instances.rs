@@ -276,9 +276,85 @@ pub struct Instance {
     /// Its accelerators' driver.
     #[serde(default)]
     pub gpu_driver: Option<GpuDriver>,
+    /// What was found when it was last looked at, if anything was looked for. Only our server says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
     /// How far it is joined, while it is not. Only our server says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<JoinProgress>,
+}
+
+/// How an instance is. Later ones are worse.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthStatus {
+    /// It has all that it should have.
+    #[default]
+    Healthy,
+    /// It works, and something is not as it should be.
+    Warning,
+    /// It lacks something that jobs count on.
+    Failure,
+}
+
+impl HealthStatus {
+    /// The name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            HealthStatus::Healthy => "healthy",
+            HealthStatus::Warning => "warning",
+            HealthStatus::Failure => "failure",
+        }
+    }
+}
+
+/// What was found when an instance was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HealthCheck {
+    /// When.
+    pub collected_at: Timestamp,
+    /// The worst of what was found.
+    pub status: HealthStatus,
+    /// What was found, each by itself.
+    pub events: Vec<HealthEvent>,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HealthEvent {
+    /// When it was found.
+    pub timestamp: Timestamp,
+    /// How it is.
+    pub status: HealthStatus,
+    /// What it is, for people: `efa 31/32`.
+    pub message: String,
+}
+
+/// The body of `instances/get_instance_health_checks`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct GetInstanceHealthChecksRequest {
+    /// The fleet's name.
+    pub fleet_name: String,
+    /// The instance's number in the fleet.
+    pub instance_num: u32,
+    /// Only what was found after this.
+    #[serde(default)]
+    pub after: Option<Timestamp>,
+    /// Only what was found before this.
+    #[serde(default)]
+    pub before: Option<Timestamp>,
+    /// At most this many, the newest first.
+    #[serde(default)]
+    pub limit: Option<u32>,
+}
+
+/// The answer to `instances/get_instance_health_checks`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct GetInstanceHealthChecksResponse {
+    /// The newest first.
+    pub health_checks: Vec<HealthCheck>,
 }
 
 /// How far a machine is joined.

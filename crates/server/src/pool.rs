@@ -99,6 +99,7 @@ fn pool_instance(instance: &Instance, taken: &[u32], silent_before: Timestamp) -
         hostname: state.hostname.clone(),
         status: instance.status,
         unusable: !instance.is_kept() || is_silent(instance, silent_before) || is_broken,
+        incomplete_efa: state.health.incomplete_efa(),
         admins_only: state.admins_only,
         has_docker,
         backend: state.backend.as_deref().map(backends::wire_type_of),

@@ -4,7 +4,7 @@ use anstyle::{AnsiColor, Style};
 use api::backends::BackendType;
 use api::configurations::{FleetConfiguration, GpuSpec, InstanceGroupPlacement, SpotPolicy};
 use api::fleets::{Fleet, FleetStatus};
-use api::instances::{Instance, InstanceStatus};
+use api::instances::{HealthStatus, Instance, InstanceStatus};
 
 use super::format;
 use super::runs::Times;
@@ -179,10 +179,10 @@ pub(crate) fn instance_status(instance: &Instance) -> String {
     status
 }
 
-/// Why an instance ended, if it did.
+/// Why an instance ended, if it did, or else what is wrong with it.
 pub(crate) fn instance_error(instance: &Instance) -> String {
     if instance.status != InstanceStatus::Terminated {
-        return String::new();
+        return failed_checks(instance);
     }
     match (&instance.termination_reason, &instance.termination_reason_message) {
         (Some(reason), Some(message)) if !message.is_empty() => format!("{reason} ({message})"),
@@ -190,6 +190,13 @@ pub(crate) fn instance_error(instance: &Instance) -> String {
         (None, Some(message)) => message.clone(),
         (None, None) => String::new(),
     }
+}
+
+/// What an instance lacks: `efa 31/32`.
+fn failed_checks(instance: &Instance) -> String {
+    let found = instance.health.iter().flat_map(|health| &health.events);
+    let failed = found.filter(|event| event.status != HealthStatus::Healthy);
+    failed.map(|event| event.message.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 fn fleet_style(status: FleetStatus) -> Style {
@@ -206,5 +213,41 @@ fn instance_style(status: InstanceStatus) -> Style {
         InstanceStatus::Provisioning => AnsiColor::Cyan.on_default(),
         InstanceStatus::Idle => SUCCESS,
         InstanceStatus::Busy => Style::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn instance(status: &str) -> Instance {
+        let event = |status: &str, message: &str| json!({"timestamp": "2026-11-26T08:00:00Z", "status": status, "message": message});
+        let events = [
+            event("failure", "efa 31/32"),
+            event("healthy", "gpus 8/8"),
+            event("warning", "hugepages 0 of 2048 KiB"),
+        ];
+        serde_json::from_value(json!({
+            "id": "5f0c2f3c-9a0f-4f0e-8a9e-0123456789ab", "project_name": "main", "backend": "aws",
+            "instance_type": null, "name": "fleet-0", "fleet_id": null, "fleet_name": "fleet", "instance_num": 0,
+            "hostname": "10.0.0.1", "status": status, "health_status": "failure", "created": "2026-11-26T08:00:00Z",
+            "region": "us-east-2", "price": 1.0,
+            "health": {"collected_at": "2026-11-26T08:00:00Z", "status": "failure", "events": events},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn an_instance_says_what_it_lacks() {
+        let idle = instance("idle");
+        assert_eq!(instance_status(&idle), "idle (failure)");
+        assert_eq!(instance_error(&idle), "efa 31/32, hugepages 0 of 2048 KiB");
+        let mut gone = instance("terminated");
+        gone.termination_reason = Some("idle_timeout".to_owned());
+        assert_eq!(instance_error(&gone), "idle_timeout");
+        // Other servers do not say what was looked at.
+        assert_eq!(instance_error(&Instance { health: None, ..idle }), "");
     }
 }

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use std::collections::BTreeMap;
 
-use super::{ContainerNetwork, Instance, Login, host};
+use super::{ContainerNetwork, Instance, Login, host, observe};
 use crate::events::status_changed;
 use crate::launch::{Launch, LaunchStatus};
 use crate::planted::{self, Bug};
@@ -257,6 +257,7 @@ fn pending(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDec
         state.region = Some(launch.state.offer.region.clone());
         state.price = Some(launch.state.offer.price);
         state.instance_type = Some(resources.clone());
+        state.efa_expected = efa_of(&launch.state.offer.backend_data);
         state.total_blocks = blocks_of(around.blocks, resources.resources.gpus.len(), resources.resources.cpus);
         decision.instance.status = InstanceStatus::Provisioning;
         return;
@@ -267,6 +268,11 @@ fn pending(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDec
         let message = format!("No backend could be asked for offers for {} min", UNSOLD_SECS / 60);
         finish(InstanceTerminationReason::ProvisioningTimeout, Some(message), decision);
     }
+}
+
+/// The EFA devices that a machine is bought with, where its backend says so.
+fn efa_of(backend_data: &serde_json::Value) -> Option<u32> {
+    backend_data.get("efa_interfaces")?.as_u64().and_then(|count| u32::try_from(count).ok())
 }
 
 /// How many blocks a machine is split into: the number asked for, or one per GPU, or else one per CPU.
@@ -330,7 +336,8 @@ fn provisioning(now: Timestamp, around: &Surroundings<'_>, decision: &mut Instan
         }
         MachineSeen::Unknown => {}
     }
-    match &around.agent {
+    let agent = observe::believed(now, &around.agent, &decision.instance.state);
+    match &agent {
         AgentSeen::Connected(host) => {
             decision.instance.state.known_keys.extend(around.host_keys.clone());
             join(now, host, around, decision);
@@ -349,7 +356,7 @@ fn provisioning(now: Timestamp, around: &Surroundings<'_>, decision: &mut Instan
     let waited = now.duration_since(requested_at);
     let limit = SignedDuration::from_secs(i64::try_from(around.provisioning_timeout_secs).unwrap_or(i64::MAX));
     if limit < waited {
-        let why = match &around.agent {
+        let why = match &agent {
             AgentSeen::Unknown { error: Some(error), .. } => format!(": {error}"),
             _ => String::new(),
         };
@@ -449,6 +456,7 @@ fn join(now: Timestamp, host: &HostInfo, around: &Surroundings<'_>, decision: &m
     if state.internal_ip.is_none() {
         state.internal_ip.clone_from(&host.internal_ip);
     }
+    observe::observe(now, host, decision);
     occupy(now, around, decision);
 }
 
@@ -489,9 +497,10 @@ fn joined(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDeci
         // Its agent may answer even so, at the address that is recorded.
         MachineSeen::Unknown => decision.effect = Some(Effect::Connect),
     }
-    match &around.agent {
-        AgentSeen::Connected(_) => {
+    match &observe::believed(now, &around.agent, &decision.instance.state) {
+        AgentSeen::Connected(info) => {
             decision.instance.state.unreachable_since = None;
+            observe::observe(now, info, decision);
             match &mut decision.instance.state.host {
                 Some(host) => host.known_keys.extend(around.host_keys.clone()),
                 None => decision.instance.state.known_keys.extend(around.host_keys.clone()),
@@ -512,6 +521,11 @@ fn joined(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDeci
             }
             decision.look_again_at = (!is_own).then_some(until);
         }
+    }
+    if let Some((reason, message)) = observe::taken_back(now, around.busy_blocks, decision) {
+        begin_end(reason, Some(message), decision);
+        ending(now, around, decision);
+        return;
     }
     occupy(now, around, decision);
 }

@@ -11,14 +11,18 @@
 
 mod decide;
 mod devices;
+mod health;
 mod host;
+mod observe;
 
 pub use decide::{
     AgentSeen, Effect, InstanceDecision, Leaving, Machine, MachineSeen, Surroundings, blocks_of, decide,
     idle_duration_for_job, split,
 };
 pub use devices::rdma_nodes;
+pub use health::{Check, EfaCount, Health};
 pub use host::{BACKEND as HOST_BACKEND, Host, Proxy, REGION as HOST_REGION};
+pub use observe::{EfaShortage, Notice, another_machine};
 
 use std::collections::BTreeMap;
 
@@ -55,7 +59,9 @@ pub struct Instance {
 impl Instance {
     /// Whether nobody ends it: what ends is of no use to jobs any more, and does not count for its fleet.
     pub fn is_kept(&self) -> bool {
-        self.end.is_none() && !matches!(self.status, InstanceStatus::Terminating | InstanceStatus::Terminated)
+        self.end.is_none()
+            && self.state.notice.is_none()
+            && !matches!(self.status, InstanceStatus::Terminating | InstanceStatus::Terminated)
     }
 }
 
@@ -110,6 +116,18 @@ pub struct InstanceState {
     pub gpu_uuids: Vec<String>,
     /// Its accelerators' driver.
     pub gpu_driver: Option<GpuDriver>,
+    /// The EFA devices that it was bought with; unset: nobody knows.
+    pub efa_expected: Option<u32>,
+    /// What was found when it was last looked at.
+    pub health: Health,
+    /// When that was found first.
+    pub health_at: Option<Timestamp>,
+    /// It has fewer EFA devices than it was bought with.
+    pub efa_shortage: Option<EfaShortage>,
+    /// Its cloud takes it back.
+    pub notice: Option<Notice>,
+    /// Since when its cloud says that it is likely to take it back soon.
+    pub rebalance_at: Option<Timestamp>,
     /// Whether it runs containers.
     pub has_docker: bool,
     /// Seconds that it may be idle; negative: for ever; unset: the default.
@@ -134,6 +152,14 @@ pub struct InstanceState {
     pub termination_message: Option<String>,
     /// When it was gone.
     pub finished_at: Option<Timestamp>,
+}
+
+impl InstanceState {
+    /// Whether it has EFA devices, or should have.
+    pub fn has_efa(&self) -> bool {
+        let found = self.health.efa.is_some_and(|efa| 0 < efa.found);
+        found || self.efa_expected.is_some_and(|count| 0 < count)
+    }
 }
 
 /// Who logs in to a machine.

@@ -5,6 +5,7 @@ use api::instances::{InstanceStatus, InstanceTerminationReason};
 use api::jobs::{JobStatus, JobTerminationReason};
 use jiff::{SignedDuration, Timestamp};
 
+use super::machine::{grace_left, has_incomplete_efa, taken_back};
 use super::{EndOrder, Job, JobState, LogWait, stop_grace_secs};
 use crate::events::status_changed;
 use crate::instance::Instance;
@@ -166,7 +167,7 @@ fn submitted(decision: &mut JobDecision) {
     }
 }
 
-fn begin_end(reason: JobTerminationReason, message: Option<String>, decision: &mut JobDecision) {
+pub(super) fn begin_end(reason: JobTerminationReason, message: Option<String>, decision: &mut JobDecision) {
     decision.job.status = JobStatus::Terminating;
     decision.job.state.waiting_for = None;
     decision.job.state.refused = None;
@@ -191,14 +192,16 @@ fn go_on(now: Timestamp, seen: &Seen, around: &Surroundings<'_>, decision: &mut 
     // A node that went with its machine is not a node that was ended because of a peer: it may be what the peer failed
     // of. What a user wants is done, and their machine's end changes nothing.
     let lost = lost_machine(around.instance);
+    let taken_back = taken_back(around.instance).filter(|_| lost.is_none());
+    let lost = lost.map(|lost| (lost, lost_since(around))).or(taken_back.map(|taken| (taken, None)));
     let because_of_peer = |end: &EndOrder| end.reason == JobTerminationReason::TerminatedByServer;
     let end = decision.job.end.clone();
     if let Some(end) = end.filter(|end| lost.is_none() || !because_of_peer(end)) {
         begin_end(end.reason, end.message, decision);
         return;
     }
-    if let Some((reason, message)) = lost {
-        decision.job.state.lost_since = lost_since(around);
+    if let Some(((reason, message), since)) = lost {
+        decision.job.state.lost_since = since;
         begin_end(reason, Some(message), decision);
         return;
     }
@@ -341,6 +344,9 @@ fn absent(now: Timestamp, around: &Surroundings<'_>, decision: &mut JobDecision)
         decision.job.state.waiting_for = Some("the other nodes' instances to start".to_owned());
         return;
     };
+    if has_incomplete_efa(now, around.instance, decision) {
+        return;
+    }
     decision.job.state.cluster = Some(cluster.clone());
     decision.job.state.waiting_for = None;
     decision.effect = Some(Effect::Put);
@@ -459,11 +465,17 @@ fn end_task(now: Timestamp, task: &TaskState, around: &Surroundings<'_>, decisio
         return;
     }
     // Repeated until the task obeys: an order may be lost. Without an order of the run nothing is worth a grace, but for
-    // what somebody left running in a job that ends because they are away.
-    let is_inactive =
-        decision.job.state.termination_reason == Some(JobTerminationReason::InactivityDurationExceeded);
-    let own_grace = if is_inactive { stop_grace_secs(&decision.job.spec) } else { 0 };
+    // what somebody left running in a job that ends because they are away, and for what can be saved of a job whose
+    // machine is taken back.
+    let grace_left = grace_left(now, around.instance);
+    let has_grace = match decision.job.state.termination_reason {
+        Some(JobTerminationReason::InactivityDurationExceeded) => true,
+        Some(JobTerminationReason::InterruptedByNoCapacity) => grace_left.is_some(),
+        _ => false,
+    };
+    let own_grace = if has_grace { stop_grace_secs(&decision.job.spec) } else { 0 };
     let grace_secs = decision.job.end.as_ref().map_or(own_grace, |end| end.grace_secs);
+    let grace_secs = grace_left.map_or(grace_secs, |left| grace_secs.min(left));
     decision.effect = Some(Effect::Stop { grace_secs });
     decision.job.state.stop_sent = Some(grace_secs);
     if let Some(refused) = &decision.job.state.refused {

@@ -8,6 +8,7 @@
 //! ```
 
 mod decide;
+mod machine;
 
 pub use decide::{Effect, Inactivity, JobDecision, Seen, Surroundings, decide};
 

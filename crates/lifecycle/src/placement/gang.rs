@@ -86,6 +86,8 @@ pub struct PoolInstance {
     pub status: InstanceStatus,
     /// It is to end, its agent does not answer, or it is broken.
     pub unusable: bool,
+    /// It has fewer EFA devices than it was bought with, and how many; nodes of a gang need all of them.
+    pub incomplete_efa: Option<String>,
     /// Only admins may use it.
     pub admins_only: bool,
     /// It runs containers; unknown while it is not joined.

@@ -50,6 +50,9 @@ fn suits(gang: &Gang, node: &Node, instance: &PoolInstance) -> Result<(), String
     if instance.unusable {
         return Err("it does not answer or is ending".to_owned());
     }
+    if let Some(missing) = instance.incomplete_efa.as_ref().filter(|_| gang.nodes.len() > 1) {
+        return Err(format!("it has {missing}, and a job with several nodes needs all of them"));
+    }
     if instance.admins_only && !gang.user_is_admin {
         return Err("it is the server's own machine, which only global admins may use".to_owned());
     }

@@ -1,6 +1,7 @@
 //! Decision tables and properties of every resource: no database, no clock, no cloud.
 #![cfg(test)]
 
+mod cloud_machines;
 mod fixtures;
 mod fleets;
 mod instances;

@@ -45,6 +45,7 @@ pub(crate) fn free(number: u32) -> PoolInstance {
         hostname: Some(format!("host-{number}")),
         status: InstanceStatus::Idle,
         unusable: false,
+        incomplete_efa: None,
         admins_only: false,
         has_docker: Some(true),
         backend: Some(api::backends::BackendType::Aws),
@@ -458,4 +459,20 @@ fn offers_are_asked_for_only_when_something_must_be_bought() {
     let told = Gang { wants_reason: false, ..patient };
     let outcomes = place(&[told], &mut pool.clone(), &nobody_asked);
     assert_eq!(outcomes[0].1, Outcome::NoCapacity { message: None });
+}
+
+#[test]
+fn a_machine_that_lacks_efa_devices_takes_no_node_of_a_gang() {
+    let lacking = || PoolInstance { incomplete_efa: Some("31 of 32 EFA devices".to_owned()), ..free(0) };
+    let both = pool(vec![lacking(), free(1)]);
+    let nothing = Growth::Nothing("nobody sells any".to_owned());
+    let mut left = both.clone();
+    let placed = place(&[gang(2, json!({}))], &mut left, &nothing);
+    let message = told(&placed[0].1, &both);
+    assert!(
+        message.contains("fleet-0: it has 31 of 32 EFA devices, and a job with several nodes needs all of them"),
+        "{message}"
+    );
+    check(&gang(2, json!({})), &pool(vec![lacking(), free(1), free(2)]), "fleet: 1[0] 2[0]");
+    check(&gang(1, json!({})), &pool(vec![lacking()]), "fleet: 0[0]");
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::agent::{
-    AgentEvent, Hello, HelloRequest, HostInfo, HostNews, PING_INTERVAL_SECS, PROTOCOL_VERSION,
+    AgentEvent, CloudMachine, Hello, HelloRequest, HostInfo, HostNews, PING_INTERVAL_SECS, PROTOCOL_VERSION,
     TaskPhase, TaskState,
 };
 use api::ids::{InstanceId, JobId};
@@ -446,19 +446,25 @@ async fn once(connection: &Arc<Connection>, around: &Surroundings, route: &mut R
     if let Some(access) = route.host() {
         connection.state().host_keys = known_keys(&access.target);
     }
-    match listen(connection, around, stream).await {
+    match listen(connection, around, route, stream).await {
         Ok(()) => anyhow::anyhow!("the agent closed the connection").into(),
         Err(error) => error.into(),
     }
 }
 
-async fn listen<S>(connection: &Arc<Connection>, around: &Surroundings, stream: S) -> anyhow::Result<()>
+async fn listen<S>(
+    connection: &Arc<Connection>,
+    around: &Surroundings,
+    route: &Route,
+    stream: S,
+) -> anyhow::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let sender = handshake(stream, around.epoch).await?;
     let request = HelloRequest { server_id: around.server_id, epoch: around.epoch, protocol: PROTOCOL_VERSION };
     let hello: Hello = sender.send("POST", "/v1/hello", &request).await?;
+    check_machine(route, hello.host.cloud.as_ref())?;
     let mut events = Events { stream: sender.stream("/v1/events").await?, buffer: BytesMut::new() };
     // Orders are given only after the snapshot: a task that is given before it is read would be missing in it, and
     // what an agent does not know that it should is taken for lost.
@@ -468,9 +474,17 @@ where
     connection.connected(around, sender, Hello { tasks, ..hello });
     touch_instance(around, connection.instance).await;
     while let Some(event) = events.next().await? {
+        if let AgentEvent::Host(news) = &event {
+            check_machine(route, news.cloud.as_ref())?;
+        }
         connection.apply(around, event);
     }
     Ok(())
+}
+
+/// Refuses the agent of another machine than the one that was bought: addresses are used again.
+fn check_machine(route: &Route, told: Option<&CloudMachine>) -> anyhow::Result<()> {
+    route.stranger(told).map_or(Ok(()), |error| Err(anyhow::anyhow!(error)))
 }
 
 /// The events of one connection.
@@ -554,6 +568,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn news_of_a_host_are_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let (around, connection) = (surroundings(&folder).await, connection());
+        let interruption =
+            api::agent::Interruption { cloud: api::agent::Cloud::Ec2, action: "terminate".to_owned(), at: None };
+        let news = HostNews { interruption: Some(interruption.clone()), ..HostNews::default() };
+        // Nobody has greeted yet, so there is nothing to change.
+        connection.apply(&around, AgentEvent::Host(Box::new(news.clone())));
+        assert_eq!(connection.state().host, None);
+        let host = HostInfo { hostname: "gpu-1".to_owned(), ..HostInfo::default() };
+        connection.state().host = Some(Box::new(host));
+        connection.apply(&around, AgentEvent::Host(Box::new(news)));
+        let host = connection.state().host.clone().unwrap();
+        assert_eq!((host.hostname.as_str(), host.interruption), ("gpu-1", Some(interruption)));
+    }
+
+    #[tokio::test]
     async fn nothing_is_known_of_absence_while_an_agent_does_not_answer() {
         let folder = tempfile::tempdir().unwrap();
         let (around, connection) = (surroundings(&folder).await, connection());
@@ -578,6 +609,14 @@ mod tests {
     where
         F: Future<Output = (u16, Vec<u8>)> + Send + 'static,
     {
+        handshake(stream_to(answer), 1).await.unwrap()
+    }
+
+    /// The way to an agent that answers as it is told.
+    fn stream_to<F>(answer: impl Fn(http::Request<Incoming>) -> F + Send + 'static) -> tokio::io::DuplexStream
+    where
+        F: Future<Output = (u16, Vec<u8>)> + Send + 'static,
+    {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
         let service = service_fn(move |request: http::Request<Incoming>| {
             let answer = answer(request);
@@ -591,7 +630,65 @@ mod tests {
             let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
             let _ = builder.serve_connection(TokioIo::new(theirs), service).await;
         });
-        handshake(ours, 1).await.unwrap()
+        ours
+    }
+
+    /// The way to the agent of a machine of a cloud, which greets and then tells the same of itself again.
+    fn stream_to_machine(greets_as: &str, tells: &str) -> tokio::io::DuplexStream {
+        let machine = |id: &str| CloudMachine {
+            cloud: api::agent::Cloud::Ec2,
+            instance_id: id.to_owned(),
+            instance_type: None,
+            zone: None,
+        };
+        let hello = Hello {
+            protocol: PROTOCOL_VERSION,
+            version: "1".to_owned(),
+            binary_sha256: String::new(),
+            instance_id: None,
+            boot_id: "1".to_owned(),
+            now: Timestamp::UNIX_EPOCH,
+            host: HostInfo { cloud: Some(machine(greets_as)), ..HostInfo::default() },
+            tasks: vec![],
+        };
+        let news = HostNews { cloud: Some(machine(tells)), ..HostNews::default() };
+        let events = [AgentEvent::Snapshot(vec![]), AgentEvent::Host(Box::new(news))];
+        let lines = events.map(|event| serde_json::to_string(&event).unwrap() + "\n").concat();
+        stream_to(move |request| {
+            let is_hello = request.uri().path() == "/v1/hello";
+            let answer = if is_hello { serde_json::to_vec(&hello).unwrap() } else { lines.clone().into_bytes() };
+            async move { (200, answer) }
+        })
+    }
+
+    #[tokio::test]
+    async fn the_agent_of_another_machine_is_not_spoken_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let around = surroundings(&folder).await;
+        let cloud = backends::fake::FakeCloud::new(backends::fake::FakeSetup::default());
+        let machine = backends::Machine {
+            key: backends::MachineKey { launch_id: Uuid::from_u128(4).into(), index: 0 },
+            provider_id: "i-0a".to_owned(),
+            state: backends::MachineState::Running,
+            hostname: Some("10.0.0.1".to_owned()),
+            internal_ip: None,
+            container_network: None,
+            region: "r1".to_owned(),
+            zone: None,
+            ended_because: None,
+        };
+        let route = Route::Machine(cloud.backend(around.server_id), Box::new(machine));
+        let expected = "another machine answers at 10.0.0.1: i-0b instead of i-0a";
+        let stranger = connection();
+        let ended = listen(&stranger, &around, &route, stream_to_machine("i-0b", "i-0b")).await;
+        assert_eq!(ended.unwrap_err().to_string(), expected);
+        assert!(matches!(stranger.host(), HostSeen::Unknown { .. }));
+        // It says so later.
+        let ended = listen(&connection(), &around, &route, stream_to_machine("i-0a", "i-0b")).await;
+        assert_eq!(ended.unwrap_err().to_string(), expected);
+        let right = connection();
+        listen(&right, &around, &route, stream_to_machine("i-0a", "i-0a")).await.unwrap();
+        assert!(matches!(right.host(), HostSeen::Connected(_)));
     }
 
     #[tokio::test]

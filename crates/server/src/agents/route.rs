@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use anyhow::Context as _;
+use api::agent::CloudMachine;
 use backends::{AgentAccess, Backend, Jump, Login, Machine};
+use lifecycle::instance::another_machine;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::hosts::{self, AgentProgram, HostAccess, JoinError, JoinStep};
@@ -48,6 +50,17 @@ impl From<JoinError> for NoWay {
 }
 
 impl Route {
+    /// Why what answers is not the machine that the way should lead to.
+    pub(super) fn stranger(&self, told: Option<&CloudMachine>) -> Option<String> {
+        match self {
+            Route::Machine(_, machine) => {
+                another_machine(told, Some(&machine.provider_id), machine.hostname.as_deref())
+            }
+            // Nobody has bought it.
+            Route::Host(_) => None,
+        }
+    }
+
     /// Goes the way once. The keys that hosts show on it are the only ones that they may show from then on.
     pub(super) async fn open(
         &mut self,

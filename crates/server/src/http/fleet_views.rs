@@ -2,10 +2,12 @@
 
 use api::configurations::SshHost;
 use api::fleets::{Fleet as WireFleet, FleetSpec};
-use api::instances::{Instance as WireInstance, InstanceStatus, InstanceTerminationReason};
+use api::instances::{
+    HealthCheck, HealthEvent, HealthStatus, Instance as WireInstance, InstanceStatus, InstanceTerminationReason,
+};
 use jiff::{SignedDuration, Timestamp};
 use lifecycle::fleet::Fleet;
-use lifecycle::instance::Instance;
+use lifecycle::instance::{Check, Instance};
 
 use crate::pool::is_silent;
 
@@ -101,7 +103,8 @@ pub fn instance(
         hostname: state.hostname.clone(),
         status: row.status,
         unreachable: row.status != InstanceStatus::Terminated && is_silent(row, moment.silent_before),
-        health_status: "healthy".to_owned(),
+        health_status: health_status(row).as_str().to_owned(),
+        health: health(row),
         termination_reason: termination_reason(row).map(|reason| reason.as_str().to_owned()),
         termination_reason_message: state
             .termination_message
@@ -117,6 +120,21 @@ pub fn instance(
         gpu_driver: state.gpu_driver.clone(),
         progress: None,
     }
+}
+
+/// How an instance is. What is not there any more is not ill.
+fn health_status(row: &Instance) -> HealthStatus {
+    health(row).map_or(HealthStatus::Healthy, |check| check.status)
+}
+
+/// What was found when an instance was last looked at, while it is there.
+pub fn health(row: &Instance) -> Option<HealthCheck> {
+    let is_there = matches!(row.status, InstanceStatus::Idle | InstanceStatus::Busy);
+    let collected_at = row.state.health_at.filter(|_| is_there)?;
+    let event =
+        |check: &Check| HealthEvent { timestamp: collected_at, status: check.status, message: check.text() };
+    let events: Vec<HealthEvent> = row.state.health.checks.iter().map(event).collect();
+    (!events.is_empty()).then(|| HealthCheck { collected_at, status: row.state.health.status(), events })
 }
 
 // The reason is known from the order on, before the reconciler has written it down.
@@ -214,6 +232,30 @@ mod tests {
             let view = fleet(moment(), &row, &instances, &wire.project_name);
             assert_eq!(comparable(serde_json::to_value(&view).unwrap()), comparable(answer));
         }
+    }
+
+    #[test]
+    fn an_instance_that_is_there_shows_what_was_found() {
+        let recorded: Vec<WireFleet> =
+            serde_json::from_str(include_str!("../../tests/golden/fleet_views.json")).unwrap();
+        let (_, instances) = recorded.iter().map(rows_of).find(|(_, instances)| !instances.is_empty()).unwrap();
+        let mut row = instances[0].0.clone();
+        let shown = |row: &Instance| instance(moment(), row, 0, "main", "fleet");
+        row.status = InstanceStatus::Idle;
+        assert_eq!((shown(&row).health_status.as_str(), shown(&row).health), ("healthy", None));
+        let found =
+            |name: &str, status, detail: &str| Check { name: name.to_owned(), status, detail: detail.to_owned() };
+        row.state.health.checks =
+            vec![found("efa", HealthStatus::Failure, "31/32"), found("gpus", HealthStatus::Healthy, "8/8")];
+        row.state.health_at = Some(moment().now);
+        let wire = serde_json::to_value(shown(&row)).unwrap();
+        let at = "2026-11-24T00:00:00Z";
+        let event = |status: &str, message: &str| serde_json::json!({"timestamp": at, "status": status, "message": message});
+        let events = [event("failure", "efa 31/32"), event("healthy", "gpus 8/8")];
+        let expected = serde_json::json!({"collected_at": at, "status": "failure", "events": events});
+        assert_eq!((&wire["health_status"], &wire["health"]), (&"failure".into(), &expected));
+        row.status = InstanceStatus::Terminated;
+        assert_eq!((shown(&row).health_status.as_str(), shown(&row).health), ("healthy", None));
     }
 
     #[track_caller]

@@ -1,14 +1,16 @@
 //! Instances.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use api::ids::{FleetId, InstanceId, ProjectId};
-use api::instances::{GetInstanceRequest, Instance as WireInstance, ListInstancesRequest};
+use api::instances::{
+    GetInstanceHealthChecksRequest, GetInstanceHealthChecksResponse, GetInstanceRequest, HealthCheck,
+    Instance as WireInstance, ListInstancesRequest,
+};
 use axum::extract::State;
 use lifecycle::instance::Instance;
-use serde::Deserialize;
-use serde_json::{Value, json};
 use store::instances::{self, InstanceFilter};
 use store::{Versioned, fleets};
 
@@ -58,24 +60,26 @@ pub async fn get(
     view.map(Json).ok_or_else(Error::resource_not_found)
 }
 
-/// The body of `instances/get_instance_health_checks`.
-#[derive(Debug, Deserialize)]
-pub struct HealthChecksRequest {
-    fleet_name: String,
-    instance_num: u32,
-}
-
-/// What checks of an instance's accelerators found. Agents make none, so that there are none to tell of.
+/// What was found when an instance was last looked at. Nobody keeps what was found before.
 pub async fn get_health_checks(
     State(deps): State<Deps>,
     member: ProjectMember,
-    Json(request): Json<HealthChecksRequest>,
-) -> Result<Json<Value>> {
+    Json(request): Json<GetInstanceHealthChecksRequest>,
+) -> Result<Json<GetInstanceHealthChecksResponse>> {
     let fleet = fleets::get_by_name(&deps.db, member.project.id, &request.fleet_name).await?;
     let fleet = fleet.ok_or_else(Error::resource_not_found)?;
     let instances = instances::list_by_fleet(&deps.db, fleet.value.id).await?;
-    let is_there = instances.iter().any(|row| row.value.instance_num == request.instance_num);
-    if is_there { Ok(Json(json!({ "health_checks": [] }))) } else { Err(Error::resource_not_found()) }
+    // Numbers are used again; the one that is kept comes before those that are gone.
+    let numbered = instances.iter().filter(|row| row.value.instance_num == request.instance_num);
+    let instance = numbered.min_by_key(|row| (!row.value.is_kept(), Reverse(row.value.created_at)));
+    let instance = &instance.ok_or_else(Error::resource_not_found)?.value;
+    let is_asked_for = |check: &HealthCheck| {
+        request.after.is_none_or(|after| after < check.collected_at)
+            && request.before.is_none_or(|before| check.collected_at < before)
+            && request.limit != Some(0)
+    };
+    let health_checks = views::health(instance).into_iter().filter(is_asked_for).collect();
+    Ok(Json(GetInstanceHealthChecksResponse { health_checks }))
 }
 
 async fn views_of(

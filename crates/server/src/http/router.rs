@@ -11,7 +11,10 @@ use api::fleets::{
     GetFleetPlanRequest, GetFleetRequest, ListFleetsRequest, ListProjectFleetsRequest,
 };
 use api::gpus::{GpuList, ListGpusRequest};
-use api::instances::{GetInstanceRequest, Instance, ListInstancesRequest};
+use api::instances::{
+    GetInstanceHealthChecksRequest, GetInstanceHealthChecksResponse, GetInstanceRequest, Instance,
+    ListInstancesRequest,
+};
 use api::logs::{JobSubmissionLogs, PollLogsRequest};
 use api::projects::{
     CreateProjectRequest, DeleteProjectsRequest, ListProjectsRequest, Project, ProjectList, RemoveMembersRequest,
@@ -237,7 +240,7 @@ fn fleet_routes(routes: Routes) -> Routes {
         .post::<ListInstancesRequest, Vec<Instance>, _, _>("/api/instances/list", instances::list)
         .without_body()
         .post::<GetInstanceRequest, Instance, _, _>("/api/project/{project_name}/instances/get", instances::get)
-        .post::<Value, Value, _, _>(
+        .post::<GetInstanceHealthChecksRequest, GetInstanceHealthChecksResponse, _, _>(
             "/api/project/{project_name}/instances/get_instance_health_checks",
             instances::get_health_checks,
         )

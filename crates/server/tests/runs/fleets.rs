@@ -343,3 +343,56 @@ async fn an_instance_has_no_health_checks_to_tell_of() {
     ask(7, "checked").await.expect_bad_request("Resource not found", "resource_not_exists");
     ask(0, "other").await.expect_bad_request("Resource not found", "resource_not_exists");
 }
+
+#[tokio::test]
+async fn what_was_found_of_an_instance_is_told_as_the_original_tells_it() {
+    let server = server_with_cloud().await;
+    server.apply_fleet(json!({"name": "tpl", "nodes": 1})).await;
+    let path = main("instances/get_instance_health_checks");
+    let asked = |keys: Value| {
+        let mut body = json!({"fleet_name": "tpl", "instance_num": 0});
+        body.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        server.post(&path, body)
+    };
+    let found_at: jiff::Timestamp = "2026-11-26T08:00:00Z".parse().unwrap();
+    let db = &server.server.deps.db;
+    let project = store::projects::find_by_name(db, "main").await.unwrap().unwrap().id;
+    // Whoever moves the instance on may be faster.
+    let mut is_saved = false;
+    for _ in 0..3_000 {
+        let rows = store::instances::list_by_project(db, project).await.unwrap();
+        if let Some(mut row) = rows.into_iter().next() {
+            let check = |name: &str, status, detail: &str| lifecycle::instance::Check {
+                name: name.to_owned(),
+                status,
+                detail: detail.to_owned(),
+            };
+            row.value.status = api::instances::InstanceStatus::Idle;
+            row.value.state.joined_at = Some(found_at);
+            row.value.state.health_at = Some(found_at);
+            row.value.state.health.checks = vec![
+                check("efa", api::instances::HealthStatus::Failure, "31/32"),
+                check("gpus", api::instances::HealthStatus::Healthy, "8/8"),
+            ];
+            let mut tx = db.begin().await.unwrap();
+            is_saved = store::instances::save(&mut tx, &row).await.is_ok() && tx.commit().await.is_ok();
+        }
+        if is_saved {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(is_saved);
+    let event = |status: &str, message: &str| json!({"timestamp": "2026-11-26T08:00:00Z", "status": status, "message": message});
+    let events = [event("failure", "efa 31/32"), event("healthy", "gpus 8/8")];
+    let expected = json!({"collected_at": "2026-11-26T08:00:00Z", "status": "failure", "events": events});
+    assert_eq!(asked(json!({})).await.ok(), json!({ "health_checks": [expected] }));
+    assert_eq!(asked(json!({"after": "2026-11-26T07:00:00Z"})).await.ok(), json!({ "health_checks": [expected] }));
+    for nothing in
+        [json!({"after": "2026-11-26T08:00:00Z"}), json!({"before": "2026-11-26T08:00:00Z"}), json!({"limit": 0})]
+    {
+        assert_eq!(asked(nothing).await.ok(), json!({"health_checks": []}));
+    }
+    let fleet = server.post(&main("fleets/get"), json!({"name": "tpl"})).await.ok();
+    assert_eq!(fleet["instances"][0]["health_status"], "failure");
+}

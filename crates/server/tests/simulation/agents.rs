@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use api::agent::{AgentError, DockerInfo, GoOrder, HostInfo, TaskPhase, TaskSpec, TaskState};
+use api::agent::{AgentError, DockerInfo, GoOrder, HostInfo, Interruption, TaskPhase, TaskSpec, TaskState};
 use api::ids::{InstanceId, JobId};
 use async_trait::async_trait;
 use backends::MachineKey;
@@ -45,6 +45,8 @@ struct Connection {
     since: Timestamp,
     /// The tasks as the agent last told them.
     view: BTreeMap<JobId, TaskState>,
+    /// What its cloud says of its end, as the agent last told it.
+    interruption: Option<Interruption>,
 }
 
 /// Whose rows fall due because of what an agent told.
@@ -91,12 +93,16 @@ impl SimAgents {
             if is_up == was_connected {
                 continue;
             }
-            let tasks = self.hosts.lock().unwrap().tasks(&machine);
+            let (tasks, interruption) = {
+                let hosts = self.hosts.lock().unwrap();
+                (hosts.tasks(&machine), hosts.interruption(&machine))
+            };
             let mut state = self.state.lock().unwrap();
             let Some(connection) = state.connections.get_mut(&instance) else { continue };
             connection.connected = is_up;
             if is_up {
                 connection.view = tasks;
+                connection.interruption = interruption;
             }
             connection.since = self.clock.now();
             news.instances.push(instance);
@@ -128,6 +134,11 @@ impl SimAgents {
             }
         }
         connection.view = tasks;
+        let interruption = hosts.interruption(&connection.machine);
+        if connection.interruption != interruption {
+            connection.interruption = interruption;
+            news.instances.push(instance);
+        }
     }
 
     /// Takes what is new of a task's log; true: that was the end of it.
@@ -224,7 +235,13 @@ impl Agents for SimAgents {
         let Route::Machine(_, machine) = route else { panic!("there are no such hosts here") };
         let since = self.clock.now();
         let mut state = self.state.lock().unwrap();
-        let connection = || Connection { machine: machine.key, connected: false, since, view: BTreeMap::new() };
+        let connection = || Connection {
+            machine: machine.key,
+            connected: false,
+            since,
+            view: BTreeMap::new(),
+            interruption: None,
+        };
         state.connections.entry(instance).or_insert_with(connection);
     }
 
@@ -238,7 +255,8 @@ impl Agents for SimAgents {
             Some(Connection { connected: false, since, .. }) => {
                 HostSeen::Unknown { since: Some(*since), error: Some("no answer".to_owned()), is_final: false }
             }
-            Some(_) => HostSeen::Connected(Box::new(HostInfo {
+            Some(connection) => HostSeen::Connected(Box::new(HostInfo {
+                interruption: connection.interruption.clone(),
                 docker: Some(DockerInfo {
                     version: "29".to_owned(),
                     cgroup_version: "2".to_owned(),

@@ -43,7 +43,7 @@ impl World {
     }
 
     /// Time passes from one thing that happens to the next, until it is over or `secs` have passed.
-    async fn let_pass(&mut self, secs: i64, is_over: impl Fn(&World) -> bool) -> Verdict {
+    pub(crate) async fn let_pass(&mut self, secs: i64, is_over: impl Fn(&World) -> bool) -> Verdict {
         let until = self.now() + SignedDuration::from_secs(secs);
         let mut swept_at = self.now();
         while self.now() < until {

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use api::agent::{AgentError, AgentErrorCode, ExitReason, Resolved, TaskExit, TaskPhase, TaskSpec, TaskState};
+use api::agent::{
+    AgentError, AgentErrorCode, Cloud, ExitReason, Interruption, Resolved, TaskExit, TaskPhase, TaskSpec,
+    TaskState,
+};
 use api::ids::{JobId, RunId};
 use backends::MachineKey;
 use jiff::{SignedDuration, Timestamp};
@@ -15,6 +18,8 @@ pub(crate) struct Hosts {
     hosts: BTreeMap<MachineKey, Host>,
     /// What ever happened to each task.
     pub(crate) book: BTreeMap<JobId, Record>,
+    /// No command ends by itself.
+    pub(crate) all_run_for_ever: bool,
     rng: StdRng,
 }
 
@@ -23,6 +28,8 @@ struct Host {
     tasks: BTreeMap<JobId, Task>,
     /// Nobody reaches it before this.
     offline_until: Option<Timestamp>,
+    /// Its cloud has said that it takes it back.
+    interruption: Option<Interruption>,
 }
 
 /// What happened to a task, on all machines together.
@@ -68,7 +75,12 @@ fn seconds(rng: &mut StdRng, from: f64, to: f64) -> SignedDuration {
 
 impl Hosts {
     pub(crate) fn new(seed: u64) -> Hosts {
-        Hosts { hosts: BTreeMap::new(), book: BTreeMap::new(), rng: StdRng::seed_from_u64(seed ^ 0x4057) }
+        Hosts {
+            hosts: BTreeMap::new(),
+            book: BTreeMap::new(),
+            all_run_for_ever: false,
+            rng: StdRng::seed_from_u64(seed ^ 0x4057),
+        }
     }
 
     /// Whether a machine's agent can be reached.
@@ -85,6 +97,24 @@ impl Hosts {
         for host in self.hosts.values_mut() {
             host.offline_until = None;
         }
+    }
+
+    /// A machine's cloud says that it takes it back; it does so then.
+    pub(crate) fn take_back(&mut self, machine: &MachineKey, at: Timestamp) {
+        let interruption = Interruption { cloud: Cloud::Ec2, action: "terminate".to_owned(), at: Some(at) };
+        self.hosts.entry(machine.clone()).or_default().interruption.get_or_insert(interruption);
+    }
+
+    /// What a machine's cloud says of its end.
+    pub(crate) fn interruption(&self, machine: &MachineKey) -> Option<Interruption> {
+        self.hosts.get(machine)?.interruption.clone()
+    }
+
+    /// The machines whose cloud has taken them back by now.
+    pub(crate) fn taken_back(&self, now: Timestamp) -> Vec<MachineKey> {
+        let is_over =
+            |host: &Host| host.interruption.as_ref().and_then(|notice| notice.at).is_some_and(|at| at <= now);
+        self.hosts.iter().filter(|(_, host)| is_over(host)).map(|(machine, _)| machine.clone()).collect()
     }
 
     /// Every task that a machine's agent knows.
@@ -176,6 +206,7 @@ impl Hosts {
             82..97 => Fate::RunsForEver,
             _ => Fate::CannotBeMade,
         };
+        let fate = if self.all_run_for_ever { Fate::RunsForEver } else { fate };
         let state = TaskState {
             id: spec.id,
             generation: spec.generation,

@@ -12,6 +12,7 @@ mod cloud;
 mod drive;
 mod ending;
 mod hosts;
+mod interruption;
 mod seeds;
 mod steps;
 mod trace;
@@ -52,6 +53,7 @@ fn nothing_is_lost_doubled_or_left_behind() {
         "list: no answer",
         "list: stale",
         "log whole",
+        "machine taken back after a notice",
         "machine vanishes",
         "offers unknown",
         "order: lost after its effect",

@@ -18,6 +18,9 @@ use crate::world::{Chore, Verdict, World};
 /// Steps of the part in which things go wrong.
 const STEPS: u32 = 180;
 
+/// How long before it takes a machine back a cloud says so.
+const NOTICE_SECS: i64 = 120;
+
 impl World {
     /// Everything goes wrong that can.
     pub(crate) async fn live(&mut self) -> Verdict {
@@ -245,6 +248,13 @@ impl World {
     fn lose_a_machine(&mut self) {
         let living: Vec<_> = self.outside.cloud.ledger().living().map(|machine| machine.key.clone()).collect();
         let Some(machine) = living.choose(&mut self.rng) else { return };
+        if self.rng.random_bool(0.5) {
+            let at = self.now() + SignedDuration::from_secs(NOTICE_SECS);
+            self.outside.hosts.lock().unwrap().take_back(machine, at);
+            self.say(format_args!("machine {} of a launch is to be taken back", machine.index));
+            self.outside.trace.mark("machine taken back after a notice");
+            return;
+        }
         self.outside.cloud.vanish(machine, "taken back");
         self.outside.hosts.lock().unwrap().vanish(machine);
         self.say(format_args!("machine {} of a launch vanishes", machine.index));

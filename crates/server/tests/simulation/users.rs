@@ -107,6 +107,11 @@ impl World {
 
     pub(crate) async fn submit_run(&mut self) {
         let (nodes, configuration) = self.some_task();
+        self.submit(nodes, configuration).await;
+    }
+
+    /// Submits a task of so many nodes.
+    pub(crate) async fn submit(&mut self, nodes: u32, configuration: Value) {
         let name = format!("run{}", self.runs.len());
         let spec: RunSpec =
             serde_json::from_value(json!({"run_name": name, "configuration": configuration})).unwrap();

@@ -229,6 +229,9 @@ impl World {
         (0..secs(now) - secs(before)).for_each(|_| self.outside.cloud.tick());
         self.let_late_launches_arrive().await;
         let mut hosts = self.outside.hosts.lock().unwrap();
+        for machine in hosts.taken_back(now) {
+            self.outside.cloud.vanish(&machine, "taken back as it was said");
+        }
         for machine in self.outside.cloud.ledger().machines.iter().filter(|machine| machine.ended.is_some()) {
             hosts.vanish(&machine.key);
         }

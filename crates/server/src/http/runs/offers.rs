@@ -215,6 +215,7 @@ mod tests {
             hostname: None,
             status: InstanceStatus::Busy,
             unusable: false,
+            incomplete_efa: None,
             admins_only: false,
             has_docker: None,
             backend: Some(BackendType::Remote),
