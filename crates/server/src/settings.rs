@@ -13,6 +13,8 @@ pub struct Settings {
     pub code_upload_limit_bytes: u64,
     /// The image of runs that name none, where backends run containers.
     pub default_image: String,
+    /// The image of such runs on machines with EFA; unset: the flavour of the default image that is made for it.
+    pub default_efa_image: Option<String>,
     /// How long an agent may be silent before its jobs are given up, in seconds.
     pub unreachable_after_secs: u64,
     /// How long after an agent's silence began an instance is shown as unreachable, in seconds.
@@ -33,6 +35,15 @@ pub struct Settings {
     pub test_backends: bool,
     /// What users may do unless `config.yml` says otherwise.
     pub default_permissions: DefaultPermissions,
+}
+
+impl Settings {
+    /// The image of runs that name none, on machines with EFA. One image for all, where somebody has put another one in
+    /// the place of the default image and said nothing of EFA.
+    pub fn efa_image(&self) -> String {
+        let flavour = || self.default_image.replacen("-base-", "-devel-efa-", 1);
+        self.default_efa_image.clone().unwrap_or_else(flavour)
+    }
 }
 
 /// The `default_permissions` of `config.yml`.
@@ -66,6 +77,7 @@ impl Default for Settings {
             server_url: "http://127.0.0.1:3000".to_owned(),
             code_upload_limit_bytes: 2 * 1024 * 1024,
             default_image: "dstackai/base:0.16-base-ubuntu24.04".to_owned(),
+            default_efa_image: None,
             unreachable_after_secs: UNREACHABLE_AFTER_SECS,
             unreachable_shown_after_secs: 15,
             event_retention_secs: 30 * 24 * 3600,
@@ -77,5 +89,25 @@ impl Default for Settings {
             test_backends: false,
             default_permissions: DefaultPermissions::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_image_for_efa_follows_the_default_one() {
+        let check = |image: Option<&str>, efa: Option<&str>, expected: &str| {
+            let default = Settings::default();
+            let default_image = image.map_or(default.default_image.clone(), str::to_owned);
+            let settings = Settings { default_image, default_efa_image: efa.map(str::to_owned), ..default };
+            assert_eq!(settings.efa_image(), expected);
+        };
+        check(None, None, "dstackai/base:0.16-devel-efa-ubuntu24.04");
+        let mirrored = "images.example.com/dstackai/base:0.16-base-ubuntu24.04";
+        check(Some(mirrored), None, "images.example.com/dstackai/base:0.16-devel-efa-ubuntu24.04");
+        check(Some("images.example.com/ours:1"), None, "images.example.com/ours:1");
+        check(Some("images.example.com/ours:1"), Some("images.example.com/efa:1"), "images.example.com/efa:1");
     }
 }

@@ -12,7 +12,8 @@ use api::configurations::{Memory, Mount, RunConfiguration};
 use api::ids::{FileArchiveId, ProjectId};
 use api::instances::{InstanceAvailability, Offer};
 use api::jobs::{JobProvisioningData, JobRuntimeData, JobSpec};
-use lifecycle::instance::{Instance, rdma_nodes};
+use api::runs::RunSpec;
+use lifecycle::instance::{Instance, InstanceState, rdma_nodes};
 use lifecycle::job::{Job, stop_grace_secs};
 use lifecycle::placement::requirements;
 use lifecycle::run::{Run, dev_environment, for_processes, interpolation};
@@ -22,6 +23,7 @@ use super::job::GENERATION;
 use crate::agents::{BlobSeen, HostSeen, OrderError};
 use crate::deps::Deps;
 use crate::pool::needs_docker;
+use crate::settings::Settings;
 use crate::spec_secrets;
 
 /// Why a task could not be given.
@@ -251,11 +253,7 @@ async fn spec_of(
         run_id: run.id,
         run_name: run.name.clone(),
         project_name: project.name.clone(),
-        runtime: if in_container {
-            container_of(job, run, &job_spec, instance, devices_of(deps, job, instance))
-        } else {
-            Runtime::Process
-        },
+        runtime: if in_container { container_of(deps, job, run, &job_spec, instance) } else { Runtime::Process },
         argv,
         env: job_spec.env.clone(),
         cluster,
@@ -322,7 +320,14 @@ fn devices_of(deps: &Deps, job: &Job, instance: &Instance) -> Vec<String> {
     if has_whole_machine(job, instance) { rdma_nodes(&host.fabric) } else { vec![] }
 }
 
-fn container_of(job: &Job, run: &Run, spec: &JobSpec, instance: &Instance, devices: Vec<String>) -> Runtime {
+/// The image of a job. What the run does not name depends on the machine, which was not known when the job was made.
+fn image_of(settings: &Settings, run: &RunSpec, job: &JobSpec, machine: &InstanceState) -> String {
+    let common = run.configuration.common();
+    let is_default = common.image.is_none() && *common.docker != Some(true);
+    if is_default && machine.has_efa() { settings.efa_image() } else { job.image_name.clone() }
+}
+
+fn container_of(deps: &Deps, job: &Job, run: &Run, spec: &JobSpec, instance: &Instance) -> Runtime {
     let bridge = job.state.runtime.as_ref().is_some_and(|runtime| runtime.network_mode == "bridge");
     let network = match &instance.state.container_network {
         Some(network) if bridge => ContainerNetwork::Named {
@@ -341,7 +346,7 @@ fn container_of(job: &Job, run: &Run, spec: &JobSpec, instance: &Instance, devic
         Mount::Volume(_) => None,
     });
     Runtime::Docker(Box::new(ContainerSpec {
-        image: spec.image_name.clone(),
+        image: image_of(&deps.settings, &run.spec, spec, &instance.state),
         registry_auth: spec
             .registry_auth
             .as_ref()
@@ -350,7 +355,7 @@ fn container_of(job: &Job, run: &Run, spec: &JobSpec, instance: &Instance, devic
         shm_size_bytes: spec.requirements.resources.shm_size.map(|size| size.mib() * 1024 * 1024),
         network,
         mounts: mounts.collect(),
-        devices,
+        devices: devices_of(deps, job, instance),
         home_dir: Some(run.spec.configuration.common().home_dir.clone()),
     }))
 }
@@ -385,4 +390,60 @@ async fn file_deliveries(deps: &Deps, spec: &JobSpec) -> store::Result<Result<Ve
         deliveries.push(FileDelivery { blob_sha256: archive.hash, path: file.path.clone() });
     }
     Ok(Ok(deliveries))
+}
+
+#[cfg(test)]
+mod tests {
+    use api::agent::{Fabric, HostInfo, UverbsDevice};
+    use lifecycle::instance::{EfaCount, Health};
+    use serde_json::json;
+
+    use super::*;
+
+    #[track_caller]
+    fn check_image(keys: &serde_json::Value, machine: &InstanceState, expected: &str) {
+        let mut configuration = json!({"type": "task", "commands": ["true"], "nodes": 1});
+        configuration.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        let run: RunSpec =
+            serde_json::from_value(json!({"run_name": "train", "configuration": configuration})).unwrap();
+        let settings = Settings::default();
+        let jobs = lifecycle::run::job_specs(&run, &settings.default_image).unwrap();
+        assert_eq!(image_of(&settings, &run, &jobs[0], machine), expected);
+    }
+
+    #[test]
+    fn the_default_image_has_what_the_machine_needs() {
+        let plain = InstanceState::default();
+        let bought = InstanceState { efa_expected: Some(1), ..InstanceState::default() };
+        let efa = Some(EfaCount { found: 4, expected: None });
+        let found = InstanceState { health: Health { efa, ..Health::default() }, ..InstanceState::default() };
+        let without = InstanceState { efa_expected: Some(0), ..InstanceState::default() };
+        let (usual, of_efa) = ("dstackai/base:0.16-base-ubuntu24.04", "dstackai/base:0.16-devel-efa-ubuntu24.04");
+        check_image(&json!({}), &plain, usual);
+        check_image(&json!({}), &without, usual);
+        check_image(&json!({}), &bought, of_efa);
+        check_image(&json!({}), &found, of_efa);
+        check_image(&json!({"nvcc": true}), &plain, "dstackai/base:0.16-devel-ubuntu24.04");
+        // The flavour for EFA has the compiler as well.
+        check_image(&json!({"nvcc": true}), &bought, of_efa);
+        check_image(&json!({"image": "ubuntu"}), &bought, "ubuntu");
+    }
+
+    #[test]
+    fn a_host_says_of_its_adapters_which_nodes_jobs_get() {
+        let uverbs = |name: &str, driver: &str| UverbsDevice {
+            name: name.to_owned(),
+            device: String::new(),
+            driver: driver.to_owned(),
+            has_node: true,
+        };
+        let fabric =
+            Fabric { uverbs: vec![uverbs("uverbs0", "mlx5_core"), uverbs("uverbs1", "efa")], ..Fabric::default() };
+        let host = HostInfo { fabric, ..HostInfo::default() };
+        let told: HostInfo = serde_json::from_str(&serde_json::to_string(&host).unwrap()).unwrap();
+        assert_eq!(rdma_nodes(&told.fabric), ["/dev/infiniband/uverbs1"]);
+        // Agents of before do not say what they have.
+        let old: HostInfo = serde_json::from_value(json!({"rdma_devices": []})).unwrap();
+        assert_eq!(rdma_nodes(&old.fabric), Vec::<String>::new());
+    }
 }

@@ -137,6 +137,10 @@ pub struct ServerArgs {
     #[arg(long, env = "DSTACK_DEFAULT_IMAGE", hide = true)]
     pub default_image: Option<String>,
 
+    /// The image of such runs on machines with EFA
+    #[arg(long, env = "DSTACK_DEFAULT_EFA_IMAGE", hide = true)]
+    pub default_efa_image: Option<String>,
+
     /// Backends that exist for tests may be configured
     #[arg(long, env = "DSTACK_TEST_BACKENDS", action = ArgAction::SetTrue, value_parser = flag(), hide = true)]
     pub test_backends: bool,

@@ -315,6 +315,7 @@ fn settings(
         server_url,
         code_upload_limit_bytes: args.code_upload_limit,
         default_image: args.default_image.clone().unwrap_or(default.default_image),
+        default_efa_image: args.default_efa_image.clone(),
         agent_binary: agent_binary.or(told).unwrap_or(default.agent_binary),
         log_retention_secs: Some(args.log_ttl_seconds).filter(|seconds| *seconds > 0),
         ssh_proxy,
