@@ -6,6 +6,8 @@ use std::sync::LazyLock;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::machines::MachineGpus;
+
 /// All that is known about what AWS sells.
 #[derive(Debug)]
 pub(crate) struct Catalog {
@@ -25,6 +27,21 @@ pub(crate) struct InstanceType {
     pub(crate) usage_classes: Vec<String>,
     pub(crate) placement_strategies: Vec<String>,
     pub(crate) network: Network,
+}
+
+impl InstanceType {
+    /// The GPUs that its machines have.
+    pub(crate) fn gpus(&self) -> Vec<MachineGpus> {
+        let rows = self.row["GpuInfo"]["Gpus"].as_array().into_iter().flatten();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        rows.map(|row| MachineGpus {
+            manufacturer: text(&row["Manufacturer"]),
+            name: text(&row["Name"]),
+            count: row["Count"].as_u64().unwrap_or_default() as u32,
+            memory_mib: row["MemoryInfo"]["SizeInMiB"].as_u64().unwrap_or_default(),
+        })
+        .collect()
+    }
 }
 
 /// What matters about a type's network.

@@ -19,7 +19,7 @@ use crate::machines::Report;
 use crate::network::NewVpc;
 use crate::settings::Settings;
 use crate::throttle::Rate;
-use crate::world::{LateRefusal, Region, World};
+use crate::world::{HostFault, LateRefusal, Region, World};
 use crate::{quotas, types};
 
 /// An order, by the name of its path.
@@ -172,6 +172,7 @@ impl World {
             }
             "faults" => self.faults.add(read::<Fault>(body)?)?,
             "faults/clear" => self.faults.clear(),
+            "host-faults" => self.host_faults.push(read::<HostFault>(body)?),
             "late-refusals" => self.late_refusals.push(read::<LateRefusal>(body)?),
             "images" => return self.add_image(read(body)?),
             "profiles" => {
@@ -226,7 +227,9 @@ impl World {
         for (name, value) in change {
             settings[name] = value.clone();
         }
-        self.settings = read::<Settings>(&settings)?;
+        let settings = read::<Settings>(&settings)?;
+        settings.check()?;
+        self.settings = settings;
         Ok(())
     }
 

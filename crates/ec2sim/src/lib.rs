@@ -21,6 +21,7 @@ mod control;
 mod error;
 mod faults;
 mod filters;
+mod hosts;
 mod http;
 mod ids;
 mod images;
@@ -57,12 +58,15 @@ pub use clock::Clock;
 pub use control::ControlError;
 pub use error::ApiError;
 pub use faults::{Fault, Happening};
+pub use hosts::{ContainerHosts, HostOptions, metadata_service};
 pub use http::{CONTROL_PATH, Server, serve};
 pub use images::NewImage;
 pub use ledger::{Entry, Kind};
-pub use machines::{Machine, MachineEvent, MachineInterface, Machines, Report};
+pub use machines::{
+    HostTrouble, Machine, MachineEvent, MachineGpus, MachineInterface, MachineNetwork, Machines, Report,
+};
 pub use network::{Egress, NewSubnet, NewVpc};
 pub use settings::{ACCESS_KEY, ACCOUNT, Options, SECRET_KEY, Settings, default_credential};
 pub use simulator::Simulator;
 pub use throttle::Rate;
-pub use world::{CallRecord, LateRefusal};
+pub use world::{CallRecord, HostFault, LateRefusal};

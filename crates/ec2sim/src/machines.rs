@@ -67,12 +67,28 @@ pub struct Machine {
     pub image_id: String,
     /// The image's name.
     pub image_name: String,
+    /// What the image is made for, as `x86_64`.
+    pub architecture: String,
+    /// The launch that it came of.
+    pub reservation_id: String,
+    /// Its place in the launch.
+    pub launch_index: usize,
     /// The number of the account.
     pub account: String,
     /// What it was given to run, already decoded.
     pub user_data: Vec<u8>,
     /// The key that it shall take, in the form of OpenSSH.
     pub public_key: Option<String>,
+    /// The name of that key.
+    pub key_name: Option<String>,
+    /// The network that it is in.
+    pub network: MachineNetwork,
+    /// The names of the security groups of its first interface.
+    pub security_groups: Vec<String>,
+    /// The placement group.
+    pub placement_group: Option<String>,
+    /// Its GPUs, kind by kind, as DescribeInstanceTypes tells them.
+    pub gpus: Vec<MachineGpus>,
     /// Its first address.
     pub private_ip: String,
     /// The address that the world sees, if there is one from the start.
@@ -83,8 +99,14 @@ pub struct Machine {
     pub metadata_hop_limit: i64,
     /// Whether the metadata service answers at all.
     pub metadata_enabled: bool,
-    /// The profile whose keys the metadata service gives out.
+    /// Whether the metadata service answers only those who show a token.
+    pub metadata_tokens_required: bool,
+    /// Whether the metadata service tells the tags.
+    pub metadata_tags: bool,
+    /// The profile that it was given.
     pub iam_instance_profile: Option<String>,
+    /// The role of that profile.
+    pub iam_role: Option<String>,
     /// Whether it may be taken away.
     pub is_spot: bool,
     /// Its tags.
@@ -93,6 +115,51 @@ pub struct Machine {
     pub root_volume_gib: i64,
     /// When it was launched.
     pub launched_at: Timestamp,
+    /// How many devices of InfiniBand's other make it shows beside those of EFA.
+    pub mlx5_devices: u32,
+    /// What shall be wrong with it, if it runs at all.
+    pub trouble: Option<HostTrouble>,
+}
+
+/// The network that a machine is in.
+#[derive(Debug, Clone, Serialize)]
+pub struct MachineNetwork {
+    /// The VPC.
+    pub vpc_id: String,
+    /// All addresses of the VPC.
+    pub vpc_cidr: String,
+    /// The subnet of the first interface.
+    pub subnet_id: String,
+    /// The subnet's addresses.
+    pub subnet_cidr: String,
+    /// The identifier of the zone.
+    pub zone_id: String,
+}
+
+/// GPUs of one kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MachineGpus {
+    /// Who made them.
+    pub manufacturer: String,
+    /// Their name, as `H100`.
+    pub name: String,
+    /// How many there are.
+    pub count: u32,
+    /// The memory of each.
+    pub memory_mib: u64,
+}
+
+/// What may be wrong with a machine that EC2 calls running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HostTrouble {
+    /// Nobody ever answers at the port of SSH.
+    WithoutSsh,
+    /// It takes that much longer to boot.
+    SlowBoot {
+        /// How much longer.
+        ms: u64,
+    },
 }
 
 /// An interface of a machine.

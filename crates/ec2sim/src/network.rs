@@ -11,9 +11,13 @@ use crate::catalog::RegionOffers;
 use crate::error::ApiError;
 use crate::filters::{Filter, Page, Tags, tag_set};
 use crate::ids::Ids;
+use crate::settings::Settings;
 
 /// The addresses of a subnet that AWS keeps for itself: the first four and the last.
 const RESERVED: u32 = 5;
+
+/// How large the subnets are that an account finds.
+const SUBNET_PREFIX: u32 = 20;
 
 /// The networks of a region.
 #[derive(Debug, Default)]
@@ -42,7 +46,7 @@ pub(crate) struct Subnet {
     pub(crate) id: String,
     pub(crate) vpc_id: String,
     pub(crate) zone: String,
-    zone_id: String,
+    pub(crate) zone_id: String,
     base: u32,
     prefix: u32,
     is_default: bool,
@@ -108,37 +112,48 @@ pub enum Egress {
 impl Network {
     /// What the simulated account has in each region: the default VPC with a public subnet in each zone, and `my-vpc`
     /// with a private subnet in each zone and a public one in the first.
-    pub(crate) fn new(region: &str, offers: &RegionOffers, ids: &mut Ids) -> Network {
+    pub(crate) fn new(
+        region: &str,
+        offers: &RegionOffers,
+        settings: &Settings,
+        ids: &mut Ids,
+    ) -> Result<Network, String> {
         let mut network = Network::default();
         let zones: Vec<String> = offers.zones.keys().map(|letter| format!("{region}{letter}")).collect();
+        let block = |base: u32, index: usize, prefix: u32| {
+            format!("{}/{prefix}", Ipv4Addr::from(base + (index as u32) * (1 << (32 - SUBNET_PREFIX))))
+        };
         let subnet = |name: String, cidr: String, zone: &String, egress| NewSubnet {
             name,
             cidr,
             zone: zone.clone(),
             egress,
         };
-        let public = zones.iter().enumerate().map(|(index, zone)| {
-            subnet(String::new(), format!("172.31.{}.0/20", index * 16), zone, Egress::Internet)
-        });
+        let base = read_large_block(&settings.default_vpc_cidr)?;
+        let public = zones
+            .iter()
+            .enumerate()
+            .map(|(index, zone)| subnet(String::new(), block(base, index, SUBNET_PREFIX), zone, Egress::Internet));
         let default = NewVpc {
             region: region.to_owned(),
             name: String::new(),
-            cidr: "172.31.0.0/16".to_owned(),
+            cidr: settings.default_vpc_cidr.clone(),
             subnets: public.collect(),
         };
-        network.add(&default, true, offers, ids).expect("the default VPC is well formed");
+        network.add(&default, true, offers, ids)?;
+        let base = read_large_block(&settings.my_vpc_cidr)?;
         let private = zones.iter().enumerate().map(|(index, zone)| {
-            subnet(format!("private-{zone}"), format!("10.0.{}.0/20", (index + 1) * 16), zone, Egress::Nat)
+            subnet(format!("private-{zone}"), block(base, index + 1, SUBNET_PREFIX), zone, Egress::Nat)
         });
-        let public = subnet(format!("public-{}", zones[0]), "10.0.0.0/24".to_owned(), &zones[0], Egress::Internet);
+        let public = subnet(format!("public-{}", zones[0]), block(base, 0, 24), &zones[0], Egress::Internet);
         let own = NewVpc {
             region: region.to_owned(),
             name: "my-vpc".to_owned(),
-            cidr: "10.0.0.0/16".to_owned(),
+            cidr: settings.my_vpc_cidr.clone(),
             subnets: std::iter::once(public).chain(private).collect(),
         };
-        network.add(&own, false, offers, ids).expect("the VPC is well formed");
-        network
+        network.add(&own, false, offers, ids)?;
+        Ok(network)
     }
 
     /// Adds a network.
@@ -264,7 +279,18 @@ fn read_cidr(text: &str) -> Result<(u32, u32), String> {
     Ok((u32::from(base), prefix))
 }
 
+/// The first address of a block that has room for a subnet in each zone.
+pub(crate) fn read_large_block(text: &str) -> Result<u32, String> {
+    let (base, prefix) = read_cidr(text)?;
+    if prefix == 16 { Ok(base) } else { Err(format!("`{text}` is no block of /16")) }
+}
+
 impl Subnet {
+    /// Its addresses.
+    pub(crate) fn cidr(&self) -> String {
+        format!("{}/{}", Ipv4Addr::from(self.base), self.prefix)
+    }
+
     fn size(&self) -> u32 {
         1 << (32 - self.prefix)
     }
@@ -295,7 +321,7 @@ impl Subnet {
             "SubnetArn": format!("arn:aws:ec2:{region}:{account}:subnet/{}", self.id),
             "VpcId": self.vpc_id,
             "State": "available",
-            "CidrBlock": format!("{}/{}", Ipv4Addr::from(self.base), self.prefix),
+            "CidrBlock": self.cidr(),
             "AvailabilityZone": self.zone,
             "AvailabilityZoneId": self.zone_id,
             "AvailableIpAddressCount": self.free(),

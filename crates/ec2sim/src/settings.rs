@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::auth::Credential;
 use crate::clock::Clock;
+use crate::network;
 
 /// The account that everything belongs to, unless told otherwise.
 pub const ACCOUNT: &str = "123456789012";
@@ -49,6 +50,12 @@ pub struct Settings {
     pub max_instances: Option<u32>,
     /// Regions that the account has asked for, beside those that all accounts have.
     pub opted_in: Vec<String>,
+    /// The addresses of the default VPC of a region that nobody has looked at yet: a block of /16.
+    pub default_vpc_cidr: String,
+    /// The addresses of `my-vpc` of such a region.
+    pub my_vpc_cidr: String,
+    /// Types whose machines show two devices of InfiniBand's other make beside those of EFA.
+    pub mlx5_too: Vec<String>,
 }
 
 impl Default for Settings {
@@ -68,6 +75,9 @@ impl Default for Settings {
             throttle: true,
             max_instances: None,
             opted_in: vec![],
+            default_vpc_cidr: "172.31.0.0/16".to_owned(),
+            my_vpc_cidr: "10.0.0.0/16".to_owned(),
+            mlx5_too: vec![],
         }
     }
 }
@@ -76,6 +86,14 @@ impl Settings {
     /// A cloud in which everything happens at once and is seen at once.
     pub fn immediate() -> Settings {
         Settings { boot_ms: 0, shutdown_ms: 0, instance_unseen_ms: 0, stale_ms: 0, ..Settings::default() }
+    }
+
+    /// Says what is wrong with settings that no cloud can be made of.
+    pub fn check(&self) -> Result<(), String> {
+        for (name, cidr) in [("default_vpc_cidr", &self.default_vpc_cidr), ("my_vpc_cidr", &self.my_vpc_cidr)] {
+            network::read_large_block(cidr).map_err(|error| format!("`{name}`: {error}"))?;
+        }
+        Ok(())
     }
 }
 

@@ -11,8 +11,9 @@ use crate::auth::Request;
 use crate::call::Reply;
 use crate::clock::Clock;
 use crate::control::ControlError;
+use crate::instances::State;
 use crate::ledger::{Entry, Kind};
-use crate::machines::{Machines, Report};
+use crate::machines::{MachineEvent, Machines, Report};
 use crate::settings::Options;
 use crate::world::{CallRecord, World};
 
@@ -120,7 +121,15 @@ impl Simulator {
     /// Carries out an order, as `POST /_ec2sim/<name>` does.
     pub fn control(&self, name: &str, body: &Value) -> Result<Value, ControlError> {
         if name == "reset" {
-            *lock(&self.0.world) = new_world(&self.0.options);
+            let mut world = lock(&self.0.world);
+            let old = std::mem::replace(&mut *world, new_world(&self.0.options));
+            // Whoever plays the machines must not go on with those that nobody knows any more.
+            let instances = old.regions.values().flat_map(|region| region.instances.values());
+            let gone = instances.filter(|instance| instance.state() != State::Terminated);
+            world.outbox = old.outbox;
+            world.outbox.extend(gone.map(|instance| MachineEvent::Ended { instance_id: instance.id.clone() }));
+            drop(world);
+            self.tell();
             return Ok(Value::Null);
         }
         if name == "clock/advance" {

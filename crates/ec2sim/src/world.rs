@@ -19,7 +19,7 @@ use crate::interfaces::Interface;
 use crate::key_pairs::KeyPair;
 use crate::launch::Token;
 use crate::ledger::Ledger;
-use crate::machines::MachineEvent;
+use crate::machines::{HostTrouble, MachineEvent};
 use crate::network::Network;
 use crate::placement_groups::PlacementGroup;
 use crate::security_groups::SecurityGroup;
@@ -48,6 +48,8 @@ pub(crate) struct World {
     pub(crate) calls: Calls,
     /// Launches that will be taken and ended all the same.
     pub(crate) late_refusals: Vec<LateRefusal>,
+    /// Launches whose machines will run and be of little use.
+    pub(crate) host_faults: Vec<HostFault>,
     /// What happens by itself, by time and order.
     due: BTreeMap<(Timestamp, u64), Due>,
     /// How many things were ever put into order.
@@ -121,6 +123,19 @@ pub struct LateRefusal {
     pub message: String,
 }
 
+/// Launches that are taken, and whose machines have some trouble.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostFault {
+    /// The type, where it matters.
+    #[serde(default)]
+    pub instance_type: Option<String>,
+    /// How many instances it hits.
+    pub times: u32,
+    /// What is wrong with them.
+    pub what: HostTrouble,
+}
+
 /// A call, as it is remembered.
 #[derive(Debug, Clone, Serialize)]
 pub struct CallRecord {
@@ -172,6 +187,7 @@ impl World {
             throttle: Throttle::default(),
             calls: Calls::default(),
             late_refusals: Vec::new(),
+            host_faults: Vec::new(),
             due: BTreeMap::new(),
             order: 0,
             outbox: Vec::new(),
@@ -184,7 +200,8 @@ impl World {
             let offers = catalog().regions.get(name).ok_or_else(|| {
                 ApiError::client("InvalidParameterValue", format!("Region '{name}' does not exist"))
             })?;
-            let network = Network::new(name, offers, &mut self.ids);
+            let network = Network::new(name, offers, &self.settings, &mut self.ids)
+                .map_err(|error| ApiError::client("InvalidParameterValue", error))?;
             let mut security_groups = BTreeMap::new();
             for vpc_id in network.vpcs.keys() {
                 let group = SecurityGroup::default_of(vpc_id, &mut self.ids);
@@ -255,6 +272,17 @@ impl World {
         let reason = (refusal.code.clone(), refusal.message.clone());
         self.late_refusals.retain(|refusal| 0 < refusal.times);
         Some(reason)
+    }
+
+    /// What shall be wrong with an instance of that type, if anything was asked for.
+    pub(crate) fn take_host_fault(&mut self, instance_type: &str) -> Option<HostTrouble> {
+        let is_about =
+            |fault: &&mut HostFault| fault.instance_type.as_deref().is_none_or(|wanted| wanted == instance_type);
+        let fault = self.host_faults.iter_mut().find(is_about)?;
+        fault.times = fault.times.saturating_sub(1);
+        let trouble = fault.what;
+        self.host_faults.retain(|fault| 0 < fault.times);
+        Some(trouble)
     }
 
     /// Whether something that was made at a time is seen by other actions yet.

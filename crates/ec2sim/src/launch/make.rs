@@ -12,11 +12,11 @@ use crate::filters::Tags;
 use crate::instances::{Instance, State};
 use crate::interfaces::{Association, Attachment, Interface};
 use crate::ledger::Kind;
-use crate::machines::{Machine, MachineEvent, MachineInterface};
+use crate::machines::{Machine, MachineEvent, MachineInterface, MachineNetwork};
 use crate::settings::millis;
 use crate::spot::{self, RequestState, SpotRequest};
 use crate::volumes::{Volume, VolumeAttachment};
-use crate::world::Step;
+use crate::world::{Region, Step};
 
 /// Makes that many instances, and answers their identifiers in the order of their indexes.
 pub(super) fn make(call: &mut Call<'_>, plan: &Plan, count: usize, token: Option<&String>) -> Vec<String> {
@@ -206,6 +206,22 @@ fn make_spot_request(call: &mut Call<'_>, plan: &Plan, zone: &str, instance_id: 
     id
 }
 
+/// What a machine's surroundings are called.
+fn network_of(region: &Region, primary: &Interface) -> MachineNetwork {
+    let subnet = &region.network.subnets[&primary.subnet_id];
+    MachineNetwork {
+        vpc_id: primary.vpc_id.clone(),
+        vpc_cidr: region.network.vpcs[&primary.vpc_id].cidr.clone(),
+        subnet_id: primary.subnet_id.clone(),
+        subnet_cidr: subnet.cidr(),
+        zone_id: subnet.zone_id.clone(),
+    }
+}
+
+fn group_names(region: &Region, primary: &Interface) -> Vec<String> {
+    primary.groups.iter().filter_map(|id| region.security_groups.get(id)).map(|group| group.name.clone()).collect()
+}
+
 /// Lets an instance boot, and tells whoever plays it.
 fn start(call: &mut Call<'_>, plan: &Plan, id: &str) {
     let account = call.account();
@@ -225,15 +241,19 @@ fn start(call: &mut Call<'_>, plan: &Plan, id: &str) {
             mac: region.interfaces[id].mac.clone(),
         })
         .collect();
-    let association = region.interfaces[&instance.primary].association.as_ref();
+    let primary = &region.interfaces[&instance.primary];
+    let association = primary.association.as_ref();
     let root = plan.volumes.iter().find(|volume| volume.device == plan.image.new.root_device);
-    let machine = Machine {
+    let mut machine = Machine {
         instance_id: id.to_owned(),
         region: region.name.clone(),
         zone: instance.zone.clone(),
         instance_type: instance.instance_type.clone(),
         image_id: plan.image.id.clone(),
         image_name: plan.image.new.name.clone(),
+        architecture: instance.architecture.clone(),
+        reservation_id: instance.reservation_id.clone(),
+        launch_index: instance.launch_index,
         account,
         user_data: plan.user_data.clone().unwrap_or_default(),
         public_key: plan
@@ -241,24 +261,45 @@ fn start(call: &mut Call<'_>, plan: &Plan, id: &str) {
             .as_ref()
             .and_then(|name| region.key_pairs.get(name))
             .map(|key| key.public_key.clone()),
+        key_name: plan.key_name.clone(),
+        network: network_of(region, primary),
+        security_groups: group_names(region, primary),
+        placement_group: plan.placement_group.clone(),
+        gpus: plan.kind.gpus(),
         private_ip: instance.private_ip.clone(),
         public_ip: association.map(|association| association.public_ip.clone()),
         interfaces,
         metadata_hop_limit: plan.metadata.hop_limit,
         metadata_enabled: plan.metadata.is_enabled,
+        metadata_tokens_required: plan.metadata.tokens == "required",
+        metadata_tags: plan.metadata.tags == "enabled",
         iam_instance_profile: plan.profile.clone(),
+        // These three are not the region's to know.
+        iam_role: None,
+        mlx5_devices: 0,
+        trouble: None,
         is_spot: plan.market == Market::Spot,
         tags: instance.tags.clone(),
         root_volume_gib: root.map_or(plan.image.new.root_gib, |volume| volume.size_gib),
         launched_at: now,
     };
+    let world = &mut *call.world;
+    machine.iam_role = machine.iam_instance_profile.as_ref().and_then(|name| world.profiles.get(name).cloned());
+    machine.mlx5_devices = if world.settings.mlx5_too.contains(&plan.name) { 2 } else { 0 };
+    machine.trouble = world.take_host_fault(&plan.name);
+    world.outbox.push(MachineEvent::Launched(Box::new(machine)));
+    schedule(call, plan, id);
+}
+
+/// Puts into order what will happen to an instance.
+fn schedule(call: &mut Call<'_>, plan: &Plan, id: &str) {
+    let region = call.region();
     let block_ends = plan.reservation.as_ref().filter(|_| plan.market == Market::CapacityBlock);
     let block_ends = block_ends.and_then(|id| region.reservations[id].ends_at);
     let region_name = region.name.clone();
-    let zone = instance.zone.clone();
-    let boots_at = now + millis(call.world.settings.boot_ms);
+    let zone = region.instances[id].zone.clone();
     let world = &mut *call.world;
-    world.outbox.push(MachineEvent::Launched(Box::new(machine)));
+    let boots_at = world.now + millis(world.settings.boot_ms);
     match world.take_late_refusal(&region_name, &plan.name, &zone) {
         Some((code, message)) => world.schedule(boots_at, &region_name, id, Step::Fail(code, message)),
         None => world.schedule(boots_at, &region_name, id, Step::Run),
