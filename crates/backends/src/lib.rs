@@ -20,6 +20,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
 
+use api::agent::Cloud;
 use api::ids::{FleetId, LaunchId};
 use api::instances::{InstanceAvailability, InstanceType};
 use async_trait::async_trait;
@@ -235,6 +236,8 @@ pub enum AgentAccess {
         jump: Option<Jump>,
         /// The files that its first start leaves when it is over, if that is to be waited for.
         first_start: Option<FirstStart>,
+        /// The cloud that its agent may ask about the machine.
+        cloud: Option<Cloud>,
     },
     /// Not at all: the machine exists only in a simulation.
     Simulated,

@@ -182,10 +182,16 @@ mod tests {
 
     #[test]
     fn refusals_name_the_key_and_the_near_miss() {
-        check_refused(&json!({}), &format!("the backend has no `type`; it is one of {}", quoted(&offered_kinds())));
+        check_refused(
+            &json!({}),
+            &format!("the backend has no `type`; it is one of {}", quoted(&offered_kinds())),
+        );
         check_refused(&json!({ "type": 7 }), "the backend's `type` is not text but `7`");
         check_refused(&json!({ "type": "locla" }), "no backend of type `locla`; did you mean `local`?");
-        check_refused(&json!({ "type": "gcp" }), &format!("no backend of type `gcp`; this server has {}", quoted(&offered_kinds())));
+        check_refused(
+            &json!({ "type": "gcp" }),
+            &format!("no backend of type `gcp`; this server has {}", quoted(&offered_kinds())),
+        );
         check_refused(
             &json!({ "type": "local", "cpu": 2 }),
             "backend `local` has no key `cpu`; did you mean `cpus`?",

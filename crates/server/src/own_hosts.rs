@@ -137,6 +137,7 @@ pub async fn machine_access(
         server: deps.server_id,
         address: machine.internal_ip.clone(),
         first_start: None,
+        cloud: None,
         env: BTreeMap::new(),
         others: BTreeSet::from([instance.id]),
         was_joined: instance.state.joined_at.is_some(),

@@ -38,6 +38,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use api::agent::Cloud;
 use api::backends::BackendType;
 use api::ids::BackendId;
 use async_trait::async_trait;
@@ -396,7 +397,7 @@ impl Account {
             private_key: bastion.key.clone(),
         });
         let first_start = FirstStart { done: user_data::DONE.to_owned(), failed: user_data::FAILED.to_owned() };
-        Ok(AgentAccess::Ssh { address, login, jump, first_start: Some(first_start) })
+        Ok(AgentAccess::Ssh { address, login, jump, first_start: Some(first_start), cloud: Some(Cloud::Ec2) })
     }
 
     /// Gives a machine with several interfaces the address that AWS does not give it.

@@ -13,9 +13,12 @@ async fn a_zone_without_capacity_is_told_with_those_that_have_it() {
     let rig = Rig::private().await;
     let order = rig.order(1, 2).await;
     let zone = order.zone.clone().unwrap();
-    rig.control("capacity", json!({
-        "region": REGION, "instance_type": "p5.48xlarge", "zone": zone, "market": "on-demand", "left": 1,
-    }));
+    rig.control(
+        "capacity",
+        json!({
+            "region": REGION, "instance_type": "p5.48xlarge", "zone": zone, "market": "on-demand", "left": 1,
+        }),
+    );
     let error = rig.launch(order.clone()).await.unwrap_err();
     assert_eq!((error.kind, error.code.as_deref()), (ErrorKind::NoCapacity, Some("InsufficientInstanceCapacity")));
     assert_eq!(rig.sim.count_alive(Kind::Instance), 0);
@@ -41,8 +44,11 @@ async fn codes_become_classes() {
         ("RequestLimitExceeded", ErrorKind::RateLimited),
     ]) {
         let status = if code == "RequestLimitExceeded" { 503 } else { 400 };
-        rig.control("faults", json!({ "action": "RunInstances", "times": 3, "what": "error_before", "code": code,
-            "message": "so it is", "status": status }));
+        rig.control(
+            "faults",
+            json!({ "action": "RunInstances", "times": 3, "what": "error_before", "code": code,
+            "message": "so it is", "status": status }),
+        );
         let error = rig.launch(rig.order(number, 2).await).await.unwrap_err();
         assert_eq!((error.kind, error.code.as_deref()), (kind, Some(code)), "{error}");
         rig.control("faults/clear", json!({}));
@@ -54,8 +60,11 @@ async fn codes_become_classes() {
 #[tokio::test]
 async fn an_effect_whose_error_lies_is_found_again() {
     let rig = Rig::private().await;
-    rig.control("faults", json!({ "action": "RunInstances", "times": 3, "what": "error_after",
-        "code": "InternalError", "message": "oh", "status": 500 }));
+    rig.control(
+        "faults",
+        json!({ "action": "RunInstances", "times": 3, "what": "error_after",
+        "code": "InternalError", "message": "oh", "status": 500 }),
+    );
     let mut order = rig.order(1, 2).await;
     order.prepared = rig.backend.prepare(&order).await.unwrap();
     assert_eq!(rig.backend.launch(&order).await.unwrap_err().kind, ErrorKind::Unavailable);
@@ -72,15 +81,24 @@ async fn a_gang_of_several_calls_is_undone_whole() {
     let parts = rig.reconfigured(&json!({ "machines_per_call": 100 }));
     let mut order = rig.order(1, 200).await;
     order.prepared = parts.prepare(&order).await.unwrap();
-    rig.control("capacity", json!({ "region": REGION, "instance_type": "p5.48xlarge",
-        "zone": order.zone, "market": "on-demand", "left": 150 }));
+    rig.control(
+        "capacity",
+        json!({ "region": REGION, "instance_type": "p5.48xlarge",
+        "zone": order.zone, "market": "on-demand", "left": 150 }),
+    );
     let error = parts.launch(&order).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::NoCapacity);
-    assert_eq!((rig.count("RunInstances"), rig.sim.ledger().iter().filter(|one| one.kind == Kind::Instance).count()), (2, 100));
+    assert_eq!(
+        (rig.count("RunInstances"), rig.sim.ledger().iter().filter(|one| one.kind == Kind::Instance).count()),
+        (2, 100)
+    );
     assert_eq!(rig.machines(MachineState::Gone, 100).await.len(), 100);
     assert_eq!(rig.sim.count_alive(Kind::Instance), 0);
-    rig.control("capacity", json!({ "region": REGION, "instance_type": "p5.48xlarge",
-        "zone": order.zone, "market": "on-demand", "left": null }));
+    rig.control(
+        "capacity",
+        json!({ "region": REGION, "instance_type": "p5.48xlarge",
+        "zone": order.zone, "market": "on-demand", "left": null }),
+    );
     let mut again = rig.order(2, 200).await;
     again.prepared = parts.prepare(&again).await.unwrap();
     parts.launch(&again).await.unwrap();
@@ -106,8 +124,11 @@ async fn a_subnet_without_addresses_is_no_zone_without_capacity() {
 async fn a_machine_that_aws_takes_and_ends_tells_why() {
     let settings = Settings { boot_ms: 300, ..Settings::immediate() };
     let rig = Rig::with(json!({ "public_ips": false, "vpc_name": "my-vpc" }), settings).await;
-    rig.control("late-refusals", json!({ "region": REGION, "instance_type": "p5.48xlarge", "zone": null, "times": 1,
-        "code": "Server.InternalError", "message": "Server.InternalError: Internal error on launch" }));
+    rig.control(
+        "late-refusals",
+        json!({ "region": REGION, "instance_type": "p5.48xlarge", "zone": null, "times": 1,
+        "code": "Server.InternalError", "message": "Server.InternalError: Internal error on launch" }),
+    );
     rig.launch(rig.order(1, 1).await).await.unwrap();
     let gone = rig.machines(MachineState::Gone, 1).await;
     assert_eq!(gone[0].ended_because.as_deref(), Some("Server.InternalError: Internal error on launch"));

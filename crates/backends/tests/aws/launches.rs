@@ -56,7 +56,8 @@ async fn every_type_with_efa_gets_a_layout_that_is_taken() {
     let mut settings = Settings::immediate();
     settings.throttle = false;
     let rig = Rig::with(json!({ "public_ips": false, "vpc_name": "my-vpc" }), settings).await;
-    let some = rig.offer("p5.48xlarge", &OffersWanted { nodes: 1, cluster: true, ..OffersWanted::default() }).await;
+    let some =
+        rig.offer("p5.48xlarge", &OffersWanted { nodes: 1, cluster: true, ..OffersWanted::default() }).await;
     let mut tried = 0;
     for (number, (name, zone)) in (1..).zip(efa_types()) {
         let mut offer = some.clone();
@@ -96,8 +97,11 @@ async fn machines_with_many_interfaces_get_a_public_address_and_give_it_back() {
     assert_eq!((addresses.len(), rig.count("AllocateAddress")), (2, 2));
     assert!(rig.machines(MachineState::Running, 2).await.iter().all(|machine| machine.hostname.is_some()));
     // What lives is not touched.
-    let living = Living { machines: BTreeSet::from([key(1, 0), key(1, 1)]).into_iter().collect(),
-        fleets: [rig.fleet].into(), ..Living::default() };
+    let living = Living {
+        machines: BTreeSet::from([key(1, 0), key(1, 1)]).into_iter().collect(),
+        fleets: [rig.fleet].into(),
+        ..Living::default()
+    };
     assert_eq!(rig.backend.tidy(&living).await.unwrap(), Vec::<String>::new());
     assert_eq!(rig.sim.count_alive(Kind::Address), 2);
     rig.end_everything().await;
@@ -123,11 +127,14 @@ async fn a_fleet_keeps_its_image() {
     let rig = Rig::private().await;
     let first = rig.launch(rig.order(1, 1).await).await.unwrap();
     let image = first.prepared["image"]["id"].clone();
-    rig.control("images", json!({
-        "region": REGION,
-        "name": "Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04) 20991231",
-        "owner": "898082745236", "architecture": "x86_64", "root_device": "/dev/sda1",
-    }));
+    rig.control(
+        "images",
+        json!({
+            "region": REGION,
+            "name": "Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04) 20991231",
+            "owner": "898082745236", "architecture": "x86_64", "root_device": "/dev/sda1",
+        }),
+    );
     let newer = rig.restarted();
     let mut second = rig.order(2, 1).await;
     assert_ne!(newer.prepare(&second).await.unwrap()["image"]["id"], image);

@@ -83,7 +83,8 @@ async fn prices_of_the_price_list_replace_those_of_the_snapshot() {
 async fn an_account_that_cannot_be_used_says_why() {
     let rig = Rig::private().await;
     let check = async |more: serde_json::Value| rig.reconfigured(&more).check().await.unwrap_err();
-    let wrong = check(json!({ "creds": { "type": "access_key", "access_key": "AKIANOBODY", "secret_key": "x" } })).await;
+    let wrong =
+        check(json!({ "creds": { "type": "access_key", "access_key": "AKIANOBODY", "secret_key": "x" } })).await;
     assert_eq!(wrong.kind, ErrorKind::InvalidCredentials);
     assert!(wrong.message.contains("`creds.access_key`, `creds.secret_key`"), "{wrong}");
     let wrong = check(json!({ "vpc_name": "nothing" })).await;

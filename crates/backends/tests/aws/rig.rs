@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use api::ids::{BackendId, FleetId, LaunchId, ServerId};
 use backends::{
-    Backend, BackendOffer, LaunchOrder, Living, Machine, MachineKey, MachineState, OffersWanted, OpenContext, open,
-    parse_config,
+    Backend, BackendOffer, LaunchOrder, Living, Machine, MachineKey, MachineState, OffersWanted, OpenContext,
+    open, parse_config,
 };
 use ec2sim::{ACCESS_KEY, Options, SECRET_KEY, Server, Settings, Simulator, serve};
 use serde_json::{Value, json};

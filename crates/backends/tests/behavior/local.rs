@@ -312,7 +312,9 @@ async fn a_deep_folder_does_not_keep_agents_from_listening() {
     let dir = tempfile::tempdir().unwrap();
     let deep = dir.path().join("d".repeat(100));
     let context = context(&deep, write_stub(dir.path()));
-    let backend = open(&parse_config(&json!({ "type": "local" })).unwrap(), &context, BackendId(Uuid::from_u128(2))).unwrap();
+    let backend =
+        open(&parse_config(&json!({ "type": "local" })).unwrap(), &context, BackendId(Uuid::from_u128(2)))
+            .unwrap();
     let mut rig = Rig::local();
     (rig.backend, rig.context) = (backend, context);
     let machine = rig.launch(1).await.remove(0);
@@ -341,7 +343,9 @@ async fn machines_of_another_server_are_not_listed_and_keep_what_they_hold() {
 async fn a_missing_agent_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let context = context(dir.path(), PathBuf::from("/nowhere/agent"));
-    let backend = open(&parse_config(&json!({ "type": "local" })).unwrap(), &context, BackendId(Uuid::from_u128(2))).unwrap();
+    let backend =
+        open(&parse_config(&json!({ "type": "local" })).unwrap(), &context, BackendId(Uuid::from_u128(2)))
+            .unwrap();
     let error = backend.offers(&OffersWanted::default()).await.unwrap_err();
     assert!(error.message.contains("/nowhere/agent"), "{error}");
 }

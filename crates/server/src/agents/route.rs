@@ -53,7 +53,7 @@ impl Route {
     /// Why what answers is not the machine that the way should lead to.
     pub(super) fn stranger(&self, told: Option<&CloudMachine>) -> Option<String> {
         match self {
-            Route::Machine(_, machine) => {
+            Route::Machine(_, machine, _) => {
                 another_machine(told, Some(&machine.provider_id), machine.hostname.as_deref())
             }
             // Nobody has bought it.
@@ -77,12 +77,13 @@ impl Route {
                             .with_context(|| format!("connect to the agent's socket `{}`", path.display()))?;
                         Ok(AgentStream::Unix(stream))
                     }
-                    AgentAccess::Ssh { address, login, jump, first_start } => {
+                    AgentAccess::Ssh { address, login, jump, first_start, cloud } => {
                         let Some(access) = access else {
                             return Err(anyhow::anyhow!("nobody knows the key of the machine").into());
                         };
                         aim(access, address, login, jump)?;
                         access.first_start = first_start;
+                        access.cloud = cloud;
                         let joined = join(access, program, clock, told).await;
                         // A machine that boots may refuse anything for a while.
                         joined.map_err(|error| NoWay { is_final: false, ..error })
