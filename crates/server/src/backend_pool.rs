@@ -65,6 +65,11 @@ impl BackendPool {
         BackendPool { context, sealer, opened: Mutex::default(), listings, offers }
     }
 
+    /// The pretended cloud, where there is one.
+    pub fn fake(&self) -> Option<&backends::fake::FakeCloud> {
+        self.context.fake.as_ref()
+    }
+
     /// A project's backends, opened; those that cannot be opened are named in the log and left out.
     pub async fn of_project(&self, db: &Db, project: ProjectId) -> store::Result<Vec<OpenBackend>> {
         let rows = store::backends::list(db, project).await?;

@@ -148,7 +148,8 @@ pub async fn offers_of_fleet<'a>(
     let profile = configuration.merged_profile(Some(&fleet.spec.profile));
     let (mut bought, mut missing) = (0_u32, 0_u32);
     for instance in instances {
-        let counted = if instance.launch_id.is_some() { &mut bought } else { &mut missing };
+        let is_bought = instance.launch_id.is_some() && instance.launch_id != instance.state.unsold;
+        let counted = if is_bought { &mut bought } else { &mut missing };
         *counted = counted.saturating_add(1);
     }
     // A machine that is split among the nodes of a fleet is split for all that the fleet may still have.

@@ -90,7 +90,7 @@ pub async fn collect(deps: &Deps, opened: &[OpenBackend], query: &OffersQuery<'_
         return collected;
     }
     let mut asked = vec![];
-    for open in opened.iter().filter(|open| !open.draining) {
+    for open in opened {
         match exclusion(open, query) {
             Some(obstacle) => collected.obstacles.push(obstacle),
             None => asked.push(open),
@@ -122,6 +122,9 @@ pub async fn collect(deps: &Deps, opened: &[OpenBackend], query: &OffersQuery<'_
 fn exclusion(open: &OpenBackend, query: &OffersQuery<'_>) -> Option<String> {
     let capabilities = open.backend.capabilities();
     let kind = &open.kind;
+    if open.draining {
+        return Some(format!("`{kind}` is draining: it is no longer in the project's configuration"));
+    }
     let wire_type = backends::wire_type_of(kind);
     if let Some(listed) = &query.profile.backends
         && !listed.contains(&wire_type)

@@ -31,6 +31,8 @@ pub struct Settings {
     pub prometheus_metrics: bool,
     /// The SHA-256 of the token that Prometheus must send, in hex; unset: anyone may ask.
     pub prometheus_token_hash: Option<String>,
+    /// How many offers are tried for the same machines before they are given up.
+    pub most_offers_tried: u32,
     /// Backends that exist for tests may be configured.
     pub test_backends: bool,
     /// What users may do unless `config.yml` says otherwise.
@@ -71,6 +73,9 @@ impl Default for DefaultPermissions {
 /// minutes, so that every short outage of the server's own network fails every job.
 pub const UNREACHABLE_AFTER_SECS: u64 = 300;
 
+/// How many offers are tried for the same machines before they are given up: as many as the original tries.
+pub const MOST_OFFERS_TRIED: u32 = 25;
+
 impl Default for Settings {
     fn default() -> Self {
         Settings {
@@ -86,6 +91,7 @@ impl Default for Settings {
             ssh_proxy: None,
             prometheus_metrics: false,
             prometheus_token_hash: None,
+            most_offers_tried: MOST_OFFERS_TRIED,
             test_backends: false,
             default_permissions: DefaultPermissions::default(),
         }

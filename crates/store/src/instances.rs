@@ -313,8 +313,8 @@ pub async fn count_busy_blocks_by_fleet(mut db: impl Executor, fleet: FleetId) -
     rows.iter().map(|row| Ok((row.id(0)?, u32::try_from(row.int(1)?).unwrap_or_default()))).collect()
 }
 
-/// For which run and what each of a fleet's instances is that are not bought yet, by number; those that no job holds
-/// are left out.
+/// For which run and what each of a fleet's instances is that have no machines yet, by number: those for which nothing
+/// is bought, or what was bought came to nothing. Those that no job holds are left out.
 pub async fn list_unbought_needs(
     mut db: impl Executor,
     fleet: FleetId,
@@ -323,7 +323,11 @@ pub async fn list_unbought_needs(
         .rows(
             "SELECT i.id, j.run_id, j.spec FROM instances i JOIN assignments a ON a.instance_id = i.id \
              JOIN jobs j ON j.id = a.job_id WHERE i.fleet_id = $1 AND i.status <> 'terminated' \
-             AND i.status = 'pending' AND i.launch_id IS NULL AND a.block = 0 ORDER BY i.instance_num",
+             AND i.status IN ('pending', 'provisioning') AND (i.launch_id IS NULL OR EXISTS \
+             (SELECT 1 FROM launches l WHERE l.id = i.launch_id \
+             AND (l.status = 'failed' OR (l.status = 'done' AND i.status = 'pending')))) \
+             AND a.block = (SELECT MIN(f.block) FROM assignments f WHERE f.instance_id = i.id) \
+             ORDER BY i.instance_num",
             values![fleet],
         )
         .await?;
@@ -334,6 +338,16 @@ pub async fn list_unbought_needs(
 pub async fn assign(mut db: impl Executor, instance: InstanceId, block: u32, job: JobId) -> Result<()> {
     db.execute(
         "INSERT INTO assignments (instance_id, block, job_id) VALUES ($1, $2, $3)",
+        values![instance, block, job],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Takes one block of an instance back from a job.
+pub async fn unassign_block(mut db: impl Executor, instance: InstanceId, block: u32, job: JobId) -> Result<()> {
+    db.execute(
+        "DELETE FROM assignments WHERE instance_id = $1 AND block = $2 AND job_id = $3",
         values![instance, block, job],
     )
     .await?;

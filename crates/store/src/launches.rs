@@ -48,6 +48,24 @@ pub async fn list_open(mut db: impl Executor, fleet: FleetId) -> Result<Vec<Vers
     rows.iter().map(launch).collect()
 }
 
+/// A fleet's launches since a time that came to nothing, the newest of them, oldest first.
+pub async fn list_failed(
+    mut db: impl Executor,
+    fleet: FleetId,
+    since: Timestamp,
+    limit: u32,
+) -> Result<Vec<Versioned<Launch>>> {
+    let rows = db
+        .rows(
+            "SELECT version, id, project_id, fleet_id, backend_id, created_at, status, cancelled, state \
+             FROM launches WHERE fleet_id = $1 AND status = 'failed' AND created_at >= $2 \
+             ORDER BY created_at DESC, id DESC LIMIT $3",
+            values![fleet, since, limit],
+        )
+        .await?;
+    rows.iter().rev().map(launch).collect()
+}
+
 /// The launches of a backend that are not over.
 pub async fn list_open_by_backend(mut db: impl Executor, backend: BackendId) -> Result<Vec<LaunchId>> {
     let rows = db

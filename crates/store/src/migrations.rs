@@ -16,6 +16,7 @@ const STEPS: &[(i64, &str, &str)] = &[
     (4, "fleet indexes", include_str!("../migrations/0004_fleet_indexes.sql")),
     (5, "active indexes", include_str!("../migrations/0005_active_indexes.sql")),
     (6, "hosts", include_str!("../migrations/0006_hosts.sql")),
+    (7, "failed launches", include_str!("../migrations/0007_failed_launches.sql")),
 ];
 
 /// The last step.

@@ -11,7 +11,7 @@ mod state;
 
 pub use ledger::{Ended, Ledger, MadeMachine, SeenLaunch};
 pub use plan::{Call, CallFault, FaultPlan, NoFaults};
-pub use setup::{FakeOffer, FakeSetup};
+pub use setup::{FakeOffer, FakeSetup, Refusal};
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -97,6 +97,9 @@ impl FakeCloud {
             ledger: Ledger::default(),
             tick: 0,
             capacity: BTreeMap::new(),
+            refusals: vec![],
+            limited_until: 0,
+            ended_on_arrival: BTreeMap::new(),
         };
         FakeCloud { state: Arc::new(Mutex::new(state)) }
     }
@@ -123,6 +126,26 @@ impl FakeCloud {
         match capacity {
             Some(capacity) => state.capacity.insert(pool, capacity),
             None => state.capacity.remove(&pool),
+        };
+    }
+
+    /// From now on the cloud refuses these; an empty list: nothing.
+    pub fn set_refusals(&self, refusals: Vec<Refusal>) {
+        self.state().refusals = refusals;
+    }
+
+    /// For so many ticks the cloud says to every launch that it is asked too often.
+    pub fn limit_rate(&self, ticks: u64) {
+        let mut state = self.state();
+        state.limited_until = state.tick + ticks;
+    }
+
+    /// Whatever is made in a zone from now on is accepted, and ended by the cloud a tick later; none: it lives.
+    pub fn end_on_arrival(&self, zone: &str, because: Option<&str>) {
+        let mut state = self.state();
+        match because {
+            Some(because) => state.ended_on_arrival.insert(zone.to_owned(), because.to_owned()),
+            None => state.ended_on_arrival.remove(zone),
         };
     }
 

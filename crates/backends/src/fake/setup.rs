@@ -21,6 +21,21 @@ pub struct FakeSetup {
     pub list_lag_ticks: u64,
     /// Each listing is a tick, so that things move without a test that ticks.
     pub lists_tick: bool,
+    /// It says which other zones have room when one has none.
+    pub gives_hints: bool,
+}
+
+/// What the cloud refuses to sell, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Machines of this type; none: of any.
+    pub instance_type: Option<String>,
+    /// In this region; none: in any.
+    pub region: Option<String>,
+    /// In this zone; none: in any.
+    pub zone: Option<String>,
+    /// What it says.
+    pub error: crate::Error,
 }
 
 /// A type of machine in a region.
@@ -60,6 +75,7 @@ impl Default for FakeSetup {
             gone_ticks: 0,
             list_lag_ticks: 0,
             lists_tick: true,
+            gives_hints: false,
         }
     }
 }

@@ -7,7 +7,7 @@ use api::instances::InstanceAvailability;
 
 use super::ledger::{Ended, Ledger, MadeMachine, SeenLaunch};
 use super::plan::{Call, CallFault, FaultPlan};
-use super::setup::{FakeOffer, FakeSetup};
+use super::setup::{FakeOffer, FakeSetup, Refusal};
 use crate::{
     BackendOffer, Error, ErrorKind, LaunchOrder, Machine, MachineKey, MachineState, OffersWanted, Result,
 };
@@ -19,6 +19,11 @@ pub(super) struct State {
     pub(super) tick: u64,
     /// How many machines of a type may live at once in a zone; no entry: as many as wanted.
     pub(super) capacity: BTreeMap<(String, Option<String>), u32>,
+    pub(super) refusals: Vec<Refusal>,
+    /// Launches before this tick are asked too often.
+    pub(super) limited_until: u64,
+    /// Why what is made in a zone is ended a tick later.
+    pub(super) ended_on_arrival: BTreeMap<String, String>,
 }
 
 impl State {
@@ -67,15 +72,20 @@ impl State {
             }
             return Ok(());
         }
+        if self.tick < self.limited_until {
+            let error = Error::new(ErrorKind::RateLimited, "Request limit exceeded.");
+            return Err(error.with_code("RequestLimitExceeded"));
+        }
         self.check_order(order)?;
         let instance_type = &order.offer.instance_type.name;
         let zone = order.zone.clone().or_else(|| self.roomiest_zone(&order.offer));
+        self.check_refusals(order, zone.as_ref())?;
         let count = order.count.min(self.free(instance_type, zone.as_ref()));
         if count < order.least.max(1) {
-            let place = zone.as_deref().unwrap_or(&order.offer.region);
-            let message = format!("not enough capacity for {} × `{instance_type}` in `{place}`", order.count);
-            return Err(Error::new(ErrorKind::NoCapacity, message));
+            return Err(self.sold_out(order, zone.as_ref()));
         }
+        let because = zone.as_ref().and_then(|zone| self.ended_on_arrival.get(zone)).cloned();
+        let end = because.map(|because| Ended { tick: self.tick + 1, vanished_because: Some(because) });
         for index in 0..count {
             self.ledger.machines.push(MadeMachine {
                 key: MachineKey { launch_id: order.launch_id, index },
@@ -85,7 +95,7 @@ impl State {
                 region: order.offer.region.clone(),
                 zone: zone.clone(),
                 created_tick: self.tick,
-                ended: None,
+                ended: end.clone(),
                 terminations: 0,
             });
         }
@@ -111,6 +121,28 @@ impl State {
             return invalid(format!("no zone {:?} in region `{}`", order.zone, sold.region));
         }
         Ok(())
+    }
+
+    fn check_refusals(&self, order: &LaunchOrder, zone: Option<&String>) -> Result<()> {
+        let is_meant =
+            |wanted: &Option<String>, given: Option<&String>| wanted.is_none() || wanted.as_ref() == given;
+        let refusal = self.refusals.iter().find(|refusal| {
+            is_meant(&refusal.instance_type, Some(&order.offer.instance_type.name))
+                && is_meant(&refusal.region, Some(&order.offer.region))
+                && is_meant(&refusal.zone, zone)
+        });
+        refusal.map_or(Ok(()), |refusal| Err(refusal.error.clone()))
+    }
+
+    fn sold_out(&self, order: &LaunchOrder, zone: Option<&String>) -> Error {
+        let instance_type = &order.offer.instance_type.name;
+        let place = zone.unwrap_or(&order.offer.region);
+        let message = format!("not enough capacity for {} × `{instance_type}` in `{place}`", order.count);
+        let has_room = |zone: &&String| self.free(instance_type, Some(*zone)) >= order.least.max(1);
+        let hints = order.offer.zones.iter().flatten().filter(|_| self.setup.gives_hints).filter(has_room);
+        Error::new(ErrorKind::NoCapacity, message)
+            .with_code("InsufficientInstanceCapacity")
+            .with_zones(hints.cloned().collect())
     }
 
     fn roomiest_zone(&self, offer: &BackendOffer) -> Option<String> {

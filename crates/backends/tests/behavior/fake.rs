@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use api::ids::ServerId;
-use backends::fake::{Call, CallFault, FakeCloud, FakeSetup, FaultPlan};
+use backends::fake::{Call, CallFault, FakeCloud, FakeSetup, FaultPlan, Refusal};
 use backends::{Error, ErrorKind, MachineKey, MachineState, open, parse_config};
 use serde_json::json;
 use uuid::Uuid;
@@ -163,6 +163,71 @@ async fn capacity_is_by_zone_and_comes_back() {
     assert_eq!(kind_of(rig.backend.launch(&next).await), Some(ErrorKind::NoCapacity));
     rig.backend.terminate(&machines[0].key).await.unwrap();
     rig.backend.launch(&next).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_zone_that_has_none_says_who_has_some_if_it_is_told_to() {
+    let mut rig = Rig::fake();
+    let mut order = rig.order(2).await;
+    let name = order.offer.instance_type.name.clone();
+    cloud(&rig).set_capacity(&name, Some("fake-1a"), Some(1));
+    order.zone = Some("fake-1a".to_owned());
+    (order.count, order.least) = (2, 2);
+    let said = rig.backend.launch(&order).await.unwrap_err();
+    assert_eq!(said.code.as_deref(), Some("InsufficientInstanceCapacity"));
+    assert_eq!(said.zones_with_capacity, Vec::<String>::new());
+    cloud(&rig).change_setup(|setup| setup.gives_hints = true);
+    assert_eq!(rig.backend.launch(&order).await.unwrap_err().zones_with_capacity, ["fake-1b"]);
+}
+
+#[tokio::test]
+async fn it_refuses_what_it_is_told_to_where_it_is_told_to() {
+    let mut rig = Rig::fake();
+    let quota = Error::new(ErrorKind::QuotaExceeded, "over the quota").with_code("VcpuLimitExceeded");
+    let refusal = |zone: &str, error: &Error| Refusal {
+        instance_type: None,
+        region: None,
+        zone: Some(zone.to_owned()),
+        error: error.clone(),
+    };
+    cloud(&rig).set_refusals(vec![refusal("fake-1a", &quota)]);
+    let mut order = rig.order(1).await;
+    order.zone = Some("fake-1a".to_owned());
+    assert_eq!(rig.backend.launch(&order).await.unwrap_err(), quota);
+    order.zone = Some("fake-1b".to_owned());
+    rig.backend.launch(&order).await.unwrap();
+    rig.running(order.launch_id, 1).await;
+}
+
+#[tokio::test]
+async fn a_limited_rate_passes_with_time() {
+    let mut rig = Rig::fake();
+    cloud(&rig).limit_rate(2);
+    let order = rig.order(1).await;
+    assert_eq!(kind_of(rig.backend.launch(&order).await), Some(ErrorKind::RateLimited));
+    cloud(&rig).tick();
+    cloud(&rig).tick();
+    rig.backend.launch(&order).await.unwrap();
+    rig.running(order.launch_id, 1).await;
+}
+
+#[tokio::test]
+async fn what_is_accepted_may_be_ended_by_the_cloud_with_a_reason() {
+    let mut rig = Rig::fake();
+    cloud(&rig).change_setup(|setup| {
+        setup.boot_ticks = 10;
+        setup.gone_ticks = 10;
+        setup.lists_tick = false;
+    });
+    cloud(&rig).end_on_arrival("fake-1a", Some("Server.InsufficientInstanceCapacity"));
+    let mut order = rig.order(1).await;
+    order.zone = Some("fake-1a".to_owned());
+    rig.backend.launch(&order).await.unwrap();
+    assert_eq!(rig.backend.list().await.unwrap()[0].state, MachineState::Starting);
+    cloud(&rig).tick();
+    let listed = rig.backend.list().await.unwrap();
+    assert_eq!(listed[0].state, MachineState::Gone);
+    assert_eq!(listed[0].ended_because.as_deref(), Some("Server.InsufficientInstanceCapacity"));
 }
 
 #[test]

@@ -7,10 +7,11 @@ use api::ids::{InstanceId, LaunchId, RunId};
 use api::instances::{InstanceStatus, InstanceTerminationReason, Offer};
 use jiff::{SignedDuration, Timestamp};
 
+use super::round::Round;
 use super::{Fleet, Home};
 use crate::events::status_changed;
 use crate::instance::{EndOrder, Instance};
-use crate::launch::Launch;
+use crate::launch::{Launch, LaunchStatus};
 
 /// How often a fleet is looked at when nothing happens to it, in seconds.
 const SAFETY_SECS: i64 = 300;
@@ -81,6 +82,8 @@ pub struct Purchase {
     pub instances: Vec<InstanceId>,
     /// With fewer machines than this it is worthless.
     pub least: u32,
+    /// What to tell users.
+    pub event: String,
 }
 
 /// What else a decision about a fleet depends on.
@@ -92,6 +95,10 @@ pub struct Surroundings<'a> {
     pub buyers: &'a [(InstanceId, Buyer)],
     /// Its launches that are not over.
     pub open_launches: &'a [Launch],
+    /// Its launches that came to nothing, at least for some of the instances that have no machines now.
+    pub failed_launches: &'a [Launch],
+    /// How many offers are tried for the same machines, at most.
+    pub most_offers: u32,
     /// What is on offer for each buyer who asked.
     pub offers: &'a [(Buyer, OffersSeen)],
 }
@@ -180,14 +187,20 @@ fn keep(now: Timestamp, around: &Surroundings<'_>, decision: &mut FleetDecision)
     let (min, max) = bounds(&decision.fleet);
     let surplus = max.map_or(0, |max| kept_count.saturating_sub(max));
     end_surplus(surplus, &kept, decision);
-    end_idle(now, kept_count - surplus.min(kept_count), min, &kept, decision);
+    end_idle(now, kept_count - surplus.min(kept_count), min, &kept, around, decision);
     cancel_unclaimed(around, decision);
     buy_missing(now, &kept, around, decision);
     add_missing(now, &kept, min, decision);
 }
 
-fn is_bought(instance: &Instance) -> bool {
-    instance.status != InstanceStatus::Pending || instance.launch_id.is_some() || instance.state.host.is_some()
+/// Whether a machine is bought for the instance, or its host is given.
+fn is_bought(instance: &Instance, around: &Surroundings<'_>) -> bool {
+    if instance.state.host.is_some() {
+        return true;
+    }
+    let Some(launch_id) = instance.launch_id else { return instance.status != InstanceStatus::Pending };
+    let has_failed = |launch: &Launch| launch.id == launch_id && launch.status == LaunchStatus::Failed;
+    instance.state.unsold != Some(launch_id) && !around.failed_launches.iter().any(has_failed)
 }
 
 /// The fleet's least and greatest number of instances. A fleet of given hosts buys nothing.
@@ -217,7 +230,8 @@ fn settle_home(around: &Surroundings<'_>, decision: &mut FleetDecision) {
         Some(Home { backend, region, zone: launch.state.zone.clone() })
     };
     // The purchase is over a moment before it is known where the machine is. What is bought meanwhile must be near it.
-    let is_awaited = around.instances.iter().any(|(instance, _)| instance.is_kept() && is_bought(instance));
+    let is_awaited =
+        around.instances.iter().any(|(instance, _)| instance.is_kept() && is_bought(instance, around));
     let before = decision.fleet.state.home.take().filter(|_| is_awaited);
     decision.fleet.state.home = there.or_else(on_the_way).or(before).filter(|_| is_cluster);
 }
@@ -235,12 +249,19 @@ fn end_surplus(surplus: u32, kept: &[&(Instance, u32)], decision: &mut FleetDeci
     }
 }
 
-fn end_idle(now: Timestamp, kept_count: u32, min: u32, kept: &[&(Instance, u32)], decision: &mut FleetDecision) {
+fn end_idle(
+    now: Timestamp,
+    kept_count: u32,
+    min: u32,
+    kept: &[&(Instance, u32)],
+    around: &Surroundings<'_>,
+    decision: &mut FleetDecision,
+) {
     let mut spare = kept_count.saturating_sub(min);
     let ending: HashSet<InstanceId> = decision.end_instances.iter().map(|(id, _)| *id).collect();
     for (instance, _) in kept.iter().filter(|(instance, busy)| *busy == 0 && !ending.contains(&instance.id)) {
         // Its job ended before anything was bought for it.
-        if instance.state.made_for_job && !is_bought(instance) && spare > 0 {
+        if instance.state.made_for_job && !is_bought(instance, around) && spare > 0 {
             spare -= 1;
             let end = EndOrder { reason: InstanceTerminationReason::JobFinished, message: None };
             decision.end_instances.push((instance.id, end));
@@ -283,9 +304,11 @@ fn buy_missing(
     let mut buyers = missing_by_buyer(kept, around, decision);
     let pause = decision.fleet.state.not_before.filter(|not_before| now < *not_before);
     if let Some(not_before) = pause {
-        // Who waits is bought for without a pause.
+        // Who waits is bought for without a pause, and a round that has begun goes on.
         let before = buyers.len();
-        buyers.retain(|(buyer, _)| *buyer != Buyer::Fleet);
+        buyers.retain(|(buyer, missing)| {
+            *buyer != Buyer::Fleet || Round::of(around.failed_launches, missing).has_begun()
+        });
         if buyers.len() < before {
             look_again(not_before, decision);
         }
@@ -298,6 +321,7 @@ fn buy_missing(
         return;
     }
     let most = if is_cluster(&decision.fleet) { 1 } else { BUYERS_AT_ONCE };
+    let bought = kept.iter().filter(|(instance, _)| is_bought(instance, around)).count();
     let mut somebody_is_left = turn.len() < buyers.len();
     let ending_before = decision.end_instances.len();
     for (buyer, instances) in turn {
@@ -314,10 +338,16 @@ fn buy_missing(
                 }
                 look_again(now + SignedDuration::from_secs(ASK_AGAIN_SECS), decision);
             }
-            Some(OffersSeen::Known { offers, obstacle }) => match offers.first() {
-                Some(plan) => buy(now, *buyer, plan, instances, decision),
-                None => give_up(now, *buyer, instances, obstacle.clone(), decision),
-            },
+            Some(OffersSeen::Known { offers, obstacle }) => {
+                let order =
+                    Order { buyer: *buyer, instances, round: Round::of(around.failed_launches, instances) };
+                match next_plan(&order, offers, kept, around, decision) {
+                    Next::Buy(plan) => buy(now, &order, plan, bought, around.most_offers, decision),
+                    // It is looked at again when that is over.
+                    Next::Wait => {}
+                    Next::Nothing => give_up(now, &order, obstacle.clone(), around.most_offers, decision),
+                }
+            }
         }
     }
     let moved = !decision.buy.is_empty() || ending_before < decision.end_instances.len();
@@ -331,56 +361,144 @@ fn look_again(at: Timestamp, decision: &mut FleetDecision) {
 }
 
 /// The instances for which nothing is bought yet. Who waits comes before what is only kept in store.
-fn missing_by_buyer(
-    kept: &[&(Instance, u32)],
+fn missing_by_buyer<'a>(
+    kept: &[&'a (Instance, u32)],
     around: &Surroundings<'_>,
     decision: &FleetDecision,
-) -> Vec<(Buyer, Vec<InstanceId>)> {
+) -> Vec<(Buyer, Vec<&'a Instance>)> {
     let buyers: HashMap<InstanceId, Buyer> = around.buyers.iter().copied().collect();
     let ending: HashSet<InstanceId> = decision.end_instances.iter().map(|(id, _)| *id).collect();
     let mut places: HashMap<Buyer, usize> = HashMap::new();
-    let mut missing: Vec<(Buyer, Vec<InstanceId>)> = vec![];
+    let mut missing: Vec<(Buyer, Vec<&Instance>)> = vec![];
     for (instance, _) in kept {
-        if is_bought(instance) || ending.contains(&instance.id) {
+        if is_bought(instance, around) || ending.contains(&instance.id) {
             continue;
         }
         let buyer = buyers.get(&instance.id).copied().unwrap_or(Buyer::Fleet);
         let place = *places.entry(buyer).or_insert(missing.len());
         match missing.get_mut(place) {
-            Some((_, instances)) => instances.push(instance.id),
-            None => missing.push((buyer, vec![instance.id])),
+            Some((_, instances)) => instances.push(instance),
+            None => missing.push((buyer, vec![instance])),
         }
     }
     missing.sort_by_key(|(buyer, _)| *buyer == Buyer::Fleet);
     missing
 }
 
-fn buy(now: Timestamp, buyer: Buyer, plan: &LaunchPlan, instances: &[InstanceId], decision: &mut FleetDecision) {
-    let least = match buyer {
-        Buyer::Run { .. } => u32::try_from(instances.len()).unwrap_or(u32::MAX),
+/// Machines that are wanted together.
+struct Order<'a> {
+    buyer: Buyer,
+    instances: &'a [&'a Instance],
+    round: Round<'a>,
+}
+
+enum Next<'a> {
+    Buy(&'a LaunchPlan),
+    /// Another purchase must be over first.
+    Wait,
+    /// Nothing is left to try.
+    Nothing,
+}
+
+fn next_plan<'a>(
+    order: &Order<'_>,
+    offers: &'a [LaunchPlan],
+    kept: &[&(Instance, u32)],
+    around: &Surroundings<'_>,
+    decision: &FleetDecision,
+) -> Next<'a> {
+    let Some(plan) = order.round.next(offers, around.most_offers) else {
+        // The other purchase said where the cluster is to be, and may come to nothing as well.
+        let home_is_open = is_cluster(&decision.fleet)
+            && decision.fleet.state.home.is_some()
+            && !kept.iter().any(|(instance, _)| instance.state.provider_id.is_some())
+            && around.open_launches.iter().any(|launch| !launch.cancelled);
+        return if order.round.has_begun() && home_is_open { Next::Wait } else { Next::Nothing };
+    };
+    // A cluster that is there does not become one of two kinds of machines because one kind is sold out.
+    let there = kept.iter().map(|(instance, _)| instance).find(|instance| instance.state.provider_id.is_some());
+    let kind = there.and_then(|instance| instance.state.instance_type.as_ref()).map(|kind| &kind.name);
+    let is_mixed = is_cluster(&decision.fleet) && kind.is_some_and(|kind| *kind != plan.offer.instance.name);
+    if order.round.has_begun() && is_mixed { Next::Nothing } else { Next::Buy(plan) }
+}
+
+fn buy(
+    now: Timestamp,
+    order: &Order<'_>,
+    plan: &LaunchPlan,
+    bought: usize,
+    most_offers: u32,
+    decision: &mut FleetDecision,
+) {
+    let count = u32::try_from(order.instances.len()).unwrap_or(u32::MAX);
+    let least = match order.buyer {
+        Buyer::Run { .. } => count,
+        // Half a cluster is of no use to those who asked for a whole one.
+        Buyer::Fleet if is_cluster(&decision.fleet) => {
+            let (min, _) = bounds(&decision.fleet);
+            min.saturating_sub(u32::try_from(bought).unwrap_or(u32::MAX)).clamp(1, count)
+        }
         Buyer::Fleet => 1,
     };
-    decision.buy.push(Purchase { plan: plan.clone(), instances: instances.to_vec(), least });
-    // Counted as a failure until the machines have joined.
-    put_off(now, buyer, decision);
+    let instances = order.instances.iter().map(|instance| instance.id).collect();
+    let event = told(count, plan, &order.round, most_offers);
+    decision.buy.push(Purchase { plan: plan.clone(), instances, least, event });
+    if !order.round.has_begun() {
+        // Counted as a failure until the machines have joined.
+        put_off(now, order.buyer, decision);
+    }
+}
+
+/// What users are told of a purchase.
+fn told(count: u32, plan: &LaunchPlan, round: &Round<'_>, most_offers: u32) -> String {
+    let offer = &plan.offer;
+    let place = plan.zone.as_deref().unwrap_or(&offer.region);
+    let spot = if offer.instance.resources.spot { " (spot)" } else { "" };
+    let tried = match round.offers_tried() {
+        0 => String::new(),
+        1 => format!(", after 1 offer of at most {most_offers} came to nothing"),
+        tried => format!(", after {tried} offers of at most {most_offers} came to nothing"),
+    };
+    let (name, backend, price) = (&offer.instance.name, &plan.backend, offer.price);
+    format!("Buying {count} × {name}{spot} on {backend} in {place} for ${price} an hour each{tried}")
 }
 
 fn give_up(
     now: Timestamp,
-    buyer: Buyer,
-    instances: &[InstanceId],
+    order: &Order<'_>,
     obstacle: Option<String>,
+    most_offers: u32,
     decision: &mut FleetDecision,
 ) {
-    let message = obstacle.or_else(|| Some("No offers found".to_owned()));
-    if buyer == Buyer::Fleet {
+    let is_begun = order.round.has_begun();
+    let message = if is_begun {
+        Some(order.round.summary(most_offers))
+    } else {
+        obstacle.or_else(|| Some("No offers found".to_owned()))
+    };
+    if order.buyer == Buyer::Fleet {
         decision.fleet.state.status_message.clone_from(&message);
+    } else if let Some(refusal) = order.round.refused_by() {
+        // It will refuse the next buyer too, so whoever looks at the fleet should know.
+        decision.fleet.state.status_message = Some(refusal);
     }
-    for instance in instances {
+    for instance in order.instances {
         let end = EndOrder { reason: InstanceTerminationReason::NoOffers, message: message.clone() };
-        decision.end_instances.push((*instance, end));
+        decision.end_instances.push((instance.id, end));
     }
-    put_off(now, buyer, decision);
+    if is_begun && order.buyer == Buyer::Fleet {
+        // It was counted when the round began, and the pause begins when it ends.
+        let delay = pause_after(decision.fleet.state.failures.saturating_sub(1));
+        decision.fleet.state.not_before = Some(now + delay);
+    } else {
+        put_off(now, order.buyer, decision);
+    }
+    if let (Buyer::Fleet, Some(at)) = (order.buyer, decision.fleet.state.not_before) {
+        let count = order.instances.len();
+        let at = at.strftime("%H:%M:%S UTC");
+        let plural = if count == 1 { "machine" } else { "machines" };
+        decision.events.push(format!("No offer for {count} {plural} is left, next tries from {at} on"));
+    }
 }
 
 /// Puts the next purchase for the fleet's own store off, longer with each failure. A run has pauses of its own.
@@ -389,9 +507,13 @@ fn put_off(now: Timestamp, buyer: Buyer, decision: &mut FleetDecision) {
         return;
     }
     let state = &mut decision.fleet.state;
-    let delay = FAILURE_DELAYS_SECS[(state.failures as usize).min(FAILURE_DELAYS_SECS.len() - 1)];
+    state.not_before = Some(now + pause_after(state.failures));
     state.failures = state.failures.saturating_add(1);
-    state.not_before = Some(now + SignedDuration::from_secs(delay));
+}
+
+fn pause_after(failures: u32) -> SignedDuration {
+    let place = (failures as usize).min(FAILURE_DELAYS_SECS.len() - 1);
+    SignedDuration::from_secs(FAILURE_DELAYS_SECS[place])
 }
 
 /// Keeps the fleet at its least size. What is lost is replaced at once, but not faster than purchases fail.
@@ -403,7 +525,8 @@ fn add_missing(now: Timestamp, kept: &[&(Instance, u32)], min: u32, decision: &m
     match (missing, not_before) {
         (0, _) => {
             let all_joined = kept.iter().all(|(instance, _)| instance.state.joined_at.is_some());
-            if all_joined {
+            // What a backend refused a run stays told until something is bought.
+            if all_joined && (!kept.is_empty() || decision.fleet.state.failures > 0) {
                 decision.fleet.state.failures = 0;
                 decision.fleet.state.not_before = None;
                 decision.fleet.state.status_message = None;

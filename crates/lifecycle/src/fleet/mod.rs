@@ -1,4 +1,4 @@
-//! A fleet: a set of instances and the template for more.
+//! A fleet: a set of instances and the template for more. It buys in rounds (`round.rs`).
 //!
 //! ```text
 //! active ──▶ terminating ──▶ terminated
@@ -6,6 +6,7 @@
 //! ```
 
 mod decide;
+mod round;
 
 pub use decide::{Buyer, Effect, FleetDecision, LaunchPlan, OffersSeen, Purchase, Surroundings, decide};
 

@@ -6,6 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use std::collections::BTreeMap;
 
+use super::purchase::{describe, go_back, is_in_vain, never_came};
 use super::{ContainerNetwork, Instance, Login, host, observe};
 use crate::events::status_changed;
 use crate::launch::{Launch, LaunchStatus};
@@ -222,7 +223,7 @@ fn begin_end(reason: InstanceTerminationReason, message: Option<String>, decisio
     }
 }
 
-fn finish(reason: InstanceTerminationReason, message: Option<String>, decision: &mut InstanceDecision) {
+pub(super) fn finish(reason: InstanceTerminationReason, message: Option<String>, decision: &mut InstanceDecision) {
     begin_end(reason, message, decision);
     decision.instance.status = InstanceStatus::Terminated;
 }
@@ -248,31 +249,20 @@ fn pending(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDec
         decision.effect = Some(Effect::Connect);
         return;
     }
-    if let Some(launch) = around.launch {
-        let state = &mut decision.instance.state;
-        let resources = &launch.state.offer.instance;
-        state.backend = Some(launch.state.backend.clone());
-        state.admins_only = around.admins_only;
-        state.runs_processes = around.runs_processes;
-        state.region = Some(launch.state.offer.region.clone());
-        state.price = Some(launch.state.offer.price);
-        state.instance_type = Some(resources.clone());
-        state.efa_expected = efa_of(&launch.state.offer.backend_data);
-        state.total_blocks = blocks_of(around.blocks, resources.resources.gpus.len(), resources.resources.cpus);
+    let launch = around.launch.filter(|launch| !is_in_vain(launch, &decision.instance));
+    if let Some(launch) = launch {
+        describe(launch, around, decision);
         decision.instance.status = InstanceStatus::Provisioning;
         return;
     }
-    let until = decision.instance.created_at + SignedDuration::from_secs(UNSOLD_SECS);
-    let is_awaited = around.busy_blocks > 0 && decision.instance.launch_id.is_none();
-    if is_awaited && until <= now {
+    let nobody_asked = decision.instance.launch_id.is_none() || around.launch.is_some();
+    let unsold_since =
+        around.launch.and_then(|launch| launch.state.ended_at).unwrap_or(decision.instance.created_at);
+    let until = unsold_since + SignedDuration::from_secs(UNSOLD_SECS);
+    if around.busy_blocks > 0 && nobody_asked && until <= now {
         let message = format!("No backend could be asked for offers for {} min", UNSOLD_SECS / 60);
         finish(InstanceTerminationReason::ProvisioningTimeout, Some(message), decision);
     }
-}
-
-/// The EFA devices that a machine is bought with, where its backend says so.
-fn efa_of(backend_data: &serde_json::Value) -> Option<u32> {
-    backend_data.get("efa_interfaces")?.as_u64().and_then(|count| u32::try_from(count).ok())
 }
 
 /// How many blocks a machine is split into: the number asked for, or one per GPU, or else one per CPU.
@@ -309,11 +299,15 @@ fn provisioning(now: Timestamp, around: &Surroundings<'_>, decision: &mut Instan
         joining(now, around, decision);
         return;
     }
-    let failed = around.launch.filter(|launch| launch.status == LaunchStatus::Failed);
-    if let Some(launch) = failed {
-        let message = launch.state.error.as_ref().map(|error| error.message.clone());
-        finish(InstanceTerminationReason::NoOffers, message, decision);
-        return;
+    if let Some(launch) = around.launch {
+        if is_in_vain(launch, &decision.instance) {
+            go_back(launch, decision);
+            return;
+        }
+        // Another purchase was made meanwhile.
+        if decision.instance.state.facts_of.is_some_and(|known| known != launch.id) {
+            describe(launch, around, decision);
+        }
     }
     match &around.machine {
         MachineSeen::Present(machine) if machine.gone => {
@@ -411,21 +405,6 @@ fn leaving(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDec
             finish(reason, None, decision);
         }
         Leaving::NotYet | Leaving::Failed(_) => send_terminate(now, decision),
-    }
-}
-
-/// Its launch is over, and the machine is not there.
-fn never_came(around: &Surroundings<'_>, decision: &mut InstanceDecision) {
-    let partly = around.launch.and_then(|launch| {
-        let made = launch.state.made?;
-        let is_beyond = decision.instance.launch_index.is_some_and(|index| made <= index);
-        is_beyond.then(|| format!("The backend made only {made} of {} machines", launch.state.count))
-    });
-    if partly.is_some() {
-        finish(InstanceTerminationReason::NoOffers, partly, decision);
-    } else {
-        let message = "The backend does not list the machine that was launched".to_owned();
-        finish(InstanceTerminationReason::Error, Some(message), decision);
     }
 }
 

@@ -1,9 +1,10 @@
 //! An instance: a machine, or its slot in a fleet.
 //!
 //! ```text
-//! pending ──▶ provisioning ──▶ idle ⇄ busy ──▶ terminating ──▶ terminated
-//!    │  has a launch     its agent answers      not wanted, idle too long,       ▲
-//!    └── not wanted, or nobody sells it ───────  vanished or unreachable ────────┘
+//! pending ⇄ provisioning ──▶ idle ⇄ busy ──▶ terminating ──▶ terminated
+//!    │  has a launch,    its agent answers      not wanted, idle too long,       ▲
+//!    │  or it failed                            vanished or unreachable          │
+//!    └── not wanted, or nobody sells it ─────────────────────────────────────────┘
 //! ```
 //!
 //! `terminated` means that the backend says the machine is gone, never that we asked for it. A machine of the user's
@@ -14,6 +15,7 @@ mod devices;
 mod health;
 mod host;
 mod observe;
+mod purchase;
 
 pub use decide::{
     AgentSeen, Effect, InstanceDecision, Leaving, Machine, MachineSeen, Surroundings, blocks_of, decide,
@@ -84,6 +86,10 @@ pub struct InstanceState {
     pub last_processed_at: Option<Timestamp>,
     /// The machine of the user's own that it is. Nobody sold it, and it is joined and left.
     pub host: Option<Host>,
+    /// The purchase that the next fields are about.
+    pub facts_of: Option<LaunchId>,
+    /// The purchase that came to nothing for it, so that another is to be made.
+    pub unsold: Option<LaunchId>,
     /// The kind of backend that sold it.
     pub backend: Option<String>,
     /// Only global admins may use it: its jobs run beside the server's secrets.

@@ -13,6 +13,9 @@ const APPEARANCE_SECS: i64 = 120;
 /// How often a backend that does not answer is asked for the same machines, at most.
 const ATTEMPTS: u32 = 8;
 
+/// How long a backend that says to ask later is asked for the same machines, in seconds.
+const LIMITED_SECS: i64 = 600;
+
 /// What the backend lists of a launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seen {
@@ -46,32 +49,59 @@ pub fn decide(now: Timestamp, launch: &Launch, seen: Seen, consistent_list: bool
     match launch.status {
         LaunchStatus::Wanted if launch.cancelled => decision.launch.status = LaunchStatus::Failed,
         LaunchStatus::Wanted => request(now, &mut decision),
+        LaunchStatus::Requested if launch.state.maybe_heard == 0 => {
+            not_heard(now, seen, consistent_list, &mut decision);
+        }
         LaunchStatus::Requested => await_machines(now, seen, consistent_list, &mut decision),
-        LaunchStatus::Done | LaunchStatus::Failed => {}
+        LaunchStatus::Done | LaunchStatus::Failed => return decision,
     }
-    if !decision.launch.status.is_final() {
-        let next = now + SignedDuration::from_secs(WATCH_SECS);
-        decision.look_again_at = Some(decision.look_again_at.map_or(next, |at| at.min(next)));
+    if decision.launch.status.is_final() {
+        decision.launch.state.ended_at = Some(now);
+    } else {
+        let watch_at = now + SignedDuration::from_secs(WATCH_SECS);
+        decision.look_again_at.get_or_insert(watch_at);
     }
     decision
 }
 
 fn request(now: Timestamp, decision: &mut LaunchDecision) {
+    let state = &mut decision.launch.state;
     decision.launch.status = LaunchStatus::Requested;
-    decision.launch.state.requested_at = Some(now);
-    decision.launch.state.attempts += 1;
+    state.requested_at = Some(now);
+    state.attempts += 1;
+    // Until a refusal is recorded. A crash in between leaves it so.
+    state.maybe_heard += 1;
     decision.effect = Some(Effect::Launch);
 }
 
+/// Nothing can have been made yet, so what was said last is all there is to know.
+fn not_heard(now: Timestamp, seen: Seen, consistent_list: bool, decision: &mut LaunchDecision) {
+    match decision.launch.state.error.as_ref().map(|error| error.verdict) {
+        // A plain refusal leaves nothing behind; that is the backend's promise.
+        Some(Verdict::Refused(_)) => decision.launch.status = LaunchStatus::Failed,
+        Some(Verdict::Later) if decision.launch.cancelled || asked_too_long(now, &decision.launch) => {
+            decision.launch.status = LaunchStatus::Failed;
+        }
+        Some(Verdict::Later) => ask_later(now, decision),
+        Some(Verdict::Unanswered) | None => await_machines(now, seen, consistent_list, decision),
+    }
+}
+
+/// The backend said to ask later: the launch stays as it is, and the backend is spared meanwhile.
+fn ask_later(now: Timestamp, decision: &mut LaunchDecision) {
+    match decision.launch.next_try_at().filter(|at| now < *at) {
+        Some(at) => decision.look_again_at = Some(at),
+        None => request(now, decision),
+    }
+}
+
+fn asked_too_long(now: Timestamp, launch: &Launch) -> bool {
+    launch.state.limited_since.is_some_and(|since| since + SignedDuration::from_secs(LIMITED_SECS) <= now)
+}
+
+/// Some request may have been heard, so what the backend lists decides.
 fn await_machines(now: Timestamp, seen: Seen, consistent_list: bool, decision: &mut LaunchDecision) {
     let state = &decision.launch.state;
-    // A plain refusal leaves nothing behind; that is the backend's promise. It says nothing about an earlier request
-    // whose answer was lost.
-    let refused = state.error.as_ref().is_some_and(|error| matches!(error.verdict, Verdict::Refused(_)));
-    if refused && state.attempts <= 1 {
-        decision.launch.status = LaunchStatus::Failed;
-        return;
-    }
     let Seen::Listed(listed) = seen else { return };
     if listed >= state.count {
         finish(listed, decision);
@@ -86,7 +116,12 @@ fn await_machines(now: Timestamp, seen: Seen, consistent_list: bool, decision: &
         }
         return;
     }
-    let asked_in_vain = refused || decision.launch.cancelled || state.attempts >= ATTEMPTS;
+    let verdict = state.error.as_ref().map(|error| error.verdict);
+    let refused = matches!(verdict, Some(Verdict::Refused(_)));
+    let asked_in_vain = refused
+        || decision.launch.cancelled
+        || state.attempts >= ATTEMPTS
+        || asked_too_long(now, &decision.launch);
     if asked_in_vain {
         if settled_at <= now {
             decision.launch.status = LaunchStatus::Failed;
@@ -95,10 +130,12 @@ fn await_machines(now: Timestamp, seen: Seen, consistent_list: bool, decision: &
     }
     // Nobody knows whether the request was heard, so it is repeated: the token makes that harmless.
     let delay = SignedDuration::from_secs(1 << state.attempts.min(6));
-    if requested_at + delay <= now {
+    let repeat_at = (requested_at + delay).max(decision.launch.next_try_at().unwrap_or(requested_at));
+    if repeat_at <= now {
         request(now, decision);
     } else {
-        decision.look_again_at = Some(requested_at + delay);
+        let watch_at = now + SignedDuration::from_secs(WATCH_SECS);
+        decision.look_again_at = Some(repeat_at.min(watch_at));
     }
 }
 

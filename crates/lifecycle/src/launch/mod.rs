@@ -5,14 +5,16 @@
 //!               │ recorded before the call, so that a lost reply is found again by the token
 //!               └────────▶ failed   nothing of it exists any more
 //! ```
+//!
+//! What follows from a failure is its fleet's business: see `fleet/round.rs`.
 
 mod decide;
 
 pub use decide::{Effect, LaunchDecision, Seen, decide};
 
-use api::ids::{BackendId, FleetId, LaunchId, ProjectId};
+use api::ids::{BackendId, FleetId, InstanceId, LaunchId, ProjectId};
 use api::instances::Offer;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// A launch's row.
@@ -96,6 +98,76 @@ pub struct LaunchState {
     pub error: Option<LaunchError>,
     /// Since when none of its machines is listed.
     pub absent_since: Option<Timestamp>,
+    /// The instances that it was made for, by index.
+    #[serde(default)]
+    pub instances: Vec<InstanceId>,
+    /// How many requests may have been heard, and may have made machines: those whose answer was yes, and those without
+    /// an answer.
+    #[serde(default)]
+    pub maybe_heard: u32,
+    /// How many times the backend said to ask later; those do not count as attempts.
+    #[serde(default)]
+    pub limited: u32,
+    /// When it first said so.
+    #[serde(default)]
+    pub limited_since: Option<Timestamp>,
+    /// When it was over.
+    #[serde(default)]
+    pub ended_at: Option<Timestamp>,
+}
+
+/// The longest pause before a backend that said to ask later is asked again, as a power of two of seconds.
+const MAX_PAUSE_SHIFT: u32 = 6;
+
+impl LaunchState {
+    /// Takes down what the backend answered to the last request.
+    pub fn hear(&mut self, answer: Result<(), LaunchError>) {
+        let error = answer.err();
+        match error.as_ref().map(|error| error.verdict) {
+            Some(Verdict::Refused(_)) => self.maybe_heard = self.maybe_heard.saturating_sub(1),
+            Some(Verdict::Later) => {
+                self.maybe_heard = self.maybe_heard.saturating_sub(1);
+                self.attempts = self.attempts.saturating_sub(1);
+                self.limited = self.limited.saturating_add(1);
+                self.limited_since = self.limited_since.or(error.as_ref().and_then(|error| error.at));
+            }
+            None | Some(Verdict::Unanswered) => {}
+        }
+        self.error = error;
+    }
+
+    /// Where its machines are, or would be: the zone, or else the region.
+    pub fn place(&self) -> &str {
+        self.zone.as_deref().unwrap_or(&self.offer.region)
+    }
+}
+
+impl Launch {
+    /// When a backend that said to ask later is asked again: after longer and longer pauses, and not at the same time
+    /// as other launches that were told so together.
+    pub fn next_try_at(&self) -> Option<Timestamp> {
+        let state = &self.state;
+        let error = state.error.as_ref().filter(|error| error.verdict == Verdict::Later)?;
+        if self.status.is_final() {
+            return None;
+        }
+        let said_at = error.at.max(state.requested_at)?;
+        let half_millis = 500_i64 << state.limited.min(MAX_PAUSE_SHIFT);
+        // The identifier is random; a multiplication spreads it over the number's first bits.
+        let (high, low) = self.id.0.as_u64_pair();
+        let chance = (high ^ low ^ u64::from(state.limited)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 50;
+        let jitter = half_millis * i64::try_from(chance).unwrap_or_default() / (1 << 14);
+        Some(said_at + SignedDuration::from_millis(half_millis + jitter))
+    }
+
+    /// Whether nothing of it can become the machine of that index any more.
+    pub fn is_in_vain_for(&self, index: Option<u32>) -> bool {
+        match self.status {
+            LaunchStatus::Failed => true,
+            LaunchStatus::Done => self.state.made.is_some_and(|made| index.is_some_and(|index| made <= index)),
+            LaunchStatus::Wanted | LaunchStatus::Requested => false,
+        }
+    }
 }
 
 /// What a backend answered that did not sell.

@@ -239,6 +239,11 @@ pub(crate) fn launch(status: LaunchStatus) -> Launch {
             error: None,
             absent_since: None,
             prepared: None,
+            instances: vec![id(200), id(201)],
+            maybe_heard: u32::from(status != LaunchStatus::Wanted),
+            limited: 0,
+            limited_since: None,
+            ended_at: None,
         },
     }
 }

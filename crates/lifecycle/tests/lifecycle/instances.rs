@@ -8,7 +8,7 @@ use lifecycle::instance::{
     AgentSeen, EndOrder, Host, Instance, InstanceDecision, InstanceState, Leaving, Machine, MachineSeen,
     Surroundings, decide, idle_duration_for_job,
 };
-use lifecycle::launch::{Launch, LaunchStatus};
+use lifecycle::launch::{Launch, LaunchState, LaunchStatus};
 
 use crate::fixtures::{at, instance, launch};
 
@@ -157,7 +157,7 @@ fn a_provisioning_instance_ends_with_its_launch_its_machine_or_its_time() {
         launch: Some(launch(LaunchStatus::Failed)),
         ..case(provisioning(), MachineSeen::Absent, silent(None))
     };
-    check(&refused, "terminated, no_offers, disconnect");
+    check(&refused, "pending, disconnect");
     check(&case(provisioning(), gone(), silent(None)), "terminated, error, disconnect");
     // Its time begins when it is asked for, and not when it was first wanted.
     let late = |now, requested_at: Option<i64>| {
@@ -168,6 +168,73 @@ fn a_provisioning_instance_ends_with_its_launch_its_machine_or_its_time() {
     check(&late(10_000, None), "provisioning, connect");
     check(&late(10_000, Some(9_400)), "provisioning, connect");
     check(&late(10_001, Some(9_400)), "terminating, provisioning_timeout, connect");
+}
+
+#[test]
+fn an_instance_whose_purchase_came_to_nothing_waits_for_the_next_one() {
+    let mut bought = in_status(InstanceStatus::Provisioning);
+    bought.state.zone = Some("fake-1a".to_owned());
+    let failed = Launch {
+        state: LaunchState { ended_at: Some(at(9)), ..launch(LaunchStatus::Failed).state },
+        ..launch(LaunchStatus::Failed)
+    };
+    let back =
+        Case { launch: Some(failed.clone()), busy_blocks: 1, ..case(bought, MachineSeen::Absent, silent(None)) };
+    let decision = back.decide();
+    let waiting = decision.instance.clone();
+    assert_eq!((waiting.status, waiting.state.unsold), (InstanceStatus::Pending, Some(failed.id)));
+    assert!(decision.concerns_fleet, "it is to buy the next one");
+    assert_eq!(decision.events, ["Instance status changed PROVISIONING -> PENDING"]);
+    // Nothing is left of what was not had.
+    let state = &waiting.state;
+    assert_eq!((&state.backend, &state.region, &state.zone, &state.instance_type), (&None, &None, &None, &None));
+    // It is not taken for bought, and waits only so long for a fleet that cannot ask.
+    let looked_at = |now, launch: &Launch| Case {
+        now,
+        launch: Some(launch.clone()),
+        busy_blocks: 1,
+        ..case(waiting.clone(), MachineSeen::Absent, silent(None))
+    };
+    check(&looked_at(608, &failed), "pending");
+    check(&looked_at(609, &failed), "terminated, provisioning_timeout, disconnect");
+    let next = Launch { id: crate::fixtures::id(301), ..launch(LaunchStatus::Wanted) };
+    check(&looked_at(10_000, &next), "provisioning");
+    let described = looked_at(10_000, &next).decide().instance.state;
+    assert_eq!((described.facts_of, described.unsold), (Some(next.id), None));
+}
+
+#[test]
+fn an_instance_learns_of_the_next_purchase_even_where_it_never_saw_the_first_fail() {
+    let mut bought = in_status(InstanceStatus::Provisioning);
+    bought.state.facts_of = Some(crate::fixtures::id(299));
+    bought.state.zone = Some("fake-1a".to_owned());
+    let mut next = launch(LaunchStatus::Requested);
+    next.state.offer.price = 7.0;
+    let state =
+        Case { launch: Some(next), ..case(bought, MachineSeen::Absent, silent(None)) }.decide().instance.state;
+    assert_eq!((state.facts_of, state.price, state.zone), (Some(launch(LaunchStatus::Done).id), Some(7.0), None));
+}
+
+#[test]
+fn a_machine_that_was_not_among_those_made_is_bought_elsewhere() {
+    let mut second = instance(1, InstanceStatus::Provisioning);
+    second.launch_index = Some(1);
+    let mut partly = launch(LaunchStatus::Done);
+    partly.state.made = Some(1);
+    let look = |now, second: &Instance, consistent_list| {
+        let case = case(second.clone(), MachineSeen::Absent, silent(None));
+        Case { now, launch: Some(partly.clone()), consistent_list, ..case }
+    };
+    check(&look(10, &second, true), "pending, disconnect");
+    assert_eq!(look(10, &second, true).decide().instance.state.unsold, Some(partly.id));
+    // An old list proves nothing.
+    check(&look(10, &second, false), "provisioning");
+    let seen_absent = look(10, &second, false).decide().instance;
+    check(&look(129, &seen_absent, false), "provisioning");
+    check(&look(130, &seen_absent, false), "pending, disconnect");
+    // What was promised and never came is another matter.
+    let first = instance(0, InstanceStatus::Provisioning);
+    check(&look(10, &first, true), "terminated, error, disconnect");
 }
 
 #[test]
@@ -362,9 +429,8 @@ fn what_a_launch_did_not_make_was_not_sold() {
         Case { launch: Some(partly.clone()), consistent_list: true, ..case }
     };
     check(&look(1), "terminated, error, disconnect");
-    check(&look(2), "terminated, no_offers, disconnect");
-    let why = look(2).decide().instance.state.termination_message;
-    assert_eq!(why.as_deref(), Some("The backend made only 2 of 3 machines"));
+    check(&look(2), "pending, disconnect");
+    assert_eq!(look(2).decide().events[0], "The backend made only 2 of 3 machines, and not this one");
 }
 
 #[test]

@@ -33,17 +33,21 @@ fn requested() -> Launch {
     launch(LaunchStatus::Requested)
 }
 
-fn with_error(kind: &str, verdict: Verdict) -> Launch {
-    let mut launch = requested();
-    launch.state.error = Some(LaunchError {
-        kind: kind.to_owned(),
+/// What the backend answered to the last request, at a time.
+fn answered(mut launch: Launch, verdict: Verdict, now: i64) -> Launch {
+    launch.state.hear(Err(LaunchError {
+        kind: "a kind".to_owned(),
         verdict,
         code: None,
         message: "no".to_owned(),
         zones_with_capacity: vec![],
-        at: Some(at(0)),
-    });
+        at: Some(at(now)),
+    }));
     launch
+}
+
+fn with_error(verdict: Verdict) -> Launch {
+    answered(requested(), verdict, 0)
 }
 
 #[test]
@@ -91,30 +95,115 @@ fn a_lost_reply_is_asked_again_with_longer_pauses() {
 fn a_backend_that_cannot_be_asked_is_no_reason_to_act() {
     for now in [1, 1_000, 1_000_000] {
         check(now, &requested(), Seen::Unknown, "requested");
-        check(now, &with_error("unavailable", Verdict::Unanswered), Seen::Unknown, "requested");
+        check(now, &with_error(Verdict::Unanswered), Seen::Unknown, "requested");
     }
 }
 
 #[test]
 fn a_plain_refusal_is_the_end_and_a_transient_one_is_not() {
     for scope in [Scope::Zone, Scope::Region, Scope::Backend, Scope::Offer] {
-        check(1, &with_error("refused", Verdict::Refused(scope)), Seen::Listed(0), "failed");
-        check(1, &with_error("refused", Verdict::Refused(scope)), Seen::Unknown, "failed");
+        check(1, &with_error(Verdict::Refused(scope)), Seen::Listed(0), "failed");
+        check(1, &with_error(Verdict::Refused(scope)), Seen::Unknown, "failed");
     }
-    check(1, &with_error("unavailable", Verdict::Unanswered), Seen::Listed(0), "requested");
-    check(2, &with_error("rate_limited", Verdict::Later), Seen::Listed(0), "requested, launch");
+    check(1, &with_error(Verdict::Unanswered), Seen::Listed(0), "requested");
+    check(1, &with_error(Verdict::Later), Seen::Listed(0), "requested");
+    check(2, &with_error(Verdict::Later), Seen::Listed(0), "requested, launch");
+    let ended = decide(at(7), &with_error(Verdict::Refused(Scope::Zone)), Seen::Unknown, false).launch;
+    assert_eq!(ended.state.ended_at, Some(at(7)));
 }
 
 #[test]
 fn a_refusal_after_a_lost_reply_is_not_believed_while_machines_are_listed() {
     // The first request may have been heard; its repetition may be refused for another reason.
-    let mut launch = with_error("quota_exceeded", Verdict::Refused(Scope::Region));
+    let mut launch = requested();
     launch.state.attempts = 2;
+    launch.state.maybe_heard = 2;
+    let launch = answered(launch, Verdict::Refused(Scope::Region), 0);
     check(10, &launch, Seen::Listed(2), "done");
     check(10, &launch, Seen::Unknown, "requested");
     check(10, &launch, Seen::Listed(0), "requested");
     check(120, &launch, Seen::Listed(0), "failed");
     check_consistent(10, &launch, Seen::Listed(0), "failed");
+}
+
+#[test]
+fn a_backend_that_says_to_ask_later_is_asked_for_the_same_with_longer_pauses_and_not_for_ever() {
+    let mut launch = with_error(Verdict::Later);
+    let (mut now, mut asked) = (0_i64, 0);
+    let mut longest = 0;
+    while !launch.status.is_final() {
+        // What it lists is of no interest: it answered every time.
+        let decision = decide(at(now), &launch, Seen::Unknown, false);
+        launch = decision.launch;
+        if decision.effect.is_some() {
+            asked += 1;
+            assert_eq!(launch.state.attempts, 1, "those do not count");
+            launch = answered(launch, Verdict::Later, now);
+        } else if let Some(next) = decision.look_again_at {
+            let pause = next.duration_since(at(now)).as_secs() + 1;
+            assert!(pause <= 65, "{pause} s");
+            longest = longest.max(pause);
+            now += pause;
+        }
+    }
+    assert_eq!(launch.status, LaunchStatus::Failed);
+    assert!((600..670).contains(&now), "{now}");
+    assert!((10..30).contains(&asked) && longest > 32, "asked {asked} times, {longest} s at most");
+}
+
+#[test]
+fn launches_that_were_told_to_ask_later_at_once_do_not_ask_at_once_again() {
+    let next_of = |number: u128| {
+        let mut launch = with_error(Verdict::Later);
+        launch.id = crate::fixtures::id(number);
+        launch.state.limited = 5;
+        launch.next_try_at().unwrap().duration_since(at(0)).as_millis()
+    };
+    let mut pauses: Vec<i128> = (300..320).map(next_of).collect();
+    pauses.sort_unstable();
+    pauses.dedup();
+    assert!(pauses.len() > 10, "{pauses:?}");
+    assert!(pauses.iter().all(|pause| (16_000..=32_000).contains(pause)), "{pauses:?}");
+}
+
+#[test]
+fn a_crash_between_the_record_and_the_answer_counts_as_no_answer() {
+    // The record says that it was asked, and nobody wrote down what was said.
+    let launch = decide(at(0), &wanted(), Seen::Unknown, false).launch;
+    assert_eq!(launch.state.maybe_heard, 1);
+    // The next request is refused, which says nothing about the first.
+    let again = decide(at(2), &launch, Seen::Listed(0), false).launch;
+    let refused = answered(again, Verdict::Refused(Scope::Zone), 2);
+    assert_eq!(refused.state.maybe_heard, 1);
+    check(3, &refused, Seen::Listed(0), "requested");
+    check(122, &refused, Seen::Listed(0), "failed");
+    check(3, &refused, Seen::Listed(2), "done");
+    // It is not refused but asked to wait: what is listed still counts.
+    let again = decide(at(2), &launch, Seen::Listed(0), false).launch;
+    let limited = answered(again, Verdict::Later, 2);
+    check(3, &limited, Seen::Listed(2), "done");
+    check(3, &limited, Seen::Listed(0), "requested");
+    check(10, &limited, Seen::Listed(0), "requested, launch");
+    check(605, &limited, Seen::Listed(0), "failed");
+}
+
+#[test]
+fn a_refusal_after_a_yes_does_not_undo_it() {
+    // The list was old, so the backend was asked again; it should have remembered, and refused.
+    let mut accepted = requested();
+    accepted.state.hear(Ok(()));
+    let again = decide(at(2), &accepted, Seen::Listed(0), false).launch;
+    let refused = answered(again, Verdict::Refused(Scope::Zone), 2);
+    check(3, &refused, Seen::Listed(0), "requested");
+    check(3, &refused, Seen::Listed(2), "done");
+}
+
+#[test]
+fn a_refusal_after_being_asked_to_wait_is_the_end_at_once() {
+    let waited = decide(at(5), &with_error(Verdict::Later), Seen::Unknown, false).launch;
+    check(6, &answered(waited, Verdict::Refused(Scope::Zone), 5), Seen::Unknown, "failed");
+    let cancelled = Launch { cancelled: true, ..with_error(Verdict::Later) };
+    check(1, &cancelled, Seen::Unknown, "failed");
 }
 
 #[test]

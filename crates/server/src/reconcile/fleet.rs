@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use api::fleets::FleetStatus;
-use api::ids::{FleetId, InstanceId, RunId};
+use api::ids::{FleetId, InstanceId, LaunchId, RunId};
 use api::instances::InstanceStatus;
 use api::jobs::JobSpec;
 use lifecycle::events::Target;
@@ -21,6 +21,9 @@ use crate::deps::Deps;
 use crate::market::{WaitingJob, offers_of_fleet};
 use crate::offers::Collected;
 
+/// Purchases that came to nothing, of which a fleet remembers so many while it tries others.
+const FAILED_LIMIT: u32 = 2000;
+
 /// Moves one fleet on.
 pub async fn reconcile(deps: &Deps, id: FleetId) -> store::Result<Next> {
     let Some(loaded) = fleets::get(&deps.db, id).await? else { return Ok(None) };
@@ -33,13 +36,20 @@ pub async fn reconcile(deps: &Deps, id: FleetId) -> store::Result<Next> {
     let with_busy: Vec<(Instance, u32)> =
         rows.iter().map(|row| (row.value.clone(), busy.get(&row.value.id).copied().unwrap_or_default())).collect();
     let open: Vec<Launch> = launches::list_open(&deps.db, id).await?.into_iter().map(|row| row.value).collect();
+    let failed = failed_launches(deps, id, &rows).await?;
     let needs = Needs::of(instances::list_unbought_needs(&deps.db, id).await?);
-    let mut around =
-        Surroundings { instances: &with_busy, buyers: &needs.buyers, open_launches: &open, offers: &[] };
+    let mut around = Surroundings {
+        instances: &with_busy,
+        buyers: &needs.buyers,
+        open_launches: &open,
+        failed_launches: &failed,
+        most_offers: deps.settings.most_offers_tried,
+        offers: &[],
+    };
     let now = deps.clock.now();
     let mut decision = decide(now, &loaded.value, &around);
     if decision.effect == Some(Effect::AskOffers) {
-        let offers = ask_offers(deps, &decision, &with_busy, &needs).await?;
+        let offers = ask_offers(deps, &decision, &around, &needs).await?;
         around.offers = &offers;
         decision = decide(now, &loaded.value, &around);
     }
@@ -79,13 +89,13 @@ impl Needs {
 async fn ask_offers(
     deps: &Deps,
     decision: &FleetDecision,
-    instances: &[(Instance, u32)],
+    around: &Surroundings<'_>,
     needs: &Needs,
 ) -> store::Result<Vec<(Buyer, OffersSeen)>> {
     let fleet = &decision.fleet;
     let opened = deps.backends.of_project(&deps.db, fleet.project_id).await?;
-    let there = instances.iter().map(|(instance, _)| instance);
-    let of_fleet = offers_of_fleet(deps, &opened, fleet, there, ANSWER_TIMEOUT).await;
+    let there: Vec<Instance> = around.instances.iter().map(|(instance, _)| unbound(instance, around)).collect();
+    let of_fleet = offers_of_fleet(deps, &opened, fleet, &there, ANSWER_TIMEOUT).await;
     let run_ids: HashSet<RunId> = decision
         .ask_for
         .iter()
@@ -112,6 +122,40 @@ async fn ask_offers(
         (*buyer, seen(of_fleet.kept_for(&job, blocks)))
     });
     Ok(asked.collect())
+}
+
+/// The instance without a purchase that came to nothing.
+fn unbound(instance: &Instance, around: &Surroundings<'_>) -> Instance {
+    let mut instance = instance.clone();
+    let has_failed = around
+        .failed_launches
+        .iter()
+        .any(|launch| Some(launch.id) == instance.launch_id && launch.is_in_vain_for(instance.launch_index));
+    if has_failed {
+        instance.launch_id = None;
+        instance.launch_index = None;
+    }
+    instance
+}
+
+/// What came to nothing for the fleet's instances that have no machines yet.
+async fn failed_launches(deps: &Deps, id: FleetId, rows: &[Versioned<Instance>]) -> store::Result<Vec<Launch>> {
+    let waits = |instance: &&Instance| {
+        let is_early = matches!(instance.status, InstanceStatus::Pending | InstanceStatus::Provisioning);
+        is_early && instance.is_kept() && instance.state.host.is_none()
+    };
+    let waiting: Vec<&Instance> = rows.iter().map(|row| &row.value).filter(waits).collect();
+    let Some(since) = waiting.iter().map(|instance| instance.created_at).min() else { return Ok(vec![]) };
+    let failed = launches::list_failed(&deps.db, id, since, FAILED_LIMIT).await?;
+    let mut failed: Vec<Launch> = failed.into_iter().map(|row| row.value).collect();
+    // What was made only in part is not among the failed ones.
+    let partly: HashSet<LaunchId> = waiting.iter().filter_map(|instance| instance.state.unsold).collect();
+    for launch in partly {
+        if failed.iter().all(|known| known.id != launch) {
+            failed.extend(launches::get(&deps.db, launch).await?.map(|row| row.value));
+        }
+    }
+    Ok(failed)
 }
 
 fn seen(collected: Collected) -> OffersSeen {
@@ -174,7 +218,7 @@ async fn buy(
     rows: &HashMap<InstanceId, &Versioned<Instance>>,
     purchase: &Purchase,
 ) -> store::Result<()> {
-    let Purchase { plan, instances: wanted, least } = purchase;
+    let Purchase { plan, instances: wanted, least, event } = purchase;
     let now = deps.clock.now();
     let count = u32::try_from(wanted.len()).unwrap_or(u32::MAX);
     let launch = Launch {
@@ -198,14 +242,23 @@ async fn buy(
             attempts: 0,
             error: None,
             absent_since: None,
+            instances: wanted.clone(),
+            maybe_heard: 0,
+            limited: 0,
+            limited_since: None,
+            ended_at: None,
         },
     };
     launches::insert(&mut *tx, &launch, now).await?;
+    let mut bought_for = vec![];
     for (index, id) in (0_u32..).zip(wanted) {
         let Some(row) = rows.get(id) else { continue };
         instances::set_launch(&mut *tx, row, launch.id, index, now).await?;
+        bought_for.push(row.value.clone());
     }
-    Ok(())
+    let mut targets = vec![Target::fleet(fleet.project_id, fleet.id, &fleet.name)];
+    targets.extend(record::waiting(tx, bought_for).await?);
+    record::events(deps, tx, std::slice::from_ref(event), &targets).await
 }
 
 async fn add_instances(

@@ -13,7 +13,7 @@ use lifecycle::planted::{self, Bug};
 use store::leases::Table;
 use store::{Versioned, fleets, instances, jobs, launches};
 
-use super::{Next, placement, record, sweep};
+use super::{Next, blocks, record, sweep};
 use crate::agents::{HostSeen, Route};
 use crate::backend_pool::{OpenBackend, answer};
 use crate::deps::Deps;
@@ -70,7 +70,8 @@ async fn surroundings<'a>(
     let capabilities = backend.map(|open| open.backend.capabilities());
     let busy_blocks = instances::list_assignments(&deps.db, instance.id).await?.len();
     // Only a machine that is being made is split, so only then the fleet is asked how.
-    let blocks = if instance.status == InstanceStatus::Pending && launch.is_some() {
+    let is_made = matches!(instance.status, InstanceStatus::Pending | InstanceStatus::Provisioning);
+    let blocks = if is_made && launch.is_some() {
         let fleet = fleets::get(&deps.db, instance.fleet_id).await?;
         fleet.map_or(Some(1), |fleet| match fleet.value.spec.configuration.blocks {
             Blocks::Auto => None,
@@ -136,7 +137,7 @@ async fn save(deps: &Deps, loaded: &Versioned<Instance>, decision: &InstanceDeci
     let mut tx = deps.db.begin().await?;
     instances::save(&mut tx, &Versioned { version: loaded.version, value: instance.clone() }).await?;
     if instance.state.instance_type != loaded.value.state.instance_type {
-        placement::widen(deps, &mut tx, instance).await?;
+        blocks::refit(deps, &mut tx, instance).await?;
     }
     let target = Target::instance(instance.project_id, instance.fleet_id, instance.id, &instance.state.name);
     record::events(deps, &mut tx, &decision.events, &[target]).await?;

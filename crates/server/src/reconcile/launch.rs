@@ -7,7 +7,7 @@ use lifecycle::events::Target;
 use lifecycle::launch::{Effect, Launch, LaunchError, LaunchStatus, Scope, Seen, Verdict, decide};
 use lifecycle::planted::{self, Bug};
 use store::leases::{Table, touch};
-use store::{Versioned, fleets, instances, jobs, launches};
+use store::{Versioned, fleets, instances, launches};
 
 use super::{Next, record};
 use crate::backend_pool::{OpenBackend, answer};
@@ -78,29 +78,15 @@ async fn act(deps: &Deps, launch: &Versioned<Launch>, open: &OpenBackend) -> sto
         Err(error) => (launch.clone(), Err(error)),
     };
     deps.backends.changed(open.id);
-    let error = result.err().map(|error| told(error, deps.clock.now()));
-    let mut answered = launch.clone();
-    answered.value.state.error.clone_from(&error);
     let now = deps.clock.now();
+    let mut answered = launch.clone();
+    answered.value.state.hear(result.map_err(|error| told(error, now)));
     let mut tx = deps.db.begin().await?;
     launches::save(&mut tx, &answered).await?;
     let bought_for = instances::list_by_launch(&mut tx, launch.value.id).await?;
-    if let Some(error) = &error {
-        let name = order.fleet_name.clone();
-        let offer = &launch.value.state.offer;
-        let message = format!(
-            "Launching {} × {} on {} ({}) failed: {}",
-            launch.value.state.count, offer.instance.name, launch.value.state.backend, offer.region, error.message
-        );
-        let mut targets = vec![Target::fleet(launch.value.project_id, launch.value.fleet_id, &name)];
-        for Versioned { value: instance, .. } in &bought_for {
-            let name = &instance.state.name;
-            targets.push(Target::instance(instance.project_id, instance.fleet_id, instance.id, name));
-            // Who follows a run sees why its machines are late.
-            for Versioned { value: job, .. } in jobs::list_active_by_instance(&mut tx, instance.id).await? {
-                targets.push(Target::job(job.project_id, job.run_id, job.id, &job.spec.job_name));
-            }
-        }
+    if let Some(message) = event_of(&answered.value) {
+        let mut targets = vec![Target::fleet(launch.value.project_id, launch.value.fleet_id, &order.fleet_name)];
+        targets.extend(record::waiting(&mut tx, bought_for.iter().map(|row| row.value.clone()).collect()).await?);
         record::events(deps, &mut tx, &[message], &targets).await?;
     }
     for instance in bought_for {
@@ -108,7 +94,50 @@ async fn act(deps: &Deps, launch: &Versioned<Launch>, open: &OpenBackend) -> sto
     }
     tx.commit().await?;
     deps.wake.ring(Table::Instances);
+    deps.wake.tell_watchers();
     Ok(())
+}
+
+/// What users are told of a backend's answer: what was tried where, what the backend said, and what happens next.
+fn event_of(launch: &Launch) -> Option<String> {
+    let state = &launch.state;
+    let error = state.error.as_ref()?;
+    let next = match error.verdict {
+        // Told once: it may say so many times.
+        Verdict::Later if state.limited > 1 => return None,
+        Verdict::Later => match launch.next_try_at() {
+            Some(at) => format!("It is asked again from {} on, with growing pauses", at.strftime("%H:%M:%S UTC")),
+            None => "It is asked again later".to_owned(),
+        },
+        Verdict::Unanswered => "Nobody knows whether it was heard, so the same is asked again".to_owned(),
+        Verdict::Refused(_) if state.maybe_heard > 0 => {
+            "An earlier request may have been heard, so what that one may have made is waited for".to_owned()
+        }
+        Verdict::Refused(scope) => format!("Next: {}", next_after(scope)),
+    };
+    let (count, name, price) = (state.count, &state.offer.instance.name, state.offer.price);
+    let spot = if state.offer.instance.resources.spot { " (spot)" } else { "" };
+    let code = error.code.as_ref().map(|code| format!("{code}: ")).unwrap_or_default();
+    let said: String = error.message.chars().take(MOST_SAID).collect();
+    let said = said.trim_end_matches('.');
+    let (backend, place) = (&state.backend, state.place());
+    Some(format!(
+        "Launching {count} × {name}{spot} on {backend} in {place} for ${price} failed: {code}{said}. {next}"
+    ))
+}
+
+/// How much of what a backend said goes into an event, in characters.
+const MOST_SAID: usize = 500;
+
+fn next_after(scope: Scope) -> &'static str {
+    match scope {
+        Scope::Zone => "the other zones, then other offers",
+        Scope::Network => "the other zones; this one has no addresses left",
+        Scope::Reservation => "other regions; the reservation is used up",
+        Scope::Region => "other types and regions; a quota must be raised for more of this one here",
+        Scope::Offer => "other offers; this one can never be had like this",
+        Scope::Backend => "other backends; this one refuses everything",
+    }
 }
 
 fn told(error: backends::Error, at: Timestamp) -> LaunchError {

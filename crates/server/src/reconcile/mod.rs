@@ -3,6 +3,7 @@
 //! Every reconciler runs the same five steps: load, observe, decide, record, act. Wake-ups carry no data and may be
 //! lost; a slow full pass is the safety net.
 
+mod blocks;
 pub mod fleet;
 mod gang;
 pub mod instance;

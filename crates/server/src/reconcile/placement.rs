@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use lifecycle::events::Target;
 use lifecycle::instance::{Instance, idle_duration_for_job};
 use lifecycle::job::{EndOrder, Job};
-use lifecycle::placement::{Gang, Outcome, Slot, blocks_for, place, profile_of};
+use lifecycle::placement::{Gang, Outcome, Slot, place, profile_of};
 use lifecycle::run::Run;
 use store::leases::Table;
 use store::{Tx, Versioned, fleets, instances, jobs, runs};
@@ -347,48 +347,4 @@ async fn place_job(
     let instance_target = Target::instance(instance.project_id, instance.fleet_id, machine, &instance.state.name);
     record::events(deps, tx, &messages[..1], &[job_target.clone(), instance_target]).await?;
     record::events(deps, tx, &messages[1..], &[job_target]).await
-}
-
-/// Gives the jobs of a machine as many blocks as they need, now that it is known what is bought for them. Until then
-/// each holds the first one, and nobody else is placed on a machine that is not known.
-pub(super) async fn widen(deps: &Deps, tx: &mut Tx, instance: &Instance) -> store::Result<()> {
-    let total = instance.state.total_blocks;
-    let Some(kind) = instance.state.instance_type.as_ref() else { return Ok(()) };
-    for mut row in jobs::list_active_by_instance(&mut *tx, instance.id).await? {
-        if instance.state.admins_only && !is_admins(tx, &row.value).await? {
-            turn_away(deps, tx, &row.value).await?;
-            continue;
-        }
-        let spec = &row.value.spec;
-        // The offer was chosen for the fleet; what it lacks shows in the job, which then has the whole machine.
-        let needed = blocks_for(&spec.requirements, spec.jobs_per_replica > 1, &kind.resources, total);
-        let needed = needed.unwrap_or(total) as usize;
-        let held = row.value.state.blocks.clone();
-        let more: Vec<u32> =
-            (0..total).filter(|block| !held.contains(block)).take(needed.saturating_sub(held.len())).collect();
-        if more.is_empty() {
-            continue;
-        }
-        for block in &more {
-            instances::assign(&mut *tx, instance.id, *block, row.value.id).await?;
-        }
-        row.value.state.blocks.extend(more);
-        jobs::save(&mut *tx, &row).await?;
-        store::leases::touch(&mut *tx, Table::Jobs, row.value.id.0, deps.clock.now()).await?;
-    }
-    Ok(())
-}
-
-async fn is_admins(tx: &mut Tx, job: &Job) -> store::Result<bool> {
-    Ok(runs::get(&mut *tx, job.run_id).await?.is_some_and(|run| run.value.state.user_is_admin))
-}
-
-/// Ends a job before it is given to a machine on which it must not run, whatever led to it.
-async fn turn_away(deps: &Deps, tx: &mut Tx, job: &Job) -> store::Result<()> {
-    let end = EndOrder {
-        reason: JobTerminationReason::FailedToStartDueToNoCapacity,
-        message: Some("The machine is the server's own, which only global admins may use".to_owned()),
-        grace_secs: 0,
-    };
-    jobs::set_end(&mut *tx, job.id, &end, deps.clock.now()).await
 }

@@ -2,8 +2,9 @@
 
 use api::ids::{EventId, InstanceId, RunId};
 use lifecycle::events::{NewEvent, Target};
-use store::Tx;
+use lifecycle::instance::Instance;
 use store::leases::{Table, touch};
+use store::{Tx, Versioned};
 
 use crate::deps::Deps;
 
@@ -19,6 +20,19 @@ pub(super) async fn events(
         store::events::insert(&mut *tx, deps.ids.id::<EventId>(), deps.clock.now(), &event).await?;
     }
     Ok(())
+}
+
+/// Some instances and the jobs that wait for them: whoever follows a run sees why its machines are late.
+pub(super) async fn waiting(tx: &mut Tx, instances: Vec<Instance>) -> store::Result<Vec<Target>> {
+    let mut targets = vec![];
+    for instance in instances {
+        let name = &instance.state.name;
+        targets.push(Target::instance(instance.project_id, instance.fleet_id, instance.id, name));
+        for Versioned { value: job, .. } in store::jobs::list_active_by_instance(&mut *tx, instance.id).await? {
+            targets.push(Target::job(job.project_id, job.run_id, job.id, &job.spec.job_name));
+        }
+    }
+    Ok(targets)
 }
 
 /// Makes a run due.

@@ -8,6 +8,7 @@ use clap::{ArgAction, Parser};
 
 use crate::config::Question;
 use crate::logs::LogLimits;
+use crate::settings::MOST_OFFERS_TRIED;
 use crate::ssh_proxy::ProxyAddress;
 
 /// Start a server.
@@ -141,6 +142,16 @@ pub struct ServerArgs {
     #[arg(long, env = "DSTACK_DEFAULT_EFA_IMAGE", hide = true)]
     pub default_efa_image: Option<String>,
 
+    /// How many offers are tried for the same machines before they are given up
+    #[arg(
+        long,
+        env = "DSTACK_SERVER_MAX_OFFERS_TRIED",
+        default_value_t = MOST_OFFERS_TRIED,
+        value_parser = clap::value_parser!(u32).range(1..),
+        hide = true
+    )]
+    pub max_offers_tried: u32,
+
     /// Backends that exist for tests may be configured
     #[arg(long, env = "DSTACK_TEST_BACKENDS", action = ArgAction::SetTrue, value_parser = flag(), hide = true)]
     pub test_backends: bool,
@@ -220,6 +231,7 @@ mod tests {
         assert_eq!((args.url(3000).as_str(), args.question()), ("http://127.0.0.1:3000", Question::Ask));
         assert_eq!(args.code_upload_limit, 2_097_152);
         assert!(!args.config_disabled && !args.debug);
+        assert_eq!(args.max_offers_tried, 25);
     }
 
     #[test]

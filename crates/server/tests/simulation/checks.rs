@@ -82,6 +82,7 @@ impl World {
         check_gangs(rows)?;
         check_machines(rows, &ledger, &self.known.late)?;
         check_launches(rows, &ledger)?;
+        check_rounds(rows, &ledger, &self.known.late)?;
         let hosts = self.outside.hosts.lock().unwrap();
         check_tasks(rows, &hosts.book)?;
         check_machines_suit(rows, &hosts.book)?;
@@ -148,6 +149,16 @@ impl World {
 
     fn tell_changes(&self, old: &Rows) {
         let new = &self.known.rows;
+        for launch in new.launches.values() {
+            let before = old.launches.get(&launch.id).map(|known| known.status);
+            if before != Some(launch.status) {
+                let error = launch.state.error.as_ref().map_or("", |error| &error.kind);
+                let (count, place) = (launch.state.count, launch.state.place());
+                let name = &launch.state.offer.instance.name;
+                self.say(format_args!("  {count} × {name} in {place}: {} {error}", launch.status.as_str()));
+                self.count_launch(launch, new);
+            }
+        }
         for run in &new.runs {
             let before = old.runs.iter().find(|known| known.id == run.id).map(|known| known.status);
             if before != Some(run.status) {
@@ -172,6 +183,20 @@ impl World {
                 let why = instance.state.termination_reason.map_or("", |reason| reason.as_str());
                 self.say(format_args!("  {}: {} {why}", instance.state.name, instance.status.as_str()));
             }
+        }
+    }
+
+    fn count_launch(&self, launch: &Launch, rows: &Rows) {
+        if launch.status != LaunchStatus::Done {
+            return;
+        }
+        let is_same = |other: &&Launch| {
+            let mut of_both = launch.state.instances.iter().filter(|it| other.state.instances.contains(it));
+            other.status == LaunchStatus::Failed && of_both.next().is_some()
+        };
+        for failed in rows.launches.values().filter(is_same) {
+            let same_type = failed.state.offer.instance.name == launch.state.offer.instance.name;
+            self.outside.trace.mark(if same_type { "bought in another zone" } else { "bought another offer" });
         }
     }
 
@@ -330,6 +355,24 @@ fn check_launches(rows: &Rows, ledger: &Ledger) -> Verdict {
         let distinct: BTreeSet<_> = made.iter().collect();
         must!(distinct.len() == made.len(), "launch {id} was made twice");
         must!(made.len() <= seen.order.count as usize, "launch {id} made more machines than were wanted");
+        let half = !made.is_empty() && made.len() < seen.order.least as usize;
+        must!(!half, "launch {id} made {} machines, and less than {} are of no use", made.len(), seen.order.least);
+    }
+    Ok(())
+}
+
+/// What came to nothing left nothing behind, unless it arrived when nobody waited for it any more. An instance that is
+/// not bought says so.
+fn check_rounds(rows: &Rows, ledger: &Ledger, late: &BTreeSet<LaunchId>) -> Verdict {
+    for launch in rows.launches.values().filter(|launch| launch.status == LaunchStatus::Failed) {
+        let is_late = late.contains(&launch.id);
+        let living = ledger.living().filter(|machine| machine.key.launch_id == launch.id).count();
+        must!(is_late || living == 0, "launch {} failed, and {living} machines of it live", launch.id);
+    }
+    for instance in rows.instances.iter().filter(|instance| instance.status == InstanceStatus::Pending) {
+        let state = &instance.state;
+        let has_facts = state.instance_type.is_some() || state.provider_id.is_some() || state.zone.is_some();
+        must!(!has_facts, "{} is not bought, and says where it is", state.name);
     }
     Ok(())
 }

@@ -34,11 +34,15 @@ pub(crate) fn open(seed: u64, control: &Arc<Control>, clock: &Clock, trace: &Tra
     setup.capabilities.consistent_list = rng.random_bool(0.4);
     setup.capabilities.provisioning_timeout_secs = 120;
     setup.capabilities.admins_only = rng.random_bool(0.1);
+    setup.gives_hints = rng.random_bool(0.5);
     let cloud = FakeCloud::new(setup);
     if rng.random_bool(0.35) {
         for zone in ["fake-1a", "fake-1b"] {
-            cloud.set_capacity("small", Some(zone), Some(rng.random_range(2..7)));
+            cloud.set_capacity("small", Some(zone), Some(rng.random_range(0..7)));
         }
+    }
+    if rng.random_bool(0.1) {
+        cloud.end_on_arrival("fake-1a", Some("Server.InsufficientInstanceCapacity"));
     }
     cloud.set_plan(Plan {
         control: control.clone(),
@@ -47,6 +51,7 @@ pub(crate) fn open(seed: u64, control: &Arc<Control>, clock: &Clock, trace: &Tra
         rng,
         omitted: BTreeMap::new(),
         silent_until: clock.now(),
+        limited_until: clock.now(),
         late: late.clone(),
     });
     (cloud, late)
@@ -62,6 +67,8 @@ struct Plan {
     omitted: BTreeMap<MachineKey, (Timestamp, Timestamp)>,
     /// The cloud does not answer at all before this.
     silent_until: Timestamp,
+    /// The cloud asks for patience with every launch before this.
+    limited_until: Timestamp,
     late: Late,
 }
 
@@ -121,14 +128,24 @@ impl FaultPlan for Plan {
             self.trace.mark("cloud silent");
             return Refuse(ErrorKind::Unavailable);
         }
+        if now < self.limited_until && matches!(call, Call::Launch(_)) {
+            self.trace.mark("launch: rate limited for a while");
+            return Refuse(ErrorKind::RateLimited);
+        }
+        if self.rng.random_bool(0.01) {
+            self.limited_until = now + SignedDuration::from_secs(self.rng.random_range(5..120));
+        }
         if self.rng.random_bool(0.004) {
             self.silent_until = now + SignedDuration::from_secs(self.rng.random_range(5..200));
         }
         match call {
             Call::Offers => self.some_fault(&[(0.05, Refuse(ErrorKind::Unavailable), "offers unknown")]),
             Call::Launch(_) => self.some_fault(&[
-                (0.05, Refuse(ErrorKind::NoCapacity), "launch: no capacity"),
+                (0.10, Refuse(ErrorKind::NoCapacity), "launch: no capacity"),
                 (0.03, Refuse(ErrorKind::QuotaExceeded), "launch: quota"),
+                (0.03, Refuse(ErrorKind::NoAddresses), "launch: no addresses"),
+                (0.02, Refuse(ErrorKind::InvalidRequest), "launch: invalid"),
+                (0.01, Refuse(ErrorKind::PermissionDenied), "launch: not permitted"),
                 (0.08, Refuse(ErrorKind::RateLimited), "launch: rate limited"),
                 (0.08, Refuse(ErrorKind::Unavailable), "launch: lost before its effect"),
                 (0.15, LoseReply, "launch: lost after its effect"),

@@ -13,6 +13,7 @@ mod drive;
 mod ending;
 mod hosts;
 mod interruption;
+mod rounds;
 mod seeds;
 mod steps;
 mod trace;
@@ -33,6 +34,8 @@ fn nothing_is_lost_doubled_or_left_behind() {
         "agent: away for long",
         "agent: connection broken",
         "agent: forgets its tasks",
+        "bought another offer",
+        "bought in another zone",
         "cloud silent",
         "crash",
         "crash after a cloud's effect",
@@ -46,9 +49,13 @@ fn nothing_is_lost_doubled_or_left_behind() {
         "launch: arrives late",
         "launch: lost after its effect",
         "launch: lost before its effect",
+        "launch: invalid",
+        "launch: no addresses",
         "launch: no capacity",
+        "launch: not permitted",
         "launch: quota",
         "launch: rate limited",
+        "launch: rate limited for a while",
         "list: a machine left out",
         "list: no answer",
         "list: stale",

@@ -27,7 +27,7 @@ impl World {
         self.add_fleet(singles).await;
     }
 
-    async fn add_fleet(&mut self, keys: Value) {
+    pub(crate) async fn add_fleet(&mut self, keys: Value) {
         let user_is_admin = self.rng.random_bool(0.9);
         let deps = &self.server.deps;
         let name = format!("fleet{}", self.fleets.len());
@@ -108,6 +108,13 @@ impl World {
     pub(crate) async fn submit_run(&mut self) {
         let (nodes, configuration) = self.some_task();
         self.submit(nodes, configuration).await;
+    }
+
+    /// A run of that many nodes, which suits every machine.
+    pub(crate) async fn submit_gang(&mut self, nodes: u32) {
+        let resources = json!({"cpu": "2..", "memory": "1GB..", "disk": null});
+        let task = json!({"type": "task", "commands": ["true"], "image": "ubuntu", "nodes": nodes, "resources": resources});
+        self.submit(nodes, task).await;
     }
 
     /// Submits a task of so many nodes.

@@ -3,6 +3,7 @@
 use api::ids::{FleetId, InstanceId, JobId, ProjectId};
 use api::instances::{InstanceStatus, InstanceTerminationReason};
 use lifecycle::instance::{EndOrder, Instance};
+use lifecycle::launch::LaunchStatus;
 use store::instances::{self, InstanceFilter};
 use store::leases::{self, Table};
 use store::{Db, Error, Versioned, jobs, launches};
@@ -213,6 +214,17 @@ async fn what_is_not_bought_yet_knows_its_run(db: Db) {
     }
     let needs = instances::list_unbought_needs(&db, fleet).await.unwrap();
     assert_eq!(needs, [(wanted.id, waiting.run_id, waiting.spec.clone())]);
+    // What came to nothing is to be bought again, whether its instance knows it yet or not.
+    let mut row = launches::get(&db, purchase.id).await.unwrap().unwrap();
+    row.value.status = LaunchStatus::Failed;
+    launches::save(&db, &row).await.unwrap();
+    for status in [InstanceStatus::Pending, InstanceStatus::Provisioning] {
+        let mut row = instances::get(&db, bought.id).await.unwrap().unwrap();
+        row.value.status = status;
+        instances::save(&db, &row).await.unwrap();
+        let needs = instances::list_unbought_needs(&db, fleet).await.unwrap();
+        assert_eq!(needs.iter().map(|need| need.0).collect::<Vec<_>>(), [wanted.id, bought.id]);
+    }
     assert_eq!(instances::list_unbought_needs(&db, id()).await.unwrap(), []);
     let index = bought.launch_index;
     let machines = instances::list_machines_by_backend(&db, purchase.backend_id).await.unwrap();

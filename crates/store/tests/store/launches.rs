@@ -11,6 +11,7 @@ use crate::rows::launch;
 on_every_engine! {
     a_launch_is_kept_as_it_was_made
     open_launches_come_by_age
+    what_came_to_nothing_since_a_time_comes_by_age
     an_overtaken_save_is_refused
     a_cancelled_launch_is_due_once
 }
@@ -34,6 +35,23 @@ async fn open_launches_come_by_age(db: Db) {
     let open: Vec<Launch> =
         launches::list_open(&db, fleet).await.unwrap().into_iter().map(|row| row.value).collect();
     assert_eq!(open, [old, new]);
+}
+
+async fn what_came_to_nothing_since_a_time_comes_by_age(db: Db) {
+    let fleet: FleetId = id();
+    let failed = |created: i64| Launch { status: LaunchStatus::Failed, ..launch(fleet, created) };
+    let (old, first, second) = (failed(0), failed(5), failed(7));
+    let elsewhere = Launch { status: LaunchStatus::Failed, ..launch(id(), 6) };
+    for one in [&second, &old, &first, &elsewhere, &launch(fleet, 6)] {
+        launches::insert(&db, one, at(0)).await.unwrap();
+    }
+    let since = async |secs: i64, limit: u32| -> Vec<Launch> {
+        let rows = launches::list_failed(&db, fleet, at(secs), limit).await.unwrap();
+        rows.into_iter().map(|row| row.value).collect()
+    };
+    assert_eq!(since(5, 10).await, [first.clone(), second.clone()]);
+    assert_eq!(since(0, 2).await, [first, second.clone()], "the newest");
+    assert_eq!(since(6, 10).await, [second]);
 }
 
 async fn an_overtaken_save_is_refused(db: Db) {

@@ -1,0 +1,184 @@
+//! A round of buying: what was tried for some instances, what follows from it, and what is left to try.
+//!
+//! A round begins with the first purchase for instances that have no machines. When a purchase comes to nothing they
+//! have none again, and the next offer is tried at once: the next zone, or else the next dearer offer. The round ends
+//! with machines, or when nothing is left. The next one has new instances, so nothing of this one is remembered.
+
+use std::collections::HashSet;
+
+use api::ids::{InstanceId, LaunchId};
+
+use super::LaunchPlan;
+use crate::instance::Instance;
+use crate::launch::{Launch, LaunchStatus, Scope, Verdict};
+
+/// How many different refusals are told in one message.
+const MAX_TOLD: usize = 6;
+
+/// How long what a backend said may be in a message, in characters.
+const MAX_SAID: usize = 200;
+
+/// What was tried for some instances that have no machines.
+#[derive(Debug)]
+pub(super) struct Round<'a> {
+    /// Oldest first.
+    tried: Vec<&'a Launch>,
+}
+
+/// What is an offer for people: a type at a place, for that kind of price.
+type OfferKey<'a> = (api::ids::BackendId, &'a str, &'a str, bool);
+
+impl<'a> Round<'a> {
+    /// The round of those instances, from the purchases that came to nothing.
+    pub(super) fn of(failed: &'a [Launch], instances: &[&Instance]) -> Round<'a> {
+        let ids: HashSet<InstanceId> = instances.iter().map(|instance| instance.id).collect();
+        let bound: HashSet<LaunchId> = instances.iter().filter_map(|instance| instance.launch_id).collect();
+        let is_theirs = |launch: &&Launch| {
+            bound.contains(&launch.id) || launch.state.instances.iter().any(|instance| ids.contains(instance))
+        };
+        let mut tried: Vec<&Launch> = failed.iter().filter(is_theirs).collect();
+        tried.sort_by_key(|launch| (launch.created_at, launch.id));
+        Round { tried }
+    }
+
+    /// Whether something was tried.
+    pub(super) fn has_begun(&self) -> bool {
+        !self.tried.is_empty()
+    }
+
+    /// How many offers were tried. All zones of one offer count as one.
+    pub(super) fn offers_tried(&self) -> usize {
+        self.tried.iter().map(|launch| key_of(launch)).collect::<HashSet<_>>().len()
+    }
+
+    /// The next purchase to make: of what nothing speaks against, the cheapest. Among those of one price a zone that
+    /// its backend says has room comes first, then the type that was tried last, then its region.
+    pub(super) fn next<'p>(&self, plans: &'p [LaunchPlan], most_offers: u32) -> Option<&'p LaunchPlan> {
+        let known: HashSet<OfferKey<'_>> = self.tried.iter().map(|launch| key_of(launch)).collect();
+        let is_full = known.len() >= most_offers as usize;
+        let left = |plan: &&LaunchPlan| {
+            let is_known = known.contains(&key_of_plan(plan));
+            (is_known || !is_full) && !self.tried.iter().any(|launch| excludes(launch, plan))
+        };
+        let left: Vec<&LaunchPlan> = plans.iter().filter(left).collect();
+        let price = left.first()?.offer.price;
+        let of_one_price = left.into_iter().take_while(|plan| plan.offer.price <= price);
+        let last = self.tried.last().map(|launch| key_of(launch));
+        // The first of equals.
+        of_one_price.min_by_key(|plan| {
+            let key = key_of_plan(plan);
+            let same_region = last.is_some_and(|last| (last.0, last.2) == (key.0, key.2));
+            (!self.is_hinted(plan), last != Some(key), !same_region)
+        })
+    }
+
+    /// Whether a backend said that the plan's zone has what is wanted.
+    fn is_hinted(&self, plan: &LaunchPlan) -> bool {
+        let key = key_of_plan(plan);
+        let errors = self.tried.iter().filter(|launch| key_of(launch) == key);
+        let mut hints = errors.filter_map(|launch| launch.state.error.as_ref());
+        plan.zone.as_ref().is_some_and(|zone| hints.any(|error| error.zones_with_capacity.contains(zone)))
+    }
+
+    /// What was tried and why it came to nothing, in one sentence.
+    pub(super) fn summary(&self, most_offers: u32) -> String {
+        let offers = self.offers_tried();
+        let plural = if offers == 1 { "" } else { "s" };
+        let mut told: Vec<(String, Vec<&str>)> = vec![];
+        for launch in &self.tried {
+            let words = format!("{}{}", spot(launch), refusal(launch));
+            let key = format!("{} in %: {words}", launch.state.offer.instance.name);
+            match told.iter_mut().find(|(known, _)| *known == key) {
+                Some((_, places)) if places.contains(&launch.state.place()) => {}
+                Some((_, places)) => places.push(launch.state.place()),
+                None => told.push((key, vec![launch.state.place()])),
+            }
+        }
+        let more = told.len().saturating_sub(MAX_TOLD);
+        let lines: Vec<String> =
+            told.iter().take(MAX_TOLD).map(|(key, places)| key.replacen('%', &places.join(", "), 1)).collect();
+        let mut summary = format!("Tried {offers} offer{plural} in vain: {}", lines.join("; "));
+        if more > 0 {
+            summary.push_str(&format!("; and {more} more"));
+        }
+        if offers >= most_offers as usize {
+            summary.push_str(&format!(". No more than {most_offers} offers are tried in a row"));
+        }
+        summary
+    }
+
+    /// The backend that refused everything, and its words.
+    pub(super) fn refused_by(&self) -> Option<String> {
+        let of_backend = |launch: &&&Launch| verdict_of(launch) == Some(Verdict::Refused(Scope::Backend));
+        let launch = self.tried.iter().find(of_backend)?;
+        Some(format!("`{}` refuses to sell: {}", launch.state.backend, refusal(launch)))
+    }
+}
+
+fn key_of(launch: &Launch) -> OfferKey<'_> {
+    let offer = &launch.state.offer;
+    (launch.backend_id, &offer.instance.name, &offer.region, offer.instance.resources.spot)
+}
+
+fn key_of_plan(plan: &LaunchPlan) -> OfferKey<'_> {
+    let offer = &plan.offer;
+    (plan.backend_id, &offer.instance.name, &offer.region, offer.instance.resources.spot)
+}
+
+fn verdict_of(launch: &Launch) -> Option<Verdict> {
+    launch.state.error.as_ref().map(|error| error.verdict)
+}
+
+/// Whether a purchase that came to nothing says that this one would too.
+fn excludes(launch: &Launch, plan: &LaunchPlan) -> bool {
+    if launch.backend_id != plan.backend_id {
+        return false;
+    }
+    let same_offer = key_of(launch) == key_of_plan(plan);
+    let same_region = launch.state.offer.region == plan.offer.region;
+    let same_zone = launch.state.zone.is_none() || launch.state.zone == plan.zone;
+    match verdict_of(launch) {
+        // No error: only some of its machines were made, or none of those that were promised came.
+        None | Some(Verdict::Refused(Scope::Zone)) => same_offer && same_zone,
+        Some(Verdict::Refused(Scope::Network)) => {
+            let names_a_zone = launch.state.zone.is_some();
+            same_region && same_zone && (names_a_zone || same_offer)
+        }
+        Some(Verdict::Refused(Scope::Offer)) => same_offer,
+        Some(Verdict::Refused(Scope::Region)) => {
+            same_offer || (same_region && is_no_smaller_relative(launch, plan))
+        }
+        // A reservation is in one region. A backend that does not answer, or asks for patience for ever, does so there.
+        Some(Verdict::Refused(Scope::Reservation) | Verdict::Later | Verdict::Unanswered) => same_region,
+        Some(Verdict::Refused(Scope::Backend)) => true,
+    }
+}
+
+/// Whether the plan's type counts against the same quota and needs no less of it. The families of a cloud's types are
+/// told by the beginning of their names.
+fn is_no_smaller_relative(launch: &Launch, plan: &LaunchPlan) -> bool {
+    let (tried, next) = (&launch.state.offer.instance, &plan.offer.instance);
+    let family = |name: &str| name.split_once('.').map_or(name, |(family, _)| family).to_owned();
+    family(&tried.name) == family(&next.name)
+        && tried.resources.spot == next.resources.spot
+        && tried.resources.cpus <= next.resources.cpus
+}
+
+fn spot(launch: &Launch) -> &'static str {
+    if launch.state.offer.instance.resources.spot { "spot, " } else { "" }
+}
+
+/// Why a purchase came to nothing, in a few words.
+fn refusal(launch: &Launch) -> String {
+    let Some(error) = &launch.state.error else {
+        return match (launch.status, launch.state.made) {
+            (LaunchStatus::Done, Some(made)) => format!("only {made} of {} were made", launch.state.count),
+            _ if launch.cancelled => "nobody wanted it any more".to_owned(),
+            _ => "the machines never came".to_owned(),
+        };
+    };
+    let word = error.word();
+    let said: String = error.message.chars().take(MAX_SAID).collect();
+    let cut = if said.len() < error.message.len() { "…" } else { "" };
+    format!("{word} ({said}{cut})")
+}
