@@ -7,6 +7,7 @@
 mod count;
 mod docker;
 mod ec2_clients;
+pub(crate) mod ec2_hosts;
 mod hosts;
 mod images;
 mod official_client;
@@ -176,6 +177,7 @@ fn prepare(sandbox: &Sandbox, prepared: &mut Prepared) {
     prepared.add("PostgreSQL", postgres::prepare(sandbox));
     prepared.add("Docker", docker::prepare(sandbox));
     prepared.add("the hosts", hosts::prepare(sandbox));
+    prepared.add("hosts of EC2", ec2_hosts::prepare(sandbox));
     prepared.add("the official client", official_client::prepare());
     prepared.add("OpenSSH", openssh::prepare());
     prepared.add("clients of EC2", ec2_clients::prepare());

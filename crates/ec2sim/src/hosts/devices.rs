@@ -14,6 +14,9 @@ use crate::machines::{Machine, MachineGpus};
 /// The driver of the GPUs, and the newest CUDA that it runs.
 const DRIVER: (&str, &str) = ("550.127.05", "12.4");
 
+/// The kernel's modules for the devices, with their versions.
+const MODULES: [(&str, &str); 3] = [("efa", "2.12.1g"), ("mlx5_core", "5.0-0"), ("nvidia", DRIVER.0)];
+
 /// The bus of the first GPU, and of the first network device beside it.
 const FIRST_BUSES: (usize, usize) = (0x53, 0x4f);
 
@@ -147,8 +150,15 @@ impl Devices {
 
     /// Writes what the kernel tells of the devices, to lie over what it tells on this machine.
     pub(super) fn write_sysfs(&self, root: &Path, machine: &Machine) -> io::Result<()> {
-        for folder in ["bus/pci/devices", "bus/pci/drivers", "class", "devices/pci0000:00"] {
+        for folder in ["bus/pci/devices", "bus/pci/drivers", "class", "devices/pci0000:00", "module"] {
             fs::create_dir_all(root.join(folder))?;
+        }
+        // Only what has devices here is loaded.
+        for (driver, version) in MODULES {
+            if self.pci.iter().any(|device| device.driver == driver) {
+                fs::create_dir_all(root.join("module").join(driver))?;
+                fs::write(root.join("module").join(driver).join("version"), format!("{version}\n"))?;
+            }
         }
         for device in &self.pci {
             write_device(root, device)?;

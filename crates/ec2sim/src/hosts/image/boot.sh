@@ -16,6 +16,8 @@ done
 
 # Docker's command line and engine do not agree on how to ask for it.
 ip link set eth0 address "$mac"
+# Whoever has heard of another one is told, and told again, for the first word may come too soon to be taken.
+setsid busybox arping -q -U -c 4 -I eth0 "$private_ip" < /dev/null > /dev/null 2>&1 &
 
 # The way out that every host of EC2 knows. Nothing answers there.
 ip route replace default via "$gateway"
@@ -50,7 +52,7 @@ while read -r device; do
 done < "$host/devices"
 
 # What the kernel would tell of them lies over what it tells.
-for part in bus class devices; do
+for part in bus class devices module; do
     mount -t overlay overlay -o "lowerdir=$host/sys/$part:/sys/$part" "/sys/$part"
 done
 
@@ -67,7 +69,6 @@ if ! [ -e /var/lib/ec2sim/is-set-up ]; then
         install -m 755 "$host/nvidia-hook" /usr/bin/nvidia-container-runtime-hook
         install -D -m 644 "$host/gpus" /etc/nvidia/gpus
     fi
-    ln -sf /dev/null /etc/systemd/system/cloud-init-local.service
     if [ "$has_ssh" = no ]; then
         ln -sf /dev/null /etc/systemd/system/ssh.service
         ln -sf /dev/null /etc/systemd/system/ssh.socket
