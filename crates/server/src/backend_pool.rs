@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::ids::{BackendId, ProjectId};
-use backends::{Backend, BackendOffer, Machine, OffersWanted, OpenContext};
+use backends::{Backend, BackendConfig, BackendOffer, Machine, OffersWanted, OpenContext};
 use jiff::SignedDuration;
 use store::Db;
 use store::backends::BackendRow;
@@ -105,6 +105,12 @@ impl BackendPool {
         let backend = backends::open(&backends::parse_config(&config)?, &self.context, row.id)?;
         opened.insert(row.id, (row.sealed_config.clone(), backend.clone()));
         Ok(backend)
+    }
+
+    /// Whether a backend can be used as it is configured, or what is missing.
+    pub async fn check(&self, config: &BackendConfig, id: BackendId) -> backends::Result<()> {
+        let backend = backends::open(config, &self.context, id)?;
+        answer(backend.check()).await
     }
 
     /// What a backend lists, not older than half a second; none if it does not answer.

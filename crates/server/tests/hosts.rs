@@ -351,6 +351,8 @@ impl Site {
             server: self.server,
             address: Some("127.0.0.1".to_owned()),
             cloud: None,
+            first_start: None,
+            known_keys: BTreeMap::new(),
             env: BTreeMap::from([("TOKEN".to_owned(), "it's $HOME\nand more".to_owned())]),
             others: BTreeSet::new(),
             was_joined: false,

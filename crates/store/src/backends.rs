@@ -137,6 +137,12 @@ pub async fn is_in_use(mut db: impl Executor, id: BackendId) -> Result<bool> {
     row.map_or(Ok(false), |row| row.truth(0))
 }
 
+/// Forgets a backend that is not wanted again meanwhile, and its credentials.
+pub async fn delete_drained(mut db: impl Executor, id: BackendId) -> Result<()> {
+    db.execute("DELETE FROM backends WHERE id = $1 AND draining = 1", values![id]).await?;
+    Ok(())
+}
+
 /// Forgets a backend and its credentials.
 pub async fn delete(mut db: impl Executor, id: BackendId) -> Result<()> {
     db.execute("DELETE FROM backends WHERE id = $1", values![id]).await?;

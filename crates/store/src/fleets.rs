@@ -101,6 +101,13 @@ pub async fn list(mut db: impl Executor, filter: &FleetFilter) -> Result<Vec<Ver
     fleets(&db.rows_of(sql, values).await?)
 }
 
+/// The fleets that still may have machines.
+pub async fn list_living(mut db: impl Executor) -> Result<Vec<FleetId>> {
+    let rows =
+        db.rows("SELECT id FROM fleets WHERE status NOT IN ('terminated', 'failed') ORDER BY id", vec![]).await?;
+    rows.iter().map(|row| row.id(0)).collect()
+}
+
 /// Adds a fleet, due now. `Taken` if the name is.
 pub async fn insert(mut db: impl Executor, fleet: &Fleet, now: Timestamp) -> Result<()> {
     db.execute(

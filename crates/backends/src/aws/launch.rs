@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use aws_config::retry::RetryConfig;
 use aws_sdk_ec2::error::ProvideErrorMetadata;
 use aws_sdk_ec2::operation::run_instances::builders::RunInstancesFluentBuilder;
 use aws_sdk_ec2::types::{
@@ -105,7 +106,10 @@ async fn run(
 ) -> Result<Vec<Sighting>> {
     let deadline = tokio::time::Instant::now() + UNSEEN;
     loop {
-        let error = match request(ec2, order, prepared, part).send().await {
+        // Asked once: a lack of capacity is an error of the server to the SDK, which would try again and again. Who
+        // records launches repeats them, and tells of it.
+        let once = aws_sdk_ec2::config::Builder::new().retry_config(RetryConfig::disabled());
+        let error = match request(ec2, order, prepared, part).customize().config_override(once).send().await {
             Ok(answer) => {
                 let instances = answer.instances();
                 return Ok(instances.iter().filter_map(|instance| sighting(instance, &prepared.region)).collect());

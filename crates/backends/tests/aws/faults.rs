@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use backends::{Backend as _, ErrorKind, MachineState};
+use backends::{ErrorKind, MachineState};
 use ec2sim::{Kind, Settings};
 use serde_json::json;
 
@@ -46,7 +46,7 @@ async fn codes_become_classes() {
         let status = if code == "RequestLimitExceeded" { 503 } else { 400 };
         rig.control(
             "faults",
-            json!({ "action": "RunInstances", "times": 3, "what": "error_before", "code": code,
+            json!({ "action": "RunInstances", "times": 1, "what": "error_before", "code": code,
             "message": "so it is", "status": status }),
         );
         let error = rig.launch(rig.order(number, 2).await).await.unwrap_err();
@@ -62,7 +62,7 @@ async fn an_effect_whose_error_lies_is_found_again() {
     let rig = Rig::private().await;
     rig.control(
         "faults",
-        json!({ "action": "RunInstances", "times": 3, "what": "error_after",
+        json!({ "action": "RunInstances", "times": 1, "what": "error_after",
         "code": "InternalError", "message": "oh", "status": 500 }),
     );
     let mut order = rig.order(1, 2).await;

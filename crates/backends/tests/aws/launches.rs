@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use backends::{AgentAccess, Backend as _, Living, MachineState, OffersWanted};
+use backends::{AgentAccess, Living, MachineState, OffersWanted};
 use ec2sim::{Kind, Settings};
 use serde_json::{Value, json};
 
@@ -33,7 +33,7 @@ async fn a_gang_is_one_call_and_leaves_nothing() {
 #[tokio::test]
 async fn the_same_launch_again_makes_nothing_more() {
     let rig = Rig::private().await;
-    rig.control("faults", json!({ "action": "RunInstances", "times": 3, "what": "lost_reply" }));
+    rig.control("faults", json!({ "action": "RunInstances", "times": 1, "what": "lost_reply" }));
     let mut order = rig.order(1, 2).await;
     order.prepared = rig.backend.prepare(&order).await.unwrap();
     let lost = rig.backend.launch(&order).await.unwrap_err();
@@ -56,8 +56,8 @@ async fn every_type_with_efa_gets_a_layout_that_is_taken() {
     let mut settings = Settings::immediate();
     settings.throttle = false;
     let rig = Rig::with(json!({ "public_ips": false, "vpc_name": "my-vpc" }), settings).await;
-    let some =
-        rig.offer("p5.48xlarge", &OffersWanted { nodes: 1, cluster: true, ..OffersWanted::default() }).await;
+    let wanted = OffersWanted { nodes: 1, cluster: true, spot: Some(false), reservation: None };
+    let some = rig.offer("p5.48xlarge", &wanted).await;
     let mut tried = 0;
     for (number, (name, zone)) in (1..).zip(efa_types()) {
         let mut offer = some.clone();
@@ -103,9 +103,9 @@ async fn machines_with_many_interfaces_get_a_public_address_and_give_it_back() {
         ..Living::default()
     };
     assert_eq!(rig.backend.tidy(&living).await.unwrap(), Vec::<String>::new());
-    assert_eq!(rig.sim.count_alive(Kind::Address), 2);
+    assert_eq!(rig.sim.count_alive(Kind::ElasticIp), 2);
     rig.end_everything().await;
-    assert_eq!(rig.sim.count_alive(Kind::Address), 0);
+    assert_eq!(rig.sim.count_alive(Kind::ElasticIp), 0);
 }
 
 #[tokio::test]
@@ -127,14 +127,12 @@ async fn a_fleet_keeps_its_image() {
     let rig = Rig::private().await;
     let first = rig.launch(rig.order(1, 1).await).await.unwrap();
     let image = first.prepared["image"]["id"].clone();
-    rig.control(
-        "images",
-        json!({
-            "region": REGION,
-            "name": "Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04) 20991231",
-            "owner": "898082745236", "architecture": "x86_64", "root_device": "/dev/sda1",
-        }),
-    );
+    let image = json!({
+        "name": "Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04) 20991231", "owner": "898082745236",
+        "architecture": "x86_64", "root_device": "/dev/sda1", "root_gib": 75,
+        "created_at": "2099-12-31T00:00:00.000Z", "state": "available",
+    });
+    rig.control("images", json!({ "region": REGION, "image": image }));
     let newer = rig.restarted();
     let mut second = rig.order(2, 1).await;
     assert_ne!(newer.prepare(&second).await.unwrap()["image"]["id"], image);
@@ -169,8 +167,7 @@ async fn a_reservation_is_bought_from_and_a_block_has_no_group() {
             "starts_at": null, "ends_at": block.then(|| jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24)),
             "placement_group": null,
         })).unwrap();
-        let id = made["CapacityReservationId"].as_str().or(made["id"].as_str()).or(made.as_str());
-        let id = id.unwrap_or_else(|| panic!("{made}")).to_owned();
+        let id = made["reservation_id"].as_str().unwrap().to_owned();
         let wanted = OffersWanted { nodes: 2, cluster: true, spot: Some(false), reservation: Some(id.clone()) };
         let offers = rig.backend.offers(&wanted).await.unwrap();
         let [offer] = &offers[..] else { panic!("{offers:?}") };

@@ -1,7 +1,7 @@
 //! What is offered, and what is said of an account that cannot be used.
 
 use api::instances::InstanceAvailability;
-use backends::{Backend as _, ErrorKind, OffersWanted};
+use backends::{ErrorKind, OffersWanted};
 use ec2sim::Settings;
 use serde_json::json;
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-use api::ids::ServerId;
+use api::ids::{BackendId, ServerId};
 use backends::fake::{Call, CallFault, FakeCloud, FakeSetup, FaultPlan, Refusal};
 use backends::{Error, ErrorKind, MachineKey, MachineState, open, parse_config};
 use serde_json::json;
@@ -237,5 +237,5 @@ fn nobody_configures_it_by_accident() {
     let config = parse_config(&json!({ "type": "fake", "wire_type": "aws" })).unwrap();
     assert_eq!(config.wire_type().unwrap().as_str(), "aws");
     let refusal = Error::new(ErrorKind::InvalidRequest, "the backend `fake` is only for tests");
-    assert_eq!(open(&config, &context).unwrap_err(), refusal);
+    assert_eq!(open(&config, &context, BackendId(Uuid::from_u128(2))).unwrap_err(), refusal);
 }

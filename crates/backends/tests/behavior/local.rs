@@ -25,7 +25,7 @@ fn starts(rig: &Rig, machine: &Machine) -> Vec<Value> {
 async fn socket(rig: &Rig, machine: &Machine) -> PathBuf {
     match rig.access(machine).await {
         AgentAccess::UnixSocket(socket) => socket,
-        AgentAccess::Simulated => panic!("this machine is not simulated"),
+        other => panic!("this machine is reached in another way: {other:?}"),
     }
 }
 
@@ -113,7 +113,7 @@ async fn what_is_held_is_not_offered_again() {
 async fn two_projects_share_one_machine() {
     let mut rig = Rig::local();
     let config = parse_config(&json!({ "type": "local" })).unwrap();
-    let other = open(&config, &rig.context).unwrap();
+    let other = open(&config, &rig.context, BackendId(Uuid::from_u128(2))).unwrap();
     let mut order = rig.order(4).await;
     (order.count, order.least) = (1, 1);
     let mut launches = Vec::new();

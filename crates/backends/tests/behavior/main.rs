@@ -33,11 +33,12 @@ const CHECKS: &[Check] = &[
     check("running machines are reached", Some("provisioning_timeout_secs")),
     check("clusters are launched", Some("cluster")),
     check("machines are taken back", Some("spot")),
+    check("machines are in the zone that was named", Some("zonal")),
     check("agents are on this machine", Some("admins_only")),
     check("processes have an address of their own", Some("processes_without_image")),
 ];
 
-/// Capabilities of backends that are not here yet. The list may only shrink.
+/// Capabilities that no backend of this suite has. What AWS does with them is in the tests of `aws`.
 const AWAITED: &[&str] = &["reservations"];
 
 const fn check(name: &'static str, needs: Option<&'static str>) -> Check {
@@ -58,6 +59,7 @@ async fn run(check: &Check, rig: &mut Rig) {
         "running machines are reached" => running_machines_are_reached(rig).await,
         "clusters are launched" => clusters_are_launched(rig).await,
         "machines are taken back" => machines_are_taken_back(rig).await,
+        "machines are in the zone that was named" => machines_are_in_their_zone(rig).await,
         "agents are on this machine" => agents_are_on_this_machine(rig).await,
         "processes have an address of their own" => processes_have_an_address(rig).await,
         other => panic!("the suite has no check `{other}`"),
@@ -69,6 +71,7 @@ fn names_of(capabilities: Capabilities) -> BTreeSet<&'static str> {
     let Capabilities {
         launches,
         cluster,
+        zonal,
         consistent_list,
         admins_only,
         spot,
@@ -79,6 +82,7 @@ fn names_of(capabilities: Capabilities) -> BTreeSet<&'static str> {
     let named = [
         ("launches", launches),
         ("cluster", cluster),
+        ("zonal", zonal),
         ("consistent_list", consistent_list),
         ("admins_only", admins_only),
         ("spot", spot),
@@ -129,6 +133,7 @@ fn every_capability_is_exercised() {
     let all = names_of(Capabilities {
         launches: true,
         cluster: true,
+        zonal: true,
         consistent_list: true,
         admins_only: true,
         spot: true,
@@ -301,6 +306,17 @@ async fn clusters_are_launched(rig: &mut Rig) {
         .collect();
     assert_eq!(networks.len(), 1, "the machines' containers do not share a network");
     assert_eq!(machines[0].zone, machines[1].zone);
+}
+
+async fn machines_are_in_their_zone(rig: &mut Rig) {
+    let mut order = rig.order(2).await;
+    for zone in order.offer.zones.clone().expect("a backend with zones names them") {
+        order.launch_id = rig.new_launch_id();
+        order.zone = Some(zone.clone());
+        rig.backend.launch(&order).await.unwrap();
+        let made = rig.running(order.launch_id, 2).await;
+        assert!(made.iter().all(|machine| machine.zone.as_ref() == Some(&zone)), "{made:?}");
+    }
 }
 
 async fn machines_are_taken_back(rig: &mut Rig) {

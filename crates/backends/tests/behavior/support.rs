@@ -56,6 +56,7 @@ impl Rig {
         };
         setup.capabilities.consistent_list = false;
         setup.capabilities.spot = true;
+        setup.capabilities.zonal = true;
         Rig::of_cloud("slow fake", FakeCloud::new(setup))
     }
 

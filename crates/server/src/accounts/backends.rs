@@ -72,25 +72,38 @@ pub fn backend_config(deps: &Deps, row: &BackendRow) -> anyhow::Result<BackendCo
     Ok(BackendConfig { kind: row.kind.clone(), config })
 }
 
+/// Asks each backend whether it can be used as it is configured, and tells the log what is missing.
+pub async fn check_backends(deps: Deps) {
+    let rows = match rows::all(&deps.db).await {
+        Ok(rows) => rows,
+        Err(error) => {
+            tracing::warn!("cannot list the backends to check them: {error}");
+            return;
+        }
+    };
+    let checks = rows.iter().filter(|row| !row.draining).map(|row| check_backend(&deps, row));
+    futures_util::future::join_all(checks).await;
+}
+
+async fn check_backend(deps: &Deps, row: &BackendRow) {
+    let project = projects::get(&deps.db, row.project_id).await.ok().flatten();
+    let project = project.map(|project| project.name).unwrap_or_default();
+    let checked = match backend_config(deps, row) {
+        Ok(config) => deps.backends.check(&config, row.id).await.map_err(anyhow::Error::from),
+        Err(error) => Err(error),
+    };
+    match checked {
+        Ok(()) => tracing::debug!("backend `{}` of project `{project}` can be used", row.kind),
+        Err(error) => tracing::error!("backend `{}` of project `{project}` cannot be used: {error:#}", row.kind),
+    }
+}
+
 /// Takes a backend from its project, and says whether its row stays until its machines are gone.
 pub async fn remove_backend(deps: &Deps, row: &BackendRow) -> store::Result<bool> {
     let mut tx = deps.db.begin().await?;
     let stays = rows::is_in_use(&mut tx, row.id).await?;
-    if stays {
-        rows::set_draining(&mut tx, row.id).await?;
-    } else {
-        rows::delete(&mut tx, row.id).await?;
-    }
+    // Also a backend without machines may have things of ours in its cloud.
+    rows::set_draining(&mut tx, row.id).await?;
     tx.commit().await?;
     Ok(stays)
-}
-
-/// Forgets the backends that were let go and have no machines any more.
-pub async fn forget_drained_backends(deps: &Deps) -> store::Result<()> {
-    for row in rows::all(&deps.db).await? {
-        if row.draining && !rows::is_in_use(&deps.db, row.id).await? {
-            rows::delete(&deps.db, row.id).await?;
-        }
-    }
-    Ok(())
 }

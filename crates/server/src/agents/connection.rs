@@ -676,8 +676,9 @@ mod tests {
             region: "r1".to_owned(),
             zone: None,
             ended_because: None,
+            login: None,
         };
-        let route = Route::Machine(cloud.backend(around.server_id), Box::new(machine));
+        let route = Route::Machine(cloud.backend(around.server_id), Box::new(machine), None);
         let expected = "another machine answers at 10.0.0.1: i-0b instead of i-0a";
         let stranger = connection();
         let ended = listen(&stranger, &around, &route, stream_to_machine("i-0b", "i-0b")).await;

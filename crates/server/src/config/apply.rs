@@ -16,7 +16,6 @@ pub async fn apply(deps: &Deps, config: &ServerConfig, admin: UserId) -> anyhow:
     for entry in config.projects.iter().flatten() {
         apply_project(deps, entry, admin).await?;
     }
-    accounts::forget_drained_backends(deps).await?;
     Ok(())
 }
 

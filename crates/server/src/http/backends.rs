@@ -23,7 +23,7 @@ pub async fn create(
     admin: ProjectAdmin,
     Json(body): Json<Value>,
 ) -> Result<Json<Value>> {
-    let config = checked(&deps, &admin, &body)?;
+    let config = checked(&deps, &admin, &body).await?;
     create_backend(&deps, &admin, &config).await?;
     Ok(Json(config.config))
 }
@@ -33,7 +33,7 @@ pub async fn update(
     admin: ProjectAdmin,
     Json(body): Json<Value>,
 ) -> Result<Json<Value>> {
-    let config = checked(&deps, &admin, &body)?;
+    let config = checked(&deps, &admin, &body).await?;
     update_backend(&deps, &admin, &config).await?;
     Ok(Json(config.config))
 }
@@ -43,7 +43,7 @@ pub async fn create_yaml(
     admin: ProjectAdmin,
     Json(request): Json<BackendYamlRequest>,
 ) -> Result<Json<()>> {
-    let config = checked(&deps, &admin, &read_yaml(&request)?)?;
+    let config = checked(&deps, &admin, &read_yaml(&request)?).await?;
     create_backend(&deps, &admin, &config).await?;
     Ok(Json(()))
 }
@@ -53,7 +53,7 @@ pub async fn update_yaml(
     admin: ProjectAdmin,
     Json(request): Json<BackendYamlRequest>,
 ) -> Result<Json<()>> {
-    let config = checked(&deps, &admin, &read_yaml(&request)?)?;
+    let config = checked(&deps, &admin, &read_yaml(&request)?).await?;
     update_backend(&deps, &admin, &config).await?;
     Ok(Json(()))
 }
@@ -97,9 +97,24 @@ pub async fn get_yaml(
     Ok(Json(BackendYaml { name: row.kind, config_yaml: yaml_text::write(&written, &["type", "regions"]) }))
 }
 
-/// Reads what a request says about a backend, and checks that the user may say it.
-fn checked(deps: &Deps, access: &Access, body: &Value) -> Result<BackendConfig> {
-    let config = backends::parse_config(body).map_err(|error| match error.kind {
+/// Reads what a request says about a backend, checks that the user may say it, and asks the backend whether it can be
+/// used so.
+async fn checked(deps: &Deps, access: &Access, body: &Value) -> Result<BackendConfig> {
+    let config = backends::parse_config(body).map_err(refused)?;
+    if config.is_for_tests() && !deps.settings.test_backends {
+        return Err(Error::bad_request(format!("no backend of type `{}`", config.kind)));
+    }
+    // What clients are not told of runs on the server's own machine.
+    if config.is_hidden() && !access.is_global_admin() {
+        return Err(Error::access_denied());
+    }
+    deps.backends.check(&config, deps.ids.id()).await.map_err(refused)?;
+    Ok(config)
+}
+
+/// What the user is told of a backend's refusal.
+fn refused(error: backends::Error) -> Error {
+    match error.kind {
         ErrorKind::InvalidCredentials | ErrorKind::PermissionDenied => {
             let fields: &[&[&str]] = &[&["creds", "access_key"], &["creds", "secret_key"]];
             Error::in_fields(ErrorCode::InvalidCredentials, error.message, fields)
@@ -111,15 +126,7 @@ fn checked(deps: &Deps, access: &Access, body: &Value) -> Result<BackendConfig> 
         | ErrorKind::InvalidRequest
         | ErrorKind::RateLimited
         | ErrorKind::Unavailable => Error::bad_request(error.message),
-    })?;
-    if config.is_for_tests() && !deps.settings.test_backends {
-        return Err(Error::bad_request(format!("no backend of type `{}`", config.kind)));
     }
-    // What clients are not told of runs on the server's own machine.
-    if config.is_hidden() && !access.is_global_admin() {
-        return Err(Error::access_denied());
-    }
-    Ok(config)
 }
 
 fn read_yaml(request: &BackendYamlRequest) -> Result<Value> {

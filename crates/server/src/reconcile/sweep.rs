@@ -35,11 +35,8 @@ pub(super) async fn run_loop(deps: Deps, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(PERIOD) => {}
         }
-        let swept = [
-            pass(&deps, &unclaimed).await,
-            crate::accounts::forget_drained_backends(&deps).await,
-            forget_old_events(&deps).await,
-        ];
+        let swept =
+            [pass(&deps, &unclaimed).await, super::tidy::pass(&deps).await, forget_old_events(&deps).await];
         for error in swept.into_iter().filter_map(Result::err) {
             tracing::error!("the sweep failed, next try in {} s: {error}", PERIOD.as_secs());
         }

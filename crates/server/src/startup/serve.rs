@@ -88,6 +88,7 @@ impl Server {
             tokio::spawn(ssh_proxy::serve(deps.clone(), listener, shutdown.clone()));
             output::say(&format!("The SSH proxy shows the key {line}"));
         }
+        tokio::spawn(crate::accounts::check_backends(deps.clone()));
         let http = tokio::spawn(serve(listener, deps.clone(), shutdown.clone()));
         output::say(&format!("The admin token is {admin_token}"));
         output::say(&format!("The dstack server {SERVER_VERSION} is running at {server_url}"));

@@ -232,7 +232,7 @@ impl Agents for SimAgents {
     }
 
     fn keep(&self, instance: InstanceId, route: Route) {
-        let Route::Machine(_, machine) = route else { panic!("there are no such hosts here") };
+        let Route::Machine(_, machine, _) = route else { panic!("there are no such hosts here") };
         let since = self.clock.now();
         let mut state = self.state.lock().unwrap();
         let connection = || Connection {

@@ -258,6 +258,8 @@ pub(super) mod tests {
             server: Uuid::from_u128(1).into(),
             address: Some("10.0.0.7".to_owned()),
             cloud: None,
+            first_start: None,
+            known_keys: BTreeMap::new(),
             env: BTreeMap::new(),
             others: BTreeSet::new(),
             was_joined: false,
