@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_sdk_ec2::error::ProvideErrorMetadata;
-use aws_sdk_ec2::types::{Instance, InstanceNetworkInterface, InstanceStateName};
+use aws_sdk_ec2::types::{Instance, InstanceNetworkInterface, InstanceStateName, Reservation};
 use tokio::time::Instant;
 
 use super::errors::failure;
@@ -71,7 +71,7 @@ pub(super) async fn list(ec2: &aws_sdk_ec2::Client, owner: Owner, region: &str) 
     let mut found = vec![];
     while let Some(page) = pages.next().await {
         let page = page.map_err(|error| failure("describe instances", &error))?;
-        let instances = page.reservations().iter().flat_map(|reservation| reservation.instances());
+        let instances = page.reservations().iter().flat_map(Reservation::instances);
         found.extend(instances.filter_map(|instance| sighting(instance, region)));
     }
     Ok(found)

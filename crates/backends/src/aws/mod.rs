@@ -152,7 +152,7 @@ impl Backend for Aws {
     }
 
     async fn check(&self) -> Result<()> {
-        check::check(&self.0).await
+        Box::pin(check::check(&self.0)).await
     }
 
     async fn offers(&self, wanted: &OffersWanted) -> Result<Vec<BackendOffer>> {
@@ -163,7 +163,7 @@ impl Backend for Aws {
         for (region, facts) in account.config.regions.iter().zip(join_all(regions).await) {
             match facts {
                 Ok(facts) => {
-                    let now = Timestamp::now();
+                    let now = Timestamp::try_from(files::now()).unwrap_or(Timestamp::UNIX_EPOCH);
                     let (types, prices) = (&account.types, &account.prices);
                     offers.extend(offers::of_region(&account.config, &facts, types, prices, wanted, now));
                 }
@@ -261,7 +261,7 @@ impl Account {
     async fn network(&self, region: &str) -> Result<Arc<RegionNetwork>> {
         let ask = async {
             let ec2 = self.clients.ec2(region).await;
-            network::resolve(&ec2, &self.config, region).await
+            Box::pin(network::resolve(&ec2, &self.config, region)).await
         };
         self.networks.get(&region.to_owned(), ask).await
     }
@@ -313,12 +313,11 @@ impl Account {
         let facts = self.facts_of_type(&ec2, &order.offer.instance_type.name).await?;
         let network = self.network(region).await?;
         let image = self.image(&ec2, order, &facts).await?;
-        let security_group_ids = match self.config.network.security_group_ids.get(region) {
-            Some(given) => given.clone(),
-            None => {
-                let project = &order.project_name;
-                vec![security_groups::ensure(&ec2, self.owner, &self.config, &network, project).await?]
-            }
+        let security_group_ids = if let Some(given) = self.config.network.security_group_ids.get(region) {
+            given.clone()
+        } else {
+            let project = &order.project_name;
+            vec![security_groups::ensure(&ec2, self.owner, &self.config, &network, project).await?]
         };
         let data: OfferData = serde_json::from_value(order.offer.backend_data.clone()).unwrap_or_default();
         let around = prepare::Surroundings {

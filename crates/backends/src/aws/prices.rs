@@ -86,7 +86,7 @@ impl Prices {
             .read()
             .expect("nobody panics while reading prices")
             .get(region)
-            .is_some_and(|told| told.at.elapsed().is_ok_and(|age| age < MAX_AGE));
+            .is_some_and(|told| super::files::now().duration_since(told.at).is_ok_and(|age| age < MAX_AGE));
         if is_fresh {
             return false;
         }
@@ -109,7 +109,7 @@ impl Prices {
         if let Err(error) = super::files::replace(&file(&self.dir, region), &text) {
             tracing::warn!("cannot keep the prices of {region} in `{}`: {error}", self.dir.display());
         }
-        let told = Told { at: SystemTime::now(), by_type: Arc::new(by_type) };
+        let told = Told { at: super::files::now(), by_type: Arc::new(by_type) };
         self.told.write().expect("nobody panics while reading prices").insert(region.to_owned(), told);
         Ok(())
     }
@@ -156,7 +156,7 @@ fn price(text: &str) -> Option<(String, f64)> {
 
 /// Today's spot prices of a region: for each type, the price in each zone.
 pub(super) async fn spot(ec2: &aws_sdk_ec2::Client, zones: &HashSet<&str>) -> Result<SpotPrices> {
-    let now = aws_smithy_types::DateTime::from(SystemTime::now());
+    let now = aws_smithy_types::DateTime::from(super::files::now());
     let request = ec2.describe_spot_price_history().start_time(now).product_descriptions("Linux/UNIX");
     let mut pages = request.into_paginator().send();
     let mut prices = SpotPrices::default();

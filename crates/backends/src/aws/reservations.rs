@@ -1,7 +1,7 @@
 //! Capacity that was reserved before: on-demand reservations, and blocks for a fixed time.
 
 use aws_sdk_ec2::error::ProvideErrorMetadata;
-use aws_sdk_ec2::types::{CapacityReservation, CapacityReservationState};
+use aws_sdk_ec2::types::{CapacityReservation, CapacityReservationState, CapacityReservationTenancy};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -101,7 +101,7 @@ fn facts(told: &CapacityReservation) -> Option<ReservationFacts> {
         other => ReservationState::Over(other.as_str().to_owned()),
     };
     let is_block = told.reservation_type().is_some_and(|kind| kind.as_str() == "capacity-block");
-    let tenancy = told.tenancy().map(|tenancy| tenancy.as_str()).filter(|tenancy| *tenancy != "default");
+    let tenancy = told.tenancy().map(CapacityReservationTenancy::as_str).filter(|tenancy| *tenancy != "default");
     let group = told.placement_group_arn().and_then(|arn| arn.rsplit_once('/'));
     let number = |count: Option<i32>| count.and_then(|count| u32::try_from(count).ok()).unwrap_or(0);
     let time = |at: Option<&aws_smithy_types::DateTime>| Timestamp::from_second(at?.secs()).ok();

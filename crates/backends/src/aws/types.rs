@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
-use aws_sdk_ec2::types::{InstanceTypeInfo, LocationType, PlacementGroupStrategy, UsageClassType};
+use aws_sdk_ec2::types::{
+    EfaInfo, InstanceTypeInfo, LocationType, PlacementGroupInfo, PlacementGroupStrategy, UsageClassType,
+};
 use serde::{Deserialize, Serialize};
 
 use super::errors::failure;
@@ -126,7 +128,7 @@ fn facts(info: &InstanceTypeInfo) -> Option<TypeFacts> {
     let architectures = info.processor_info()?.supported_architectures();
     let has = |architecture: &str| architectures.iter().any(|known| known.as_str() == architecture);
     let architecture = ["x86_64", "arm64"].into_iter().find(|architecture| has(architecture))?;
-    let strategies = info.placement_group_info().map(|groups| groups.supported_strategies()).unwrap_or_default();
+    let strategies = info.placement_group_info().map(PlacementGroupInfo::supported_strategies).unwrap_or_default();
     Some(TypeFacts {
         name: info.instance_type()?.as_str().to_owned(),
         architecture: architecture.to_owned(),
@@ -167,7 +169,7 @@ fn network(info: &InstanceTypeInfo) -> NetworkFacts {
             does_efa: card.interface_types().iter().any(|kind| kind.as_str() == "efa-only"),
         })
     });
-    let most_efa = network.efa_info().and_then(|efa| efa.maximum_efa_interfaces()).unwrap_or(0);
+    let most_efa = network.efa_info().and_then(EfaInfo::maximum_efa_interfaces).unwrap_or(0);
     NetworkFacts {
         cards: cards.collect(),
         default_card: network.default_network_card_index().unwrap_or(0),

@@ -127,12 +127,12 @@ async fn a_fleet_keeps_its_image() {
     let rig = Rig::private().await;
     let first = rig.launch(rig.order(1, 1).await).await.unwrap();
     let image = first.prepared["image"]["id"].clone();
-    let image = json!({
+    let newest = json!({
         "name": "Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04) 20991231", "owner": "898082745236",
         "architecture": "x86_64", "root_device": "/dev/sda1", "root_gib": 75,
         "created_at": "2099-12-31T00:00:00.000Z", "state": "available",
     });
-    rig.control("images", json!({ "region": REGION, "image": image }));
+    rig.control("images", json!({ "region": REGION, "image": newest }));
     let newer = rig.restarted();
     let mut second = rig.order(2, 1).await;
     assert_ne!(newer.prepare(&second).await.unwrap()["image"]["id"], image);
