@@ -115,7 +115,7 @@ struct HostArgs {
     address: Option<String>,
     /// The cloud whose machine this host is: `ec2`. Its metadata service is asked which machine that is, and whether it
     /// is taken back.
-    #[arg(long)]
+    #[arg(long, env = "DSTACK_AGENT_CLOUD")]
     cloud: Option<api::agent::Cloud>,
     /// How many of the machine's CPUs are this agent's.
     #[arg(long)]

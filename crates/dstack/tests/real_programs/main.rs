@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod attached;
+mod cloud_machines;
 mod containers;
 mod crashes;
 mod dev_environments;
