@@ -93,6 +93,8 @@ impl Cloud {
         let dir = tempfile::tempdir().unwrap();
         let settings = json!({
             "boot_ms": 200,
+            "instance_unseen_ms": 0,
+            "stale_ms": 0,
             "shutdown_ms": 4_000,
             "throttle": false,
             "check_time": false,
