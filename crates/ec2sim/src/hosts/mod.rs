@@ -84,7 +84,7 @@ impl ContainerHosts {
         docker(&["version", "--format", "{{.Server.Version}}"]).await.context("hosts are containers")?;
         docker(&["image", "inspect", "--format", "{{.Id}}", &options.image])
             .await
-            .with_context(|| format!("hosts boot the image `{}`; `cargo xtask lab` makes one", options.image))?;
+            .with_context(|| format!("hosts boot the image `{}`; `cargo xtask test` makes it", options.image))?;
         ensure!(options.program.is_file(), "there is no program `{}`", options.program.display());
         remove_leftovers().await?;
         let pid = process::id();

@@ -18,6 +18,12 @@ fn ask(path: &str) -> String {
     format!("{TOKEN}; curl -sf -m 5 -H \"X-aws-ec2-metadata-token: $token\" http://169.254.169.254/latest/{path}")
 }
 
+/// A question to the metadata service for a container that has busybox only, which prints the first line of the answer.
+fn raw(request: &str, headers: &str) -> String {
+    // A client that closes its side is taken for one that has gone.
+    format!("(printf '{request} HTTP/1.0\\r\\n{headers}\\r\\n'; sleep 2) | nc -w 3 169.254.169.254 80 | head -n 1")
+}
+
 fn cloud_config(public_key: &str) -> String {
     let config = json!({
         "ssh_authorized_keys": [public_key],
@@ -147,17 +153,16 @@ async fn containers_are_given_gpus_by_the_hook(cloud: &Cloud, address: &str) {
     assert!(sh("cat /var/log/nvidia-hook.log").await.contains("visible=1,3"));
 
     // A token may go one hop, which is as far as the host; the rest may go further, but says nothing without one.
-    let put = "printf 'PUT /latest/api/token HTTP/1.0\\r\\nX-aws-ec2-metadata-token-ttl-seconds: 60\\r\\n\\r\\n' \
-               | nc -w 3 169.254.169.254 80 | head -n 1";
-    let get = "printf 'GET /latest/ HTTP/1.0\\r\\n\\r\\n' | nc -w 3 169.254.169.254 80 | head -n 1";
+    let put = raw("PUT /latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds: 60\\r\\n");
+    let get = raw("GET /latest/", "");
     let said = |network: &str, request: &str| {
         format!(
             "cat > /tmp/ask <<'END'\n{request}\nEND\nsudo docker run --rm -i --network {network} tiny sh < /tmp/ask"
         )
     };
-    assert_eq!(sh(&said("bridge", put)).await, "");
-    assert_eq!(sh(&said("bridge", get)).await, "HTTP/1.0 401 Unauthorized\r\n");
-    assert_eq!(sh(&said("host", put)).await, "HTTP/1.0 200 OK\r\n");
+    assert_eq!(sh(&said("bridge", &put)).await, "");
+    assert_eq!(sh(&said("bridge", &get)).await, "HTTP/1.0 401 Unauthorized\r\n");
+    assert_eq!(sh(&said("host", &put)).await, "HTTP/1.0 200 OK\r\n");
 }
 
 #[tokio::test]
@@ -179,6 +184,7 @@ async fn a_spot_machine_hears_of_its_end_restarts_and_switches_itself_off() {
     set(&mut launch, "MetadataOptions.HttpPutResponseHopLimit", "2");
     set(&mut launch, "IamInstanceProfile.Name", "dstack-instance");
     set(&mut launch, "InstanceMarketOptions.MarketType", "spot");
+    set(&mut launch, "InstanceInitiatedShutdownBehavior", "terminate");
     let (id, address) = cloud.run(&launch).await.remove(0);
     cloud.wait_until_booted(&id, &address).await;
     let sh = async |command: &str| cloud.ssh(&address, command).await.text();
@@ -191,8 +197,7 @@ async fn a_spot_machine_hears_of_its_end_restarts_and_switches_itself_off() {
 
     // Two hops are as far as a container on the host's bridge.
     sh("sudo docker import /usr/share/dstack-test/tiny.tar tiny").await;
-    let put = "printf 'PUT /latest/api/token HTTP/1.0\\r\\nX-aws-ec2-metadata-token-ttl-seconds: 60\\r\\n\\r\\n' \
-               | nc -w 3 169.254.169.254 80 | head -n 1";
+    let put = raw("PUT /latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds: 60\\r\\n");
     let asked = format!("cat > /tmp/ask <<'END'\n{put}\nEND\nsudo docker run --rm -i tiny sh < /tmp/ask");
     assert_eq!(sh(&asked).await, "HTTP/1.0 200 OK\r\n");
 
