@@ -25,4 +25,5 @@ pub mod runs;
 pub mod secrets;
 pub mod users;
 pub mod volumes;
+pub mod why;
 pub mod yaml;

@@ -28,6 +28,8 @@ pub(crate) enum Noun {
     Runs,
     ActiveRuns,
     Fleets,
+    /// Runs, finished ones too, and fleets.
+    RunsAndFleets,
     Volumes,
     Gateways,
     Secrets,
@@ -90,6 +92,11 @@ async fn list(project: &Project, noun: Noun) -> anyhow::Result<Vec<String>> {
             let request = ListProjectFleetsRequest { include_imported: false };
             let fleets = client.call(&endpoints::LIST_FLEETS, name, &request).await?;
             fleets.into_iter().map(|fleet| fleet.name).collect()
+        }
+        Noun::RunsAndFleets => {
+            let mut names = Box::pin(list(project, Noun::Runs)).await?;
+            names.extend(Box::pin(list(project, Noun::Fleets)).await?);
+            names
         }
         Noun::Volumes => {
             let volumes = client.call(&endpoints::LIST_VOLUMES, name, &()).await?;

@@ -66,6 +66,18 @@ pub async fn list_failed(
     rows.iter().rev().map(launch).collect()
 }
 
+/// A fleet's last launches, oldest first.
+pub async fn list_last(mut db: impl Executor, fleet: FleetId, limit: u32) -> Result<Vec<Versioned<Launch>>> {
+    let rows = db
+        .rows(
+            "SELECT version, id, project_id, fleet_id, backend_id, created_at, status, cancelled, state \
+             FROM launches WHERE fleet_id = $1 ORDER BY created_at DESC, id DESC LIMIT $2",
+            values![fleet, limit],
+        )
+        .await?;
+    rows.iter().rev().map(launch).collect()
+}
+
 /// The launches of a backend that are not over.
 pub async fn list_open_by_backend(mut db: impl Executor, backend: BackendId) -> Result<Vec<LaunchId>> {
     let rows = db

@@ -23,6 +23,7 @@ use crate::runs::{
 use crate::secrets::{DeleteSecretsRequest, GetSecretRequest, Secret, SetSecretRequest};
 use crate::users::UserWithCreds;
 use crate::volumes::{CreateVolumeRequest, DeleteVolumesRequest, GetVolumeRequest, Volume};
+use crate::why::{Why, WhyRequest};
 
 /// One call of the API. `Q` is the body of the request, `()` for none; `A` is the answer.
 #[derive(Debug)]
@@ -95,6 +96,9 @@ pub const DELETE_FLEET_INSTANCES: Endpoint<DeleteFleetInstancesRequest, Void> =
 
 /// What happened.
 pub const LIST_EVENTS: Endpoint<ListEventsRequest, Vec<Event>> = Endpoint::new("/api/events/list");
+
+/// Why a run, a fleet or an instance is as it is.
+pub const WHY: Endpoint<WhyRequest, Why> = Endpoint::new("/api/project/{project}/why");
 
 /// The secrets of a project, without their values.
 pub const LIST_SECRETS: Endpoint<(), Vec<Secret>> = Endpoint::bare("/api/project/{project}/secrets/list");

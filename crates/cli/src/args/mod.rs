@@ -7,6 +7,7 @@ mod gateway;
 mod preset;
 mod resources;
 mod selection;
+mod why;
 
 use api::configurations::{EntityReference, PortMapping};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
@@ -18,6 +19,7 @@ pub(crate) use gateway::{GatewayArgs, GatewayCommand};
 pub(crate) use preset::{PresetArgs, PresetCommand};
 pub(crate) use resources::ResourceArgs;
 pub(crate) use selection::SelectionArgs;
+pub(crate) use why::WhyArgs;
 
 use crate::names::{self, Noun};
 
@@ -93,6 +95,8 @@ pub(crate) enum Command {
     Validate(ValidateArgs),
     /// Manage volumes
     Volume(VolumeArgs),
+    /// Tell why a run, a fleet or an instance is as it is, and what happens next
+    Why(WhyArgs),
     /// Generate shell completion scripts
     Completion(CompletionArgs),
 }

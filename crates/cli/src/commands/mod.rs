@@ -22,6 +22,7 @@ mod ssh_proxy;
 mod stop;
 mod validate;
 mod volume;
+mod why;
 
 pub(crate) use completion::VARIABLE as COMPLETION_VARIABLE;
 
@@ -98,6 +99,7 @@ async fn run_interruptible(session: &mut Session, command: Command) -> anyhow::R
         Command::Stop(args) => stop::run(session, &args).await,
         Command::Validate(args) => validate::run(session, &args).await,
         Command::Volume(args) => volume::run(session, args).await,
+        Command::Why(args) => why::run(session, &args).await,
         Command::Apply(_)
         | Command::Attach(_)
         | Command::Completion(_)

@@ -9,5 +9,6 @@ pub(crate) mod plans;
 pub(crate) mod runs;
 mod table;
 pub(crate) mod volumes;
+pub(crate) mod why;
 
 pub(crate) use table::{Cell, Table};

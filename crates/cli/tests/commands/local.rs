@@ -235,7 +235,7 @@ fn help_names_every_command_and_every_official_option() {
     let help = User::new().runs("--help");
     assert_eq!(help.code, 0);
     let commands = "apply attach delete event export fleet import gateway init offer login logs metrics project ps run \
-                    secret server stop volume completion validate";
+                    secret server stop volume completion validate why";
     for command in commands.split(' ') {
         assert!(help.out.contains(&format!("\n  {command} ")), "no {command} in: {}", help.out);
     }
@@ -251,6 +251,7 @@ fn help_names_every_command_and_every_official_option() {
         ("ps -h", "--project --all --verbose --watch --last --format --json"),
         ("logs -h", "--project --diagnose --replica --job --since --follow"),
         ("stop -h", "--project --abort --yes"),
+        ("why -h", "--project --run --fleet --instance --json"),
         ("fleet -h", "--project --watch --verbose"),
         ("fleet get -h", "--id --json"),
         ("fleet delete -h", "--instance --yes"),

@@ -107,3 +107,9 @@ pub async fn remove_backend(deps: &Deps, row: &BackendRow) -> store::Result<bool
     tx.commit().await?;
     Ok(stays)
 }
+
+/// What is said of a backend that is let go.
+pub fn draining_note(kind: &str, project_name: &str, left: usize) -> String {
+    let machines = if left == 1 { "machine" } else { "machines" };
+    format!("backend {kind} of project {project_name} is draining: {left} {machines} left")
+}

@@ -32,6 +32,7 @@ pub mod secrets;
 pub mod upload;
 pub mod users;
 pub mod version;
+pub mod why;
 
 pub use router::router;
 pub use version::SERVER_VERSION;

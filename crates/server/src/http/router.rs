@@ -30,6 +30,7 @@ use api::users::{
     AddPublicKeyRequest, CreateUserRequest, DeletePublicKeysRequest, DeleteUsersRequest, ListUsersRequest,
     PublicKeyInfo, User, UserList, UserWithCreds, UsernameRequest,
 };
+use api::why::{Why, WhyRequest};
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::middleware::{self, Next};
@@ -46,7 +47,7 @@ use super::extract::json_response;
 use super::openapi::{Nothing, QueryKey, Routes};
 use super::{
     absent, backends, docs, events, files, fleet_apply, fleets, gpus, info, instances, logs, members, projects,
-    repos, runs, secrets, users, version,
+    repos, runs, secrets, users, version, why,
 };
 use crate::deps::Deps;
 
@@ -244,6 +245,7 @@ fn fleet_routes(routes: Routes) -> Routes {
             "/api/project/{project_name}/instances/get_instance_health_checks",
             instances::get_health_checks,
         )
+        .post::<WhyRequest, Why, _, _>("/api/project/{project_name}/why", why::why)
 }
 
 fn run_routes(routes: Routes) -> Routes {

@@ -8,10 +8,12 @@ use api::agent::{TaskPhase, TaskState};
 use api::ids::{BackendId, InstanceId, LaunchId};
 use backends::{MachineKey, MachineState};
 use jiff::{SignedDuration, Timestamp};
+use store::backends::BackendRow;
 use store::{instances, jobs, launches};
 use tokio_util::sync::CancellationToken;
 
 use super::job::GENERATION;
+use crate::accounts::draining_note;
 use crate::backend_pool::answer;
 use crate::deps::Deps;
 
@@ -24,9 +26,14 @@ const GRACE: SignedDuration = SignedDuration::from_secs(60);
 /// Old events that are forgotten at once, so that nobody waits for the database.
 const EVENTS_AT_ONCE: u32 = 1000;
 
-/// Since when each machine is seen unclaimed.
+/// What the sweep remembers from one pass to the next.
 #[derive(Debug, Default)]
-pub struct Unclaimed(Mutex<HashMap<MachineKey, Timestamp>>);
+pub struct Unclaimed {
+    /// Since when each machine is seen unclaimed.
+    since: Mutex<HashMap<MachineKey, Timestamp>>,
+    /// How many machines each backend that is let go had when that was told last.
+    draining: Mutex<HashMap<BackendId, usize>>,
+}
 
 pub(super) async fn run_loop(deps: Deps, shutdown: CancellationToken) {
     let unclaimed = Arc::new(Unclaimed::default());
@@ -55,9 +62,24 @@ async fn forget_old_events(deps: &Deps) -> store::Result<()> {
 pub async fn pass(deps: &Deps, unclaimed: &Unclaimed) -> store::Result<()> {
     let mut swept = Ok(());
     for row in store::backends::all(&deps.db).await? {
+        if row.draining {
+            tell_draining(deps, &row, unclaimed).await?;
+        }
         swept = sweep_machines(deps, row.id, unclaimed).await.and(swept);
     }
     swept
+}
+
+/// Says in the log what is left of a backend that is let go, whenever that has changed.
+async fn tell_draining(deps: &Deps, row: &BackendRow, unclaimed: &Unclaimed) -> store::Result<()> {
+    let left = instances::list_machines_by_backend(&deps.db, row.id).await?.len();
+    let before = unclaimed.draining.lock().expect("nobody panics while sweeping").insert(row.id, left);
+    if before != Some(left) {
+        let project = store::projects::get(&deps.db, row.project_id).await?;
+        let name = project.map(|project| project.name).unwrap_or_default();
+        tracing::warn!(backend.id = %row.id, "{}", draining_note(&row.kind, &name, left));
+    }
+    Ok(())
 }
 
 async fn sweep_machines(deps: &Deps, backend: BackendId, unclaimed: &Unclaimed) -> store::Result<()> {
@@ -68,7 +90,7 @@ async fn sweep_machines(deps: &Deps, backend: BackendId, unclaimed: &Unclaimed) 
     for machine in machines.iter().filter(|machine| machine.state != MachineState::Gone) {
         let claimed = claims.has(&machine.key);
         let since = {
-            let mut unclaimed = unclaimed.0.lock().expect("nobody panics while sweeping");
+            let mut unclaimed = unclaimed.since.lock().expect("nobody panics while sweeping");
             if claimed {
                 unclaimed.remove(&machine.key);
                 continue;

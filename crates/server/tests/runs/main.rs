@@ -11,3 +11,4 @@ mod harness;
 mod runs;
 mod stream;
 mod support;
+mod why;

@@ -1,0 +1,352 @@
+//! Why a run, a fleet or an instance is as it is: what was tried for it, what was said to that, and what happens next.
+
+use std::collections::HashSet;
+
+use api::fleets::FleetStatus;
+use api::ids::{FleetId, InstanceId};
+use api::instances::InstanceStatus;
+use api::runs::RunStatus;
+use api::why::{Attempt, AttemptOutcome, NextStep, StoryLine, Why, WhyKind, WhyRequest};
+use axum::extract::State;
+use jiff::{SignedDuration, Timestamp};
+use lifecycle::fleet::Fleet;
+use lifecycle::instance::Instance;
+use lifecycle::launch::{Launch, LaunchStatus, Scope, Verdict};
+use lifecycle::run::Run;
+use store::events::EventFilter;
+use store::instances::InstanceFilter;
+use store::{fleets, instances, jobs, launches, runs};
+
+use super::auth::ProjectMember;
+use super::error::{Error, Result};
+use super::extract::Json;
+use crate::accounts::draining_note;
+use crate::deps::Deps;
+
+/// Events that are told, the newest.
+const MOST_LINES: u32 = 100;
+
+/// Purchases of a fleet that are looked at, the newest.
+const MOST_LAUNCHES: u32 = 200;
+
+/// Purchases that are told, the newest.
+const MOST_ATTEMPTS: usize = 30;
+
+/// Instances that are looked for by name, the newest.
+const MOST_INSTANCES: u32 = 1000;
+
+/// Things that happen next which are told.
+const MOST_STEPS: usize = 12;
+
+/// What a name is of.
+enum Subject {
+    Run(Box<Run>),
+    Fleet(Box<Fleet>),
+    Instance(Box<Instance>),
+}
+
+pub async fn why(
+    State(deps): State<Deps>,
+    member: ProjectMember,
+    Json(request): Json<WhyRequest>,
+) -> Result<Json<Why>> {
+    let mut found = find(&deps, &member, &request).await?;
+    if found.len() > 1 {
+        let kinds: Vec<&str> = found.iter().map(|subject| kind_of(subject).as_str()).collect();
+        let flags: Vec<String> = kinds.iter().map(|kind| format!("--{kind}")).collect();
+        return Err(Error::bad_request(format!(
+            "`{}` is the name of a {}. Say which one with {}",
+            request.name,
+            kinds.join(" and of a "),
+            flags.join(" or ")
+        )));
+    }
+    let Some(subject) = found.pop() else {
+        let what = request.kind.map_or("run, fleet or instance", WhyKind::as_str);
+        return Err(Error::bad_request(format!("There is no {what} `{}` in this project", request.name)));
+    };
+    let mut answer = match &subject {
+        Subject::Run(run) => of_run(&deps, run).await?,
+        Subject::Fleet(fleet) => of_fleet(&deps, fleet).await?,
+        Subject::Instance(instance) => of_instance(&deps, instance).await?,
+    };
+    answer.project_name.clone_from(&member.project.name);
+    answer.notes = notes(&deps, &member).await?;
+    answer.next.sort_by_key(|step| step.at.unwrap_or(Timestamp::MIN));
+    answer.next.truncate(MOST_STEPS);
+    Ok(Json(answer))
+}
+
+fn kind_of(subject: &Subject) -> WhyKind {
+    match subject {
+        Subject::Run(_) => WhyKind::Run,
+        Subject::Fleet(_) => WhyKind::Fleet,
+        Subject::Instance(_) => WhyKind::Instance,
+    }
+}
+
+async fn find(deps: &Deps, member: &ProjectMember, request: &WhyRequest) -> Result<Vec<Subject>> {
+    let project = member.project.id;
+    let wants = |kind| request.kind.is_none_or(|wanted| wanted == kind);
+    let mut found = vec![];
+    if wants(WhyKind::Run)
+        && let Some(row) = runs::get_by_name(&deps.db, project, &request.name).await?
+    {
+        found.push(Subject::Run(Box::new(row.value)));
+    }
+    if wants(WhyKind::Fleet)
+        && let Some(row) = fleets::get_by_name(&deps.db, project, &request.name).await?
+    {
+        found.push(Subject::Fleet(Box::new(row.value)));
+    }
+    if wants(WhyKind::Instance) {
+        let filter =
+            InstanceFilter { projects: vec![project], limit: MOST_INSTANCES, ..InstanceFilter::default() };
+        let rows = instances::list(&deps.db, &filter).await?;
+        // The newest of that name: what is terminated leaves its name to its successor.
+        let named = rows.into_iter().map(|row| row.value).find(|instance| instance.state.name == request.name);
+        found.extend(named.map(|instance| Subject::Instance(Box::new(instance))));
+    }
+    Ok(found)
+}
+
+fn empty(kind: WhyKind, name: &str, id: uuid::Uuid, status: &str) -> Why {
+    Why {
+        kind,
+        name: name.to_owned(),
+        id,
+        project_name: String::new(),
+        status: status.to_owned(),
+        reason: None,
+        next: vec![],
+        attempts: vec![],
+        story: vec![],
+        notes: vec![],
+    }
+}
+
+async fn of_run(deps: &Deps, run: &Run) -> Result<Why> {
+    let mut answer = empty(WhyKind::Run, &run.name, run.id.0, run.status.as_str());
+    let state = &run.state;
+    let ended = state.termination_reason.map(|reason| reason.as_str().replace('_', " "));
+    let cause = state.cause.as_ref().map(|cause| {
+        let said = cause.message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
+        format!("node {} ended with {}{said}", cause.job_num, cause.reason.as_str().replace('_', " "))
+    });
+    answer.reason = cause.or(ended);
+    if let Some(retry) = state.retry.filter(|_| run.status == RunStatus::Pending) {
+        let what = if retry.for_capacity {
+            "machines are bought for it again; what falls free before serves it too"
+        } else {
+            "its jobs are submitted again"
+        };
+        answer.next.push(step(Some(retry.not_before), what));
+        answer.next.push(step(Some(retry.until), "it fails unless it has machines by then (`retry`)"));
+    }
+    let latest = jobs::list_latest(&deps.db, run.id).await?;
+    for job in latest.iter().map(|row| &row.value).filter(|job| !job.status.is_finished()) {
+        let name = &job.spec.job_name;
+        if let Some(refused) = &job.state.refused {
+            answer.next.push(step(None, format!("the order to {name} is repeated: {}", refused.message)));
+        } else if let Some(waiting_for) = &job.state.waiting_for {
+            answer.next.push(step(None, format!("{name} waits for {waiting_for}")));
+        } else if job.instance_id.is_none() && run.status == RunStatus::Submitted {
+            answer.next.push(step(None, format!("{name} is given a free machine, or a fleet buys one")));
+        }
+    }
+    let machines = instances::list_of_run(&deps.db, run.id).await?;
+    let ids: HashSet<InstanceId> = machines.iter().map(|row| row.value.id).collect();
+    let of_fleets: HashSet<FleetId> = machines.iter().map(|row| row.value.fleet_id).collect();
+    let mut tried = vec![];
+    for fleet in of_fleets {
+        tried.extend(tried_for(deps, fleet, Some(&ids)).await?);
+    }
+    tried.sort_by_key(|launch| launch.created_at);
+    tell_attempts(&tried, &mut answer);
+    let filter = EventFilter { within_runs: Some(vec![run.id.0]), ..EventFilter::default() };
+    answer.story = story(deps, filter).await?;
+    Ok(answer)
+}
+
+async fn of_fleet(deps: &Deps, fleet: &Fleet) -> Result<Why> {
+    let mut answer = empty(WhyKind::Fleet, &fleet.name, fleet.id.0, fleet.status.as_str());
+    answer.reason.clone_from(&fleet.state.status_message);
+    let now = deps.clock.now();
+    let rows = instances::list_by_fleet(&deps.db, fleet.id).await?;
+    let is_over = matches!(fleet.status, FleetStatus::Terminated | FleetStatus::Failed);
+    let kept = rows.iter().filter(|row| row.value.is_kept()).count();
+    let least = fleet.spec.configuration.nodes.as_ref().map_or(0, |nodes| nodes.min as usize);
+    if let Some(at) = fleet.state.not_before.filter(|at| now < *at && kept < least && !is_over) {
+        answer.next.push(step(Some(at), format!("it buys again: it has {kept} of at least {least} machines")));
+    }
+    for row in rows.iter().filter(|_| !is_over) {
+        let launch = launch_of(deps, &row.value).await?;
+        answer.next.extend(next_of(now, &row.value, launch.as_ref()));
+    }
+    let tried = tried_for(deps, fleet.id, None).await?;
+    tell_attempts(&tried, &mut answer);
+    let filter = EventFilter { within_fleets: Some(vec![fleet.id.0]), ..EventFilter::default() };
+    answer.story = story(deps, filter).await?;
+    Ok(answer)
+}
+
+async fn of_instance(deps: &Deps, instance: &Instance) -> Result<Why> {
+    let state = &instance.state;
+    let mut answer = empty(WhyKind::Instance, &state.name, instance.id.0, instance.status.as_str());
+    let reason = state.termination_reason.map(|reason| reason.as_str().replace('_', " "));
+    answer.reason = state.termination_message.clone().or(reason);
+    if let Some(since) = state.unreachable_since.filter(|_| !instance.status.is_final()) {
+        answer.reason =
+            Some(format!("its agent has not answered since {}", since.strftime("%Y-%m-%d %H:%M:%S UTC")));
+    }
+    let launch = launch_of(deps, instance).await?;
+    answer.next = next_of(deps.clock.now(), instance, launch.as_ref());
+    let tried = tried_for(deps, instance.fleet_id, Some(&HashSet::from([instance.id]))).await?;
+    tell_attempts(&tried, &mut answer);
+    let filter = EventFilter { targets: Some(vec![instance.id.0]), ..EventFilter::default() };
+    answer.story = story(deps, filter).await?;
+    Ok(answer)
+}
+
+async fn launch_of(deps: &Deps, instance: &Instance) -> Result<Option<Launch>> {
+    let is_early = matches!(instance.status, InstanceStatus::Pending | InstanceStatus::Provisioning);
+    let Some(id) = instance.launch_id.filter(|_| is_early) else { return Ok(None) };
+    Ok(launches::get(&deps.db, id).await?.map(|row| row.value))
+}
+
+/// What happens next to an instance.
+fn next_of(now: Timestamp, instance: &Instance, launch: Option<&Launch>) -> Vec<NextStep> {
+    let state = &instance.state;
+    let name = &state.name;
+    let told = |at, what: String| vec![NextStep { at, what }];
+    match instance.status {
+        InstanceStatus::Pending | InstanceStatus::Provisioning if state.host.is_some() => {
+            told(None, format!("{name}: the host is joined over SSH"))
+        }
+        InstanceStatus::Pending | InstanceStatus::Provisioning => match launch {
+            Some(launch) if launch.is_in_vain_for(instance.launch_index) => {
+                told(None, format!("{name}: its fleet buys the next offer"))
+            }
+            Some(launch) => next_of_launch(name, launch),
+            None => told(None, format!("{name}: its fleet buys a machine")),
+        },
+        InstanceStatus::Idle => {
+            let secs = state.idle_duration_secs.filter(|secs| *secs >= 0);
+            let until = state.idle_since.zip(secs).map(|(since, secs)| since + SignedDuration::from_secs(secs));
+            let until = until.filter(|until| now < *until);
+            until.map_or_else(Vec::new, |at| told(Some(at), format!("{name} ends if it is idle until then")))
+        }
+        InstanceStatus::Terminating => told(None, format!("{name} is gone once its backend says so")),
+        InstanceStatus::Busy | InstanceStatus::Terminated => vec![],
+    }
+}
+
+fn next_of_launch(name: &str, launch: &Launch) -> Vec<NextStep> {
+    let state = &launch.state;
+    let what = format!("{} × {} in {}", state.count, state.offer.instance.name, state.place());
+    let backend = &state.backend;
+    let (at, what) = match (launch.status, launch.next_try_at()) {
+        (_, Some(at)) => (Some(at), format!("{name}: `{backend}` is asked again for {what}")),
+        (LaunchStatus::Wanted, None) => (None, format!("{name}: `{backend}` is asked for {what}")),
+        (LaunchStatus::Requested, None) => {
+            (None, format!("{name}: `{backend}` was asked for {what}, which are to appear"))
+        }
+        (LaunchStatus::Done, None) => (None, format!("{name}: the machine starts, and its agent is to answer")),
+        (LaunchStatus::Failed, None) => (None, format!("{name}: its fleet buys the next offer")),
+    };
+    vec![NextStep { at, what }]
+}
+
+fn step(at: Option<Timestamp>, what: impl Into<String>) -> NextStep {
+    NextStep { at, what: what.into() }
+}
+
+/// The last purchases of a fleet, or those of them that were for some instances.
+async fn tried_for(deps: &Deps, fleet: FleetId, only: Option<&HashSet<InstanceId>>) -> Result<Vec<Launch>> {
+    let rows = launches::list_last(&deps.db, fleet, MOST_LAUNCHES).await?;
+    let is_theirs =
+        |launch: &Launch| only.is_none_or(|ids| launch.state.instances.iter().any(|id| ids.contains(id)));
+    Ok(rows.into_iter().map(|row| row.value).filter(is_theirs).collect())
+}
+
+fn tell_attempts(tried: &[Launch], answer: &mut Why) {
+    let first = tried.len().saturating_sub(MOST_ATTEMPTS);
+    answer.attempts = tried[first..].iter().map(attempt).collect();
+    let mut told: HashSet<String> = HashSet::new();
+    for launch in tried[first..].iter().rev() {
+        if let Some(what) = remedy(launch).filter(|what| told.insert(what.clone())) {
+            answer.next.push(step(None, what));
+        }
+    }
+}
+
+/// What somebody has to do before a refusal can end.
+fn remedy(launch: &Launch) -> Option<String> {
+    let error = launch.state.error.as_ref()?;
+    let (backend, region, word) = (&launch.state.backend, &launch.state.offer.region, error.word());
+    let said = error.message.trim_end_matches('.');
+    match error.verdict {
+        Verdict::Refused(Scope::Region) => {
+            Some(format!("for more in {region}, ask `{backend}` to raise the quota: {word} ({said})"))
+        }
+        Verdict::Refused(Scope::Backend) => {
+            Some(format!("for anything of `{backend}`, give its credentials what they lack: {word} ({said})"))
+        }
+        Verdict::Refused(Scope::Reservation) => Some(format!(
+            "for more of the reservation in {region}, end machines of it or enlarge it: {word} ({said})"
+        )),
+        Verdict::Refused(Scope::Zone | Scope::Network | Scope::Offer) | Verdict::Later | Verdict::Unanswered => {
+            None
+        }
+    }
+}
+
+fn attempt(launch: &Launch) -> Attempt {
+    let state = &launch.state;
+    let error = state.error.as_ref();
+    Attempt {
+        at: launch.created_at,
+        backend: state.backend.clone(),
+        instance_type: state.offer.instance.name.clone(),
+        region: state.offer.region.clone(),
+        zone: state.zone.clone(),
+        spot: state.offer.instance.resources.spot,
+        price: state.offer.price,
+        count: state.count,
+        least: state.least,
+        outcome: match launch.status {
+            LaunchStatus::Wanted | LaunchStatus::Requested => AttemptOutcome::Open,
+            LaunchStatus::Done if state.made.is_some_and(|made| made < state.count) => {
+                AttemptOutcome::BoughtInPart
+            }
+            LaunchStatus::Done => AttemptOutcome::Bought,
+            LaunchStatus::Failed => AttemptOutcome::Failed,
+        },
+        made: state.made,
+        kind: error.map(|error| error.kind.clone()),
+        code: error.and_then(|error| error.code.clone()),
+        message: error.map(|error| error.message.clone()),
+        next_try_at: launch.next_try_at(),
+    }
+}
+
+async fn story(deps: &Deps, filter: EventFilter) -> Result<Vec<StoryLine>> {
+    let events = store::events::list(&deps.db, &EventFilter { limit: MOST_LINES, ..filter }).await?;
+    let line = |event: api::events::Event| StoryLine {
+        at: event.recorded_at,
+        about: event.targets.iter().map(|target| format!("{} {}", target.r#type, target.name)).collect(),
+        actor: event.actor_user,
+        message: event.message,
+    };
+    Ok(events.into_iter().rev().map(line).collect())
+}
+
+/// The backends that the project is letting go.
+async fn notes(deps: &Deps, member: &ProjectMember) -> Result<Vec<String>> {
+    let mut notes = vec![];
+    for row in store::backends::list(&deps.db, member.project.id).await?.iter().filter(|row| row.draining) {
+        let left = instances::list_machines_by_backend(&deps.db, row.id).await?.len();
+        notes.push(draining_note(&row.kind, &member.project.name, left));
+    }
+    Ok(notes)
+}
