@@ -47,7 +47,7 @@ impl Clients {
     }
 
     async fn config(&self) -> &SdkConfig {
-        self.config.get_or_init(|| self.load()).await
+        self.config.get_or_init(|| Box::pin(self.load())).await
     }
 
     async fn load(&self) -> SdkConfig {

@@ -5,13 +5,15 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+/// The number of the next file that is not in its place yet.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
 /// Puts a file in the place of the one that is there.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir)?;
     }
     // Several backends may write the same file at once.
-    static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let temporary = path.with_extension(format!("{}-{number}.tmp", std::process::id()));
     let mut file = std::fs::File::create(&temporary)?;

@@ -101,7 +101,8 @@ mod tests {
         let (head, body) = text.split_once("runcmd:\n- |\n").unwrap();
         assert_eq!(head, "#cloud-config\nssh_authorized_keys:\n- \"ssh-ed25519 AAAA main@dstack\"\n");
         // What YAML makes of the block: two blanks less on each line.
-        body.lines().map(|line| format!("{}\n", line.strip_prefix("  ").unwrap())).collect()
+        let lines: Vec<&str> = body.lines().map(|line| line.strip_prefix("  ").unwrap()).collect();
+        lines.join("\n") + "\n"
     }
 
     #[test]
