@@ -146,6 +146,9 @@ pub(crate) enum Order {
     Stop {
         /// Milliseconds between the polite signals and the kill.
         grace_millis: u64,
+        /// The machine is taken back, so that the second polite signal comes soon after the first.
+        #[serde(default)]
+        taken_back: bool,
     },
 }
 

@@ -119,6 +119,23 @@ async fn a_notice_is_told_at_once_and_whoever_comes_later_learns_of_it() {
 }
 
 #[tokio::test]
+async fn a_job_on_a_machine_that_is_taken_back_gets_both_polite_signals() {
+    let service = Metadata::of_machine(MACHINE).await;
+    let mut agent = agent_of_cloud(&service.url);
+    let mut events = Events::of(&mut agent).await;
+    let both = "trap 'echo first' INT; trap 'echo second; exit 0' TERM; echo up; while :; do sleep 0.05; done";
+    let spec = script(both);
+    agent.put(&spec).await;
+    agent.wait_for(&spec, "started", |state| state.log_end > 0).await;
+    service.set("spot/instance-action", NOTICE);
+    events.news("a notice", |news| news.interruption.is_some()).await;
+    agent.stop(&spec, 110).await;
+    let state = agent.wait_sealed(&spec).await;
+    assert_eq!(state.exit.unwrap().reason, ExitReason::Stopped);
+    assert_eq!(text(&agent.read_log(spec.id, 0).await.bytes), "up\nfirst\nsecond\n");
+}
+
+#[tokio::test]
 async fn a_notice_whose_time_cannot_be_read_is_a_notice() {
     let service = Metadata::of_machine(MACHINE).await;
     let mut agent = agent_of_cloud(&service.url);

@@ -165,7 +165,8 @@ impl Task {
     fn send_stop(&mut self, kill_at: Timestamp) {
         self.seen.stop_sent = Some(kill_at);
         let grace = Duration::try_from(kill_at.duration_since(clock::now())).unwrap_or_default();
-        self.send(Order::Stop { grace_millis: grace.as_millis() as u64 });
+        let taken_back = self.host.news.borrow().interruption.is_some();
+        self.send(Order::Stop { grace_millis: grace.as_millis() as u64, taken_back });
         failpoint("stop:after");
     }
 

@@ -6,6 +6,8 @@ use nix::sys::signal::Signal;
 
 /// How long the second polite signal waits after the first, at most.
 const TERMINATE_AFTER: Duration = Duration::from_secs(5);
+/// The same where the machine is taken back. Programs that save what they can often do so at the second one only.
+const HURRIED_TERMINATE_AFTER: Duration = Duration::from_secs(1);
 /// What a command that ended by itself grants to the processes it left behind.
 pub(crate) const LEFTOVER_GRACE: Duration = Duration::from_millis(500);
 /// How often processes that do not die are killed again.
@@ -20,6 +22,8 @@ pub(crate) enum Cause {
     Finished,
     /// It was told to.
     Stopped,
+    /// It was told to, because its machine is taken back.
+    TakenBack,
     /// It ran too long.
     MaxDuration,
     /// Somebody else than the host agent told the supervisor to end: the container engine, or an operator.
@@ -42,6 +46,7 @@ impl Ending {
     pub(crate) fn begin(cause: Cause, grace: Duration, now: Instant) -> Ending {
         let terminate_after = match cause {
             Cause::Finished => Duration::ZERO,
+            Cause::TakenBack => HURRIED_TERMINATE_AFTER.min(grace / 2),
             Cause::Stopped | Cause::MaxDuration | Cause::Interrupted => TERMINATE_AFTER.min(grace / 2),
         };
         Ending { cause, terminate_at: now + terminate_after, kill_at: now + grace, last_signal: None, next: now }
@@ -100,6 +105,15 @@ mod tests {
         let seen = signals(&mut ending, now, &[0, 100, 2000, 2100, 4000, 4010]);
         let (int, term, kill) = (Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL);
         assert_eq!(seen, [Some(int), None, Some(term), None, Some(kill), Some(kill)]);
+    }
+
+    #[test]
+    fn a_machine_that_is_taken_back_leaves_no_time_between_the_polite_signals() {
+        let now = crate::clock::monotonic();
+        let mut ending = Ending::begin(Cause::TakenBack, Duration::from_secs(110), now);
+        let seen = signals(&mut ending, now, &[0, 900, 1000, 5000, 110_000]);
+        let (int, term, kill) = (Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL);
+        assert_eq!(seen, [Some(int), None, Some(term), None, Some(kill)]);
     }
 
     #[test]

@@ -223,8 +223,9 @@ impl Supervisor {
                 }
             }
             Order::Go => self.released = true,
-            Order::Stop { grace_millis } => {
-                self.stop(Cause::Stopped, Duration::from_millis(grace_millis));
+            Order::Stop { grace_millis, taken_back } => {
+                let cause = if taken_back { Cause::TakenBack } else { Cause::Stopped };
+                self.stop(cause, Duration::from_millis(grace_millis));
             }
         }
     }
@@ -518,7 +519,7 @@ impl Supervisor {
         let oom_killed = cause == Cause::Finished
             && oom::ended(exit_status, self.oom_kills_before, OomKills::count(self.job.container));
         let (reason, message) = match cause {
-            Cause::Stopped => (ExitReason::Stopped, None),
+            Cause::Stopped | Cause::TakenBack => (ExitReason::Stopped, None),
             Cause::MaxDuration => {
                 let longest = self.job.spec.max_duration_secs.unwrap_or_default();
                 (ExitReason::MaxDurationExceeded, Some(format!("ran longer than {longest} s")))

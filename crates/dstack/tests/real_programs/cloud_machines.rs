@@ -41,7 +41,7 @@ impl Metadata {
 }
 
 /// Answers one question. An error only says that nobody waits for the answer any more.
-fn answer(mut stream: &TcpStream, files: &Path) -> Option<()> {
+fn answer(stream: &TcpStream, files: &Path) -> Option<()> {
     let mut lines = BufReader::new(stream.try_clone().ok()?).lines().map_while(Result::ok);
     let request = lines.next()?;
     let headers: Vec<String> = lines.take_while(|line| !line.is_empty()).map(|line| line.to_lowercase()).collect();
@@ -57,7 +57,8 @@ fn answer(mut stream: &TcpStream, files: &Path) -> Option<()> {
     };
     let (status, body) = found.map_or(("404 Not Found", String::new()), |text| ("200 OK", text));
     let length = body.len();
-    write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}").ok()
+    let mut writer = stream;
+    write!(writer, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}").ok()
 }
 
 /// Each node writes its rank when it begins and when it is told to end. The second try ends well.
