@@ -64,13 +64,13 @@ fn show(place: &Place<'_>) -> Result<()> {
 }
 
 /// What a command printed and how it ended.
-struct Shown {
-    lines: Vec<String>,
-    success: bool,
+pub(crate) struct Shown {
+    pub(crate) lines: Vec<String>,
+    pub(crate) success: bool,
 }
 
 /// Runs a command of ours, prints it as a user would type it, and prints what it says as it says it.
-fn type_and_show(place: &Place<'_>, args: &[&str]) -> Result<Shown> {
+pub(crate) fn type_and_show(place: &Place<'_>, args: &[&str]) -> Result<Shown> {
     println!("\n$ dstack {}", args.join(" "));
     let mut command = place.cli(args);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("start `dstack`")?;

@@ -39,6 +39,8 @@ pub(crate) struct Place<'a> {
     server_dir: PathBuf,
     pub(crate) address: SocketAddr,
     log: PathBuf,
+    /// For the server and the command line.
+    variables: Vec<(&'static str, String)>,
 }
 
 /// A running server.
@@ -58,7 +60,18 @@ impl<'a> Place<'a> {
             server_dir: sandbox.short_subdir()?,
             address: free_address()?,
             log: dir.join("server.log"),
+            variables: Vec::new(),
         })
+    }
+
+    /// Sets a variable for all that is started from now on.
+    pub(crate) fn set(&mut self, name: &'static str, value: String) {
+        self.variables.push((name, value));
+    }
+
+    /// Writes what the server's administrator wants.
+    pub(crate) fn write_config(&self, text: &str) -> Result<()> {
+        fs::write(self.server_dir.join("config.yml"), text).context("write the server's configuration")
     }
 
     /// The command line, as the only user of this place.
@@ -67,6 +80,7 @@ impl<'a> Place<'a> {
         command.args(args).current_dir(workspace::root()).env("HOME", &self.home);
         command.env("DSTACK_SERVER_DIR", &self.server_dir);
         command.env("DSTACK_AGENT_BINARY", &self.programs.agent);
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 

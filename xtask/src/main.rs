@@ -1,4 +1,4 @@
-//! The project's chores: `cargo xtask demo`, `test`, `bench`, `tidy` and `dist`.
+//! The project's chores: `cargo xtask demo`, `lab`, `test`, `bench`, `tidy` and `dist`.
 //!
 //! Few dependencies, so that it builds in seconds: everything heavy is another program that it starts.
 
@@ -10,6 +10,7 @@ mod demo;
 mod dist;
 mod dstack;
 mod http;
+mod lab;
 mod sandbox;
 mod shell;
 mod test;
@@ -33,6 +34,8 @@ struct Cli {
 enum Chore {
     /// Show a distributed task on this machine: server, fleet, two nodes, one result.
     Demo,
+    /// Show a task on two machines with EFA of a simulated EC2: cloud, server, fleet, two nodes, nothing left.
+    Lab,
     /// Check everything: format, lints, layout and every test.
     Test(test::Options),
     /// Check the layout of the code and what its documents promise.
@@ -52,6 +55,7 @@ enum Chore {
 fn main() -> ExitCode {
     let result = match Cli::parse().chore {
         Chore::Demo => demo::run(),
+        Chore::Lab => lab::run(),
         Chore::Test(options) => test::run(&options),
         Chore::Tidy => tidy::run(),
         Chore::Bench(options) => bench::run(&options),

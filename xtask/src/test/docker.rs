@@ -20,7 +20,7 @@ const IMAGE: Recipe =
     Recipe { name: "dstack-test", packages: "python3,python3-venv,python3-mpi4py,openmpi-bin,procps", finish: "" };
 
 /// Makes sure that an engine answers and has the image.
-pub(super) fn prepare(sandbox: &Sandbox) -> Result<Vec<(&'static str, String)>> {
+pub(crate) fn prepare(sandbox: &Sandbox) -> Result<Vec<(&'static str, String)>> {
     if !engine_answers() {
         let programs = ["dockerd", "docker", "ip"];
         packages::ensure(&["docker.io", "iproute2"], || programs.iter().all(|name| shell::find(name).is_some()))?;

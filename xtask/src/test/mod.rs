@@ -5,7 +5,7 @@
 //! what it could not prepare, and takes that for a failure where `CI` is set.
 
 mod count;
-mod docker;
+pub(crate) mod docker;
 mod ec2_clients;
 pub(crate) mod ec2_hosts;
 mod hosts;

@@ -1,0 +1,177 @@
+//! A cluster with EFA on this machine alone: a simulated EC2 whose machines are containers, a server of ours that
+//! launches two of them, and a task on both.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::demo::type_and_show;
+use crate::dstack::{Place, TOKEN};
+use crate::http::Client;
+use crate::sandbox::Sandbox;
+use crate::test::{docker, ec2_hosts};
+use crate::workspace::{self, Profile, Programs};
+use crate::{shell, workspace::cargo};
+
+const FLEET: &str = "examples/efa/fleet.dstack.yml";
+const TASK: &str = "examples/efa/task.dstack.yml";
+
+/// Whose commands are run instead of those of the task: they need no GPU, and prove that the nodes reach each other.
+const COLLECTIVE: &str = "examples/distributed/task.dstack.yml";
+
+/// What each node shows of itself before.
+const LOOK: &str = "  - ls /dev/infiniband /dev | grep -E 'uverbs|rdma_cm|nvidia|gdrdrv' | sort | tr '\\n' ' '\n  \
+                    - nvidia-smi -L\n  - ulimit -l\n  - hostname -I\n  - env | sort\n";
+
+/// What each node says when its part of the all-reduce came out right.
+const PROOF: [&str; 2] = ["[0] rank 0 of 2: all-reduce is right", "[1] rank 1 of 2: all-reduce is right"];
+
+/// The image that tasks run in unless they name one, for which a small one of ours stands in.
+const DEFAULT_IMAGE: &str = "dstackai/base:0.16-base-ubuntu24.04";
+
+/// The image that stands in for it.
+const STAND_IN: &str = "dstack-test:latest";
+
+/// The addresses of the simulated VPCs, which nothing else on this machine may have.
+const CIDRS: [(&str, &str); 2] = [("--my-vpc-cidr", "10.124.0.0/16"), ("--default-vpc-cidr", "10.125.0.0/16")];
+
+/// How long the cloud may take to answer, and to be empty again.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// What may be left of a project: the group that its next machines are launched into.
+const MAY_STAY: &str = "security-group";
+
+const CONFIG: &str = "\
+projects:
+- name: main
+  backends:
+    - type: aws
+      creds:
+        type: default
+      regions: [us-west-2]
+      public_ips: false
+      vpc_name: my-vpc
+      os_images:
+        nvidia:
+          name: Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04) 20241115
+          owner: \"898082745236\"
+          user: ubuntu
+";
+
+/// Shows a task on two machines of EC2 that are none.
+pub(crate) fn run() -> Result<()> {
+    let sandbox = Sandbox::new()?;
+    println!("Building `dstack`, `dstack-agent` and `dstack-ec2sim`; the first time takes a few minutes.");
+    shell::run(&mut cargo(&["build", "--package", "dstack", "--package", "ec2sim"]))?;
+    let agent = workspace::build_static_agent(Profile::Dev)?;
+    let programs = Programs { dstack: workspace::program("dstack", Profile::Dev)?, agent };
+    docker::prepare(&sandbox)?;
+    ec2_hosts::prepare(&sandbox)?;
+
+    let cloud = start_cloud(&sandbox)?;
+    let mut place = Place::new(&sandbox, "lab", &programs)?;
+    place.set("AWS_ENDPOINT_URL", format!("http://{cloud}"));
+    // The key of AWS's own documentation, which the simulator takes.
+    place.set("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE".to_owned());
+    place.set("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY".to_owned());
+    place.set("AWS_EC2_METADATA_DISABLED", "true".to_owned());
+    place.write_config(CONFIG)?;
+    let task = sandbox.subdir("task")?.join("task.dstack.yml");
+    fs::write(&task, task_text()?).context("write the task")?;
+    let result = show(&place, cloud, &task);
+    if result.is_err() {
+        eprintln!("\nThe last lines of the server's log:\n{}\n", place.log_tail());
+    }
+    result
+}
+
+fn show(place: &Place<'_>, cloud: SocketAddr, task: &Path) -> Result<()> {
+    println!("\n$ dstack server --port {} &", place.address.port());
+    let server = place.start()?;
+    let fleet = type_and_show(place, &["apply", "-f", FLEET, "-y"])?;
+    ensure!(fleet.success, "the fleet was not made");
+    give_image()?;
+    let task = task.to_str().context("the folder for what is temporary has a name that is no text")?;
+    let shown = type_and_show(place, &["apply", "-f", task, "-R", "-y"])?;
+    ensure!(shown.success, "the task failed");
+    for line in PROOF {
+        ensure!(shown.lines.iter().any(|seen| seen.starts_with(line)), "no line begins with `{line}`");
+    }
+    let deleted = type_and_show(place, &["delete", "-f", FLEET, "-y"])?;
+    ensure!(deleted.success, "the fleet was not deleted");
+    let mut left = Vec::new();
+    let is_empty = shell::wait_for("the cloud's being empty", PATIENCE, || {
+        left = orphans(cloud).ok()?;
+        left.iter().all(|kind| kind == MAY_STAY).then_some(())
+    });
+    is_empty.with_context(|| format!("this is left in the cloud: {}", left.join(", ")))?;
+    println!("\nAll was given back to the cloud; what is left of the project there: {left:?}");
+    server.stop()
+}
+
+/// Starts the cloud, and answers where it is.
+fn start_cloud(sandbox: &Sandbox) -> Result<SocketAddr> {
+    let dir = sandbox.subdir("ec2sim")?;
+    let log = File::create(dir.join("log")).context("make the simulator's log")?;
+    let url_file = dir.join("url");
+    let program: PathBuf = workspace::program("dstack-ec2sim", Profile::Dev)?;
+    let mut command = sandbox.command(program);
+    command.args(["--listen", "127.0.0.1:0", "--hosts", "containers", "--host-image", ec2_hosts::IMAGE]);
+    command.args(CIDRS.iter().flat_map(|(option, cidr)| [option, cidr])).arg("--url-file").arg(&url_file);
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("start the simulator")?;
+    let url = shell::wait_for("the simulator's first answer", PATIENCE, || fs::read_to_string(&url_file).ok())
+        .with_context(|| fs::read_to_string(dir.join("log")).unwrap_or_default())?;
+    url.trim_start_matches("http://").parse().context("read the simulator's address")
+}
+
+/// Gives every host the image that the task will run in: no registry is asked.
+fn give_image() -> Result<()> {
+    let filter = "label=ai.dstack.ec2sim-instance";
+    let hosts = shell::capture(Command::new("docker").args(["ps", "--quiet", "--filter", filter]))?;
+    let copy = "docker save \"$1\" | docker exec -i \"$2\" docker load --quiet && docker exec \"$2\" docker tag \"$1\" \"$3\"";
+    for host in hosts.split_whitespace() {
+        let args = ["-o", "pipefail", "-c", copy, "bash", STAND_IN, host, DEFAULT_IMAGE];
+        shell::capture(Command::new("bash").args(args))?;
+    }
+    Ok(())
+}
+
+/// The kinds of all that is left in the cloud.
+fn orphans(cloud: SocketAddr) -> Result<Vec<String>> {
+    let answer = Client::connect(cloud, TOKEN)?.get("/_ec2sim/orphans")?;
+    let entries: Vec<Value> = serde_json::from_slice(&answer.body).context("read what is left")?;
+    Ok(entries.iter().filter_map(|entry| Some(entry["kind"].as_str()?.to_owned())).collect())
+}
+
+/// The task of the example, with commands that need no GPU.
+fn task_text() -> Result<String> {
+    let read =
+        |path: &str| fs::read_to_string(workspace::root().join(path)).with_context(|| format!("read `{path}`"));
+    let (task, collective) = (read(TASK)?, read(COLLECTIVE)?);
+    let (head, rest) = task.split_once("commands:\n").context("the task has no commands")?;
+    let (_, tail) = rest.split_once("\nenv:").context("the task has no variables")?;
+    let (_, commands) = collective.split_once("commands:\n").context("the collective has no commands")?;
+    let (commands, _) = commands.split_once("\nresources:").context("the collective has no resources")?;
+    Ok(format!("{head}commands:\n{LOOK}{commands}\nenv:{tail}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lab_runs_the_example_but_for_its_commands() {
+        let text = task_text().unwrap();
+        for kept in
+            ["name: efa-task\n", "nodes: 2\n", "  - FI_PROVIDER=efa\n", "  gpu: H100:8\n", "  - nvidia-smi -L\n"]
+        {
+            assert!(text.contains(kept), "{kept}");
+        }
+        assert!(text.contains("all-reduce is right") && !text.contains("accelerate"), "{text}");
+    }
+}
