@@ -21,7 +21,9 @@ fn ask(path: &str) -> String {
 /// A question to the metadata service for a container that has busybox only, which prints the first line of the answer.
 fn raw(request: &str, headers: &str) -> String {
     // A client that closes its side is taken for one that has gone.
-    format!("(printf '{request} HTTP/1.0\\r\\n{headers}\\r\\n'; sleep 2) | nc -w 3 169.254.169.254 80 | head -n 1")
+    format!(
+        "(printf '{request} HTTP/1.0\\r\\n{headers}\\r\\n'; sleep 2) | timeout 5 nc 169.254.169.254 80 | head -n 1"
+    )
 }
 
 fn cloud_config(public_key: &str) -> String {
