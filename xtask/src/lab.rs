@@ -59,7 +59,7 @@ projects:
       os_images:
         nvidia:
           name: Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04) 20241115
-          owner: \"898082745236\"
+          owner: 898082745236
           user: ubuntu
 ";
 
