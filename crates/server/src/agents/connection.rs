@@ -1,6 +1,7 @@
 //! One kept connection: made, listened to, and made anew whenever it breaks.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -452,6 +453,12 @@ async fn once(connection: &Arc<Connection>, around: &Surroundings, route: &mut R
     }
 }
 
+/// Whether an agent has seen a server of this installation that started later: this one runs on a copy of the
+/// database, or on one that was put back.
+fn is_superseded_by(error: &OrderError) -> bool {
+    matches!(error, OrderError::Refused(refusal) if refusal.code == api::agent::AgentErrorCode::Fenced)
+}
+
 async fn listen<S>(
     connection: &Arc<Connection>,
     around: &Surroundings,
@@ -463,8 +470,16 @@ where
 {
     let sender = handshake(stream, around.epoch).await?;
     let request = HelloRequest { server_id: around.server_id, epoch: around.epoch, protocol: PROTOCOL_VERSION };
-    let hello: Hello = sender.send("POST", "/v1/hello", &request).await?;
+    let answered: Result<Hello, OrderError> = sender.send("POST", "/v1/hello", &request).await;
+    let hello = answered.inspect_err(|error| {
+        if is_superseded_by(error) {
+            around.superseded.store(true, Ordering::Relaxed);
+        }
+    })?;
     check_machine(route, hello.host.cloud.as_ref())?;
+    if let Some(why) = route.lacks_docker(&hello.host) {
+        anyhow::bail!(why);
+    }
     let mut events = Events { stream: sender.stream("/v1/events").await?, buffer: BytesMut::new() };
     // Orders are given only after the snapshot: a task that is given before it is read would be missing in it, and
     // what an agent does not know that it should is taken for lost.
@@ -544,7 +559,16 @@ mod tests {
             logs: Arc::new(LogStore::open(folder.path().to_owned()).unwrap()),
             server_id: Uuid::from_u128(1).into(),
             epoch: 1,
+            superseded: Arc::default(),
         }
+    }
+
+    #[test]
+    fn only_an_agent_that_knows_a_later_server_says_that_this_one_is_superseded() {
+        let said = |code| OrderError::Refused(AgentError { code, message: "no".to_owned() });
+        assert!(is_superseded_by(&said(AgentErrorCode::Fenced)));
+        assert!(!is_superseded_by(&said(AgentErrorCode::OtherServer)));
+        assert!(!is_superseded_by(&OrderError::Unreachable("no".to_owned())));
     }
 
     fn connection() -> Arc<Connection> {

@@ -61,6 +61,12 @@ pub trait Agents: fmt::Debug + Send + Sync {
         Leaving::NotYet
     }
 
+    /// Whether some agent knows a server of this installation that started later, so that what this one remembers is
+    /// old.
+    fn is_superseded(&self) -> bool {
+        false
+    }
+
     /// A task as its agent last told it.
     fn task(&self, instance: InstanceId, job: JobId) -> TaskSeen;
 

@@ -1,6 +1,7 @@
 //! One kept connection per instance.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use api::agent::{AgentError, AgentErrorCode, GoOrder, StopOrder, TaskOrder, TaskSpec, TaskState};
@@ -37,6 +38,8 @@ pub struct Surroundings {
     pub server_id: ServerId,
     /// Grows with each start of a server on this database.
     pub epoch: u64,
+    /// Some agent knows a server of this installation that started later.
+    pub superseded: Arc<AtomicBool>,
     /// What machines of the user's own are given.
     pub agent_program: Arc<AgentProgram>,
 }
@@ -127,6 +130,10 @@ impl Agents for AgentPool {
             all.lock().expect("nobody panics while leaving").insert(instance, Some(left));
             connection::touch_instance(&around, instance).await;
         });
+    }
+
+    fn is_superseded(&self) -> bool {
+        self.around.superseded.load(Ordering::Relaxed)
     }
 
     fn leaving(&self, instance: InstanceId) -> Leaving {

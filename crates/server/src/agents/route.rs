@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use anyhow::Context as _;
-use api::agent::CloudMachine;
+use api::agent::{CloudMachine, HostInfo};
 use backends::{AgentAccess, Backend, Jump, Login, Machine};
 use lifecycle::instance::another_machine;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -59,6 +59,13 @@ impl Route {
             // Nobody has bought it.
             Route::Host(_) => None,
         }
+    }
+
+    /// Why a machine that was bought is of no use yet: its container engine may start after its SSH server.
+    pub(super) fn lacks_docker(&self, host: &HostInfo) -> Option<String> {
+        let Route::Machine(_, _, Some(_)) = self else { return None };
+        let why = host.docker_error.as_deref().unwrap_or("no reason is known");
+        host.docker.is_none().then(|| format!("Docker does not answer on the machine: {why}"))
     }
 
     /// Goes the way once. The keys that hosts show on it are the only ones that they may show from then on.

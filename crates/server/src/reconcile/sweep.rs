@@ -1,6 +1,7 @@
 //! Ends what nobody remembers: machines that no row claims, and tasks that no job claims.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ pub struct Unclaimed {
     since: Mutex<HashMap<MachineKey, Timestamp>>,
     /// How many machines each backend that is let go had when that was told last.
     draining: Mutex<HashMap<BackendId, usize>>,
+    /// It was told that another server knows better.
+    told_superseded: AtomicBool,
 }
 
 pub(super) async fn run_loop(deps: Deps, shutdown: CancellationToken) {
@@ -60,6 +63,16 @@ async fn forget_old_events(deps: &Deps) -> store::Result<()> {
 /// Looks once at every backend. What goes wrong with one does not concern the others; the last error is given when
 /// all have had their turn.
 pub async fn pass(deps: &Deps, unclaimed: &Unclaimed) -> store::Result<()> {
+    if deps.agents.is_superseded() {
+        // What it does not remember may be what the other one bought.
+        if !unclaimed.told_superseded.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                "an agent knows a server of this installation that started later, so this one's database is an old \
+                 copy: machines that no row claims are left alone. Stop this server, or the other one and restart this"
+            );
+        }
+        return Ok(());
+    }
     let mut swept = Ok(());
     for row in store::backends::all(&deps.db).await? {
         if row.draining {

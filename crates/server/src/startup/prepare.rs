@@ -278,6 +278,7 @@ pub(super) async fn build_deps(
         logs: logs.clone(),
         server_id,
         epoch,
+        superseded: Arc::default(),
         agent_program: Arc::new(AgentProgram::new(settings.agent_binary.clone())),
     };
     let agents = Arc::new(AgentPool::new(around, shutdown.clone()));
