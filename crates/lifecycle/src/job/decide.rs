@@ -299,7 +299,16 @@ fn silent(now: Timestamp, around: &Surroundings<'_>, decision: &mut JobDecision)
     decision.job.state.unvisited_since = None;
     let Some(instance) = around.instance else { return };
     if instance.state.joined_at.is_none() {
-        decision.job.state.waiting_for = Some(format!("instance {} to start", instance.state.name));
+        let name = &instance.state.name;
+        decision.job.state.waiting_for = Some(match (instance.status, instance.state.unsold) {
+            (InstanceStatus::Pending, Some(_)) => {
+                format!("another offer for instance {name}, as the last one was not to be had")
+            }
+            (InstanceStatus::Pending, None) if instance.state.host.is_none() => {
+                format!("a machine for instance {name}")
+            }
+            _ => format!("instance {name} to start"),
+        });
         return;
     }
     let Some(since) = around.unreachable_since else { return };

@@ -126,6 +126,15 @@ fn a_job_waits_for_a_machine_that_starts() {
         ..case(placed(0, 1, JobStatus::Provisioning), Seen::Unknown)
     };
     check(&starting, "provisioning, waits for instance fleet-0 to start");
+    let mut unbought = instance(0, InstanceStatus::Pending);
+    let waits = |instance: &Instance| Case {
+        instance: Some(instance.clone()),
+        ..case(placed(0, 1, JobStatus::Provisioning), Seen::Unknown)
+    };
+    check(&waits(&unbought), "provisioning, waits for a machine for instance fleet-0");
+    unbought.state.unsold = Some(crate::fixtures::id(300));
+    let told = "another offer for instance fleet-0, as the last one was not to be had";
+    check(&waits(&unbought), &format!("provisioning, waits for {told}"));
 }
 
 #[test]
