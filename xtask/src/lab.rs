@@ -31,8 +31,8 @@ const LOOK: &str = "  - ls /dev/infiniband /dev | grep -E 'uverbs|rdma_cm|nvidia
 /// What each node says when its part of the all-reduce came out right.
 const PROOF: [&str; 2] = ["[0] rank 0 of 2: all-reduce is right", "[1] rank 1 of 2: all-reduce is right"];
 
-/// The image that tasks run in unless they name one, for which a small one of ours stands in.
-const DEFAULT_IMAGE: &str = "dstackai/base:0.16-base-ubuntu24.04";
+/// The image that tasks run in on machines with EFA unless they name one, for which a small one of ours stands in.
+const DEFAULT_IMAGE: &str = "dstackai/base:0.16-devel-efa-ubuntu24.04";
 
 /// The image that stands in for it.
 const STAND_IN: &str = "dstack-test:latest";

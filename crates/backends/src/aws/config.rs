@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::keys::{Keys, near_miss, quoted};
@@ -136,7 +136,7 @@ pub(super) struct OsImage {
     /// Its name, in which `*` stands for anything. The newest one counts.
     pub(super) name: String,
     /// Who published it: the number of an account, or `self`.
-    #[serde(default = "own_account")]
+    #[serde(default = "own_account", deserialize_with = "account")]
     pub(super) owner: String,
     /// Who logs in.
     pub(super) user: String,
@@ -144,6 +144,20 @@ pub(super) struct OsImage {
 
 fn own_account() -> String {
     "self".to_owned()
+}
+
+/// Reads the number of an account also where YAML takes it for a number, which loses zeros at its beginning.
+fn account<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<String, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Text(String),
+        Number(u64),
+    }
+    Ok(match Written::deserialize(deserializer)? {
+        Written::Text(text) => text,
+        Written::Number(number) => format!("{number:012}"),
+    })
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -449,7 +463,7 @@ mod tests {
             "vpc_name": "my-vpc",
             "os_images": { "nvidia": {
                 "name": "Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04) 20241115",
-                "owner": "898082745236",
+                "owner": 898_082_745_236_u64,
                 "user": "ubuntu",
             } },
         })))
@@ -457,7 +471,8 @@ mod tests {
         assert_eq!(config.regions, ["us-west-2"]);
         assert!(!config.public_ips && config.cpu_image.is_none());
         assert_eq!(config.network.vpc_name.as_deref(), Some("my-vpc"));
-        assert_eq!(config.nvidia_image.unwrap().user, "ubuntu");
+        let image = config.nvidia_image.unwrap();
+        assert_eq!((image.owner.as_str(), image.user.as_str()), ("898082745236", "ubuntu"));
         assert_eq!((config.root_volume.volume_type.as_str(), config.machines_per_call), ("gp3", 1000));
     }
 

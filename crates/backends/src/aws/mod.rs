@@ -34,13 +34,13 @@ mod tidy;
 mod types;
 mod user_data;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use api::agent::Cloud;
 use api::backends::BackendType;
-use api::ids::BackendId;
+use api::ids::{BackendId, FleetId, LaunchId};
 use async_trait::async_trait;
 use futures_util::future::{join_all, try_join_all};
 use jiff::Timestamp;
@@ -107,6 +107,7 @@ fn open(config: &Value, context: &OpenContext, id: BackendId) -> Result<Arc<dyn 
         reservations: Cached::new(MOMENT),
         seen: Seen::default(),
         tidied: Mutex::default(),
+        served: Mutex::default(),
         config,
     }))))
 }
@@ -133,6 +134,8 @@ struct Account {
     seen: Seen,
     /// When each region need not be looked through before; a region in which something ended is taken out.
     tidied: Mutex<HashMap<String, Instant>>,
+    /// The fleets and launches that lived when it was last looked.
+    served: Mutex<(HashSet<FleetId>, HashSet<LaunchId>)>,
 }
 
 #[async_trait]
@@ -422,7 +425,14 @@ impl Account {
 
     async fn tidy(&self, living: &Living) -> Result<Vec<String>> {
         let due: Vec<&String> = {
-            let tidied = self.tidied.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut tidied = self.tidied.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+            let serves_less =
+                !served.0.is_subset(&living.fleets) || !served.1.is_subset(&living.launches);
+            if serves_less {
+                tidied.clear();
+            }
+            *served = (living.fleets.clone(), living.launches.clone());
             let is_due = |region: &&String| {
                 living.is_leaving || tidied.get(*region).is_none_or(|from| *from <= Instant::now())
             };

@@ -73,10 +73,12 @@ pub(super) fn of_region(
     offers
 }
 
-/// Types whose accelerators no container of ours could use are not offered, because nobody could use what is paid for.
+/// Types for which there is no agent, or whose accelerators no container of ours could use, are not offered, because
+/// nobody could use what is paid for.
 fn is_usable(facts: &TypeFacts) -> bool {
+    let has_agent = facts.architecture == "x86_64";
     let gpus_work = facts.gpus.as_ref().is_none_or(|gpus| gpus.vendor == "nvidia");
-    gpus_work && !facts.has_other_accelerators
+    has_agent && gpus_work && !facts.has_other_accelerators
 }
 
 /// Offers a type: whether as spot, the price, and the zones in the order in which to try them.

@@ -15,7 +15,7 @@ pub mod run;
 pub mod sweep;
 mod task_code;
 mod task_spec;
-mod tidy;
+pub mod tidy;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};

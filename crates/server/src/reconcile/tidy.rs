@@ -12,7 +12,7 @@ use crate::deps::Deps;
 
 /// Looks once at every backend. What goes wrong with one does not concern the others; the last error is given when all
 /// have had their turn.
-pub(super) async fn pass(deps: &Deps) -> store::Result<()> {
+pub async fn pass(deps: &Deps) -> store::Result<()> {
     // Fleets first: one that is made later has nothing yet that could be taken for nobody's.
     let fleets: HashSet<FleetId> = fleets::list_living(&deps.db).await?.into_iter().collect();
     let mut tidied = Ok(());

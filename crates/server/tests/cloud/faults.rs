@@ -1,0 +1,162 @@
+//! What may go wrong in the cloud, and what users are told of it.
+
+use api::instances::InstanceStatus;
+use api::runs::RunStatus;
+use ec2sim::Settings as Sky;
+use serde_json::json;
+
+use crate::world::{REGION, World, quick};
+
+fn capacity(world: &World, zone: &str, left: Option<u32>) {
+    world.control(
+        "capacity",
+        json!({
+            "region": REGION, "instance_type": "p5.48xlarge", "zone": zone, "market": "on-demand", "left": left,
+        }),
+    );
+}
+
+/// The zones of the region in which the documented machine is sold.
+const ZONES: [&str; 3] = ["us-west-2a", "us-west-2b", "us-west-2c"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gang_is_one_call_and_all_is_given_back() {
+    let mut world = World::start(quick()).await;
+    world.add_fleet(json!(2), json!({})).await;
+    let there = world.wait_for_instances(InstanceStatus::Idle, 2).await;
+    assert_eq!((world.count("RunInstances"), world.made()), (1, 2));
+    assert_eq!(there[0].state.zone, there[1].state.zone);
+    assert!(there.iter().all(|one| one.state.efa_expected == Some(32)));
+    let run = world.submit(2, json!({})).await;
+    world.wait_for_run(run, RunStatus::Running).await;
+    world.stop_run(run).await;
+    world.wait_for_run(run, RunStatus::Terminated).await;
+    world.delete_fleet().await;
+    world.wait_for_end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn capacity_in_the_last_zone_is_found_at_once() {
+    let mut world = World::start(quick()).await;
+    // One machine is not a gang: nothing of it is kept.
+    capacity(&world, ZONES[0], Some(0));
+    capacity(&world, ZONES[1], Some(1));
+    world.add_fleet(json!(2), json!({})).await;
+    let there = world.wait_for_instances(InstanceStatus::Idle, 2).await;
+    assert!(there.iter().all(|one| one.state.zone.as_deref() == Some(ZONES[2])), "{there:?}");
+    assert_eq!(world.made(), 2);
+    let story = world.story().await.join("\n");
+    assert!(story.contains("InsufficientInstanceCapacity") && story.contains(ZONES[0]), "{story}");
+    world.delete_fleet().await;
+    world.wait_for_end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_region_without_capacity_is_told_zone_by_zone_and_tried_again() {
+    let mut world = World::start(quick()).await;
+    ZONES.iter().for_each(|zone| capacity(&world, zone, Some(0)));
+    capacity(&world, "us-west-2d", Some(0));
+    world.add_fleet(json!(2), json!({ "instance_types": ["p5.48xlarge"] })).await;
+    world
+        .wait_until("the fleet says why", async || {
+            let fleet = store::fleets::get(&world.deps.db, world.fleet).await.unwrap().unwrap().value;
+            fleet.state.status_message.is_some_and(|said| said.contains("InsufficientInstanceCapacity"))
+        })
+        .await;
+    assert_eq!(world.made(), 0);
+    world.delete_fleet().await;
+    world.wait_for_end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_throttle_is_waited_out_with_the_same_token() {
+    let mut world = World::start(quick()).await;
+    world.control(
+        "faults",
+        json!({ "action": "RunInstances", "times": 4, "what": "error_before",
+        "code": "RequestLimitExceeded", "message": "Request limit exceeded.", "status": 503 }),
+    );
+    world.add_fleet(json!(2), json!({})).await;
+    world.wait_for_instances(InstanceStatus::Idle, 2).await;
+    assert_eq!((world.made(), world.count("RunInstances")), (2, 5));
+    let tokens: std::collections::BTreeSet<String> = world
+        .sim
+        .calls()
+        .iter()
+        .filter(|call| call.action == "RunInstances")
+        .map(|call| call.parameters["ClientToken"].to_string())
+        .collect();
+    assert_eq!(tokens.len(), 1, "{tokens:?}");
+    world.delete_fleet().await;
+    world.wait_for_end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_that_expire_keep_the_rows_until_they_are_good_again() {
+    let mut world = World::start(quick()).await;
+    world.add_fleet(json!(2), json!({})).await;
+    world.wait_for_instances(InstanceStatus::Idle, 2).await;
+    world.control("credentials/expire", json!({ "access_key": ec2sim::ACCESS_KEY, "at": "2020-01-01T00:00:00Z" }));
+    world.delete_fleet().await;
+    world.wait_for_instances(InstanceStatus::Terminating, 2).await;
+    world
+        .wait_until("the server has tried in vain", async || {
+            world.sim.calls().iter().filter(|call| call.error.is_some()).count() > 2
+        })
+        .await;
+    assert_eq!(world.instances().await.len(), 2);
+    world.control("credentials/expire", json!({ "access_key": ec2sim::ACCESS_KEY, "at": null }));
+    world.wait_for_end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_aws_ends_before_it_runs_is_replaced_and_the_reason_told() {
+    let mut world = World::start(Sky { boot_ms: 400, ..quick() }).await;
+    world.control(
+        "late-refusals",
+        json!({ "region": REGION, "instance_type": "p5.48xlarge", "zone": null, "times": 1,
+        "code": "Server.InternalError", "message": "Server.InternalError: Internal error on launch" }),
+    );
+    world.add_fleet(json!(2), json!({})).await;
+    world
+        .wait_until("the reason is told", async || {
+            world.story().await.iter().any(|line| line.contains("Internal error on launch"))
+        })
+        .await;
+    world.delete_fleet().await;
+    world.wait_for_end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_is_ended_in_the_console_is_missed() {
+    let mut world = World::start(quick()).await;
+    world.add_fleet(json!(2), json!({})).await;
+    let there = world.wait_for_instances(InstanceStatus::Idle, 2).await;
+    let lost = there[0].state.provider_id.clone().unwrap();
+    world.control("instances/terminate", json!({ "region": REGION, "instance_id": lost, "by": "console" }));
+    world
+        .wait_until("the instance is over, with the reason", async || {
+            let story = world.story().await.join("\n");
+            story.contains("Client.UserInitiatedShutdown")
+        })
+        .await;
+    world.delete_fleet().await;
+    world.wait_for_end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gang_of_spot_machines_ends_whole_when_one_is_taken_back() {
+    let mut world = World::start(quick()).await;
+    world.add_fleet(json!(2), json!({ "spot_policy": "spot" })).await;
+    let there = world.wait_for_instances(InstanceStatus::Idle, 2).await;
+    let run = world.submit(2, json!({ "spot_policy": "spot" })).await;
+    world.wait_for_run(run, RunStatus::Running).await;
+    let taken = there[1].state.provider_id.clone().unwrap();
+    world.control("instances/interrupt", json!({ "region": REGION, "instance_id": taken, "notice_ms": 20_000 }));
+    world.wait_for_run(run, RunStatus::Failed).await;
+    let jobs = store::jobs::list_by_runs(&world.deps.db, &[run]).await.unwrap();
+    let reasons: Vec<_> = jobs.iter().filter_map(|job| job.value.state.termination_reason).collect();
+    assert!(reasons.iter().any(|reason| reason.as_str() == "interrupted_by_no_capacity"), "{reasons:?}");
+    world.delete_fleet().await;
+    world.wait_for_end().await;
+}

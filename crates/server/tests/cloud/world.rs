@@ -1,0 +1,392 @@
+//! A simulated account, and servers on one database that come and go.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::fleets::{FleetSpec, FleetStatus};
+use api::ids::{BackendId, FleetId, ProjectId, RunId, UserId};
+use api::instances::InstanceStatus;
+use api::runs::{RunSpec, RunStatus};
+use ec2sim::{ACCESS_KEY, Kind, Options, SECRET_KEY, Settings as Sky, Simulator, serve};
+use lifecycle::fleet::{Fleet, FleetState};
+use lifecycle::instance::Instance;
+use lifecycle::job::{Job, JobState};
+use lifecycle::run::{Run, RunState, StopRequest, job_specs};
+use serde_json::{Value, json};
+use server::backend_pool::BackendPool;
+use server::clock::Clock;
+use server::deps::Deps;
+use server::ids::Ids;
+use server::logs::LogStore;
+use server::reconcile;
+use server::sealing::Sealer;
+use server::settings::Settings;
+use server::wake::Wake;
+use store::backends::BackendRow;
+use store::events::EventFilter;
+use store::leases::{Table, touch};
+use store::projects::ProjectRow;
+use store::{Db, events, fleets, instances, jobs, runs};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::park::{News, Park, ParkAgents};
+
+/// How long anything may take on a busy machine.
+pub(crate) const DEADLINE: Duration = Duration::from_mins(3);
+
+/// The region of all tests.
+pub(crate) const REGION: &str = "us-west-2";
+
+/// A simulated account of AWS, and all that outlives a server.
+pub(crate) struct World {
+    pub(crate) sim: Simulator,
+    pub(crate) park: Arc<Park>,
+    pub(crate) project: ProjectId,
+    pub(crate) user: UserId,
+    pub(crate) deps: Deps,
+    pub(crate) fleet: FleetId,
+    server: Option<Running>,
+    ids: Ids,
+    sealer: Arc<Sealer>,
+    folder: tempfile::TempDir,
+    // Answers for as long as it lives.
+    _cloud: ec2sim::Server,
+}
+
+/// The loops of a server.
+struct Running {
+    shutdown: CancellationToken,
+    loops: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+        self.loops.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// A sky in which machines boot quickly and are seen a little late.
+pub(crate) fn quick() -> Sky {
+    Sky { boot_ms: 100, shutdown_ms: 50, instance_unseen_ms: 150, stale_ms: 50, ..Sky::default() }
+}
+
+impl World {
+    /// An account with the documented configuration, and a server.
+    pub(crate) async fn start(sky: Sky) -> World {
+        World::with(sky, json!({})).await
+    }
+
+    pub(crate) async fn with(sky: Sky, more: Value) -> World {
+        let park = Arc::new(Park::default());
+        let sim = Simulator::with_machines(Options { settings: sky, ..Options::default() }, park.clone());
+        let cloud = serve(sim.clone(), (Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let db = Db::open_sqlite(&folder.path().join("sqlite.db")).await.unwrap();
+        store::migrate(&db).await.unwrap();
+        let ids = Ids::Random;
+        let sealer = Arc::new(Sealer::ephemeral(&ids));
+        let deps = build(&db, &ids, &sealer, &folder, &park);
+        let mut config = json!({
+            "type": "aws",
+            "creds": { "type": "access_key", "access_key": ACCESS_KEY, "secret_key": SECRET_KEY },
+            "regions": [REGION], "public_ips": false, "vpc_name": "my-vpc", "endpoint_url": cloud.url(),
+        });
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let project = add_project(&deps, &config).await;
+        let (user, fleet) = (project.owner_id, ids.id());
+        let mut world = World {
+            sim,
+            park,
+            project: project.id,
+            user,
+            deps,
+            fleet,
+            server: None,
+            ids,
+            sealer,
+            folder,
+            _cloud: cloud,
+        };
+        world.restart().await;
+        world
+    }
+
+    /// The server dies where it stands; another one takes over.
+    pub(crate) async fn restart(&mut self) {
+        self.crash().await;
+        self.deps = build(&self.deps.db, &self.ids, &self.sealer, &self.folder, &self.park);
+        let (news, heard) = mpsc::unbounded_channel();
+        self.park.listen(news);
+        let shutdown = CancellationToken::new();
+        reconcile::touch_all(&self.deps).await.unwrap();
+        let mut loops = reconcile::start(&self.deps, &shutdown);
+        loops.push(tokio::spawn(hear(self.deps.clone(), heard)));
+        loops.push(tokio::spawn(tidy_often(self.deps.clone())));
+        self.server = Some(Running { shutdown, loops });
+    }
+
+    /// The server dies where it stands: nothing that it was about to do is done.
+    pub(crate) async fn crash(&mut self) {
+        let Some(mut server) = self.server.take() else { return };
+        let loops = std::mem::take(&mut server.loops);
+        loops.iter().for_each(JoinHandle::abort);
+        for one in loops {
+            let _ = one.await;
+        }
+    }
+
+    /// Gives the simulation an order.
+    pub(crate) fn control(&self, name: &str, body: Value) {
+        self.sim.control(name, &body).unwrap_or_else(|error| panic!("{name} {body}: {error:?}"));
+    }
+
+    /// Adds a fleet of the documented machines, with more keys.
+    pub(crate) async fn add_fleet(&mut self, nodes: Value, more: Value) {
+        let mut configuration = json!({
+            "type": "fleet", "name": "my-efa-fleet", "nodes": nodes, "placement": "cluster",
+            "resources": { "gpu": "H100:8" },
+        });
+        configuration.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let spec = json!({ "configuration": configuration, "profile": { "name": "default" } });
+        let now = self.deps.clock.now();
+        self.fleet = self.ids.id();
+        let fleet = Fleet {
+            id: self.fleet,
+            project_id: self.project,
+            user_id: self.user,
+            name: "my-efa-fleet".to_owned(),
+            created_at: now,
+            status: FleetStatus::Active,
+            wanted: true,
+            spec: serde_json::from_value::<FleetSpec>(spec).unwrap(),
+            state: FleetState::default(),
+        };
+        fleets::insert(&self.deps.db, &fleet, now).await.unwrap();
+        self.deps.wake.ring(Table::Fleets);
+    }
+
+    /// Nobody wants the fleet any more.
+    pub(crate) async fn delete_fleet(&self) {
+        fleets::set_unwanted(&self.deps.db, self.fleet, self.deps.clock.now()).await.unwrap();
+        self.deps.wake.ring(Table::Fleets);
+    }
+
+    /// Submits a task over so many nodes, which runs until it is stopped.
+    pub(crate) async fn submit(&self, nodes: u32, more: Value) -> RunId {
+        let mut configuration = json!({
+            "type": "task", "commands": ["sleep infinity"], "image": "ubuntu", "nodes": nodes,
+            "resources": { "gpu": "H100:8", "disk": null },
+        });
+        configuration.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let spec = json!({ "run_name": "efa-task", "configuration": configuration });
+        let spec: RunSpec = serde_json::from_value(spec).unwrap();
+        let specs = job_specs(&spec, "ubuntu").unwrap();
+        let (deps, now) = (&self.deps, self.deps.clock.now());
+        let run = Run {
+            id: deps.ids.id(),
+            project_id: self.project,
+            user_id: self.user,
+            name: "efa-task".to_owned(),
+            submitted_at: now,
+            priority: 0,
+            status: RunStatus::Submitted,
+            deleted: false,
+            stop: None,
+            fleet_id: None,
+            spec,
+            state: RunState { user_is_admin: true, ..RunState::default() },
+        };
+        let mut tx = deps.db.begin().await.unwrap();
+        runs::insert(&mut tx, &run, now).await.unwrap();
+        for spec in specs {
+            let job = Job {
+                id: deps.ids.id(),
+                run_id: run.id,
+                project_id: run.project_id,
+                replica_num: spec.replica_num,
+                job_num: spec.job_num,
+                submission_num: 0,
+                submitted_at: now,
+                status: api::jobs::JobStatus::Submitted,
+                instance_id: None,
+                end: None,
+                released_at: None,
+                spec,
+                state: JobState::default(),
+            };
+            jobs::insert(&mut tx, &job, now).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+        deps.wake.ring_placement();
+        deps.wake.ring(Table::Runs);
+        run.id
+    }
+
+    /// The user stops a run.
+    pub(crate) async fn stop_run(&self, run: RunId) {
+        runs::set_stop(&self.deps.db, run, StopRequest::Stop, self.deps.clock.now()).await.unwrap();
+        self.deps.wake.ring(Table::Runs);
+    }
+
+    /// The fleet's instances that are not over.
+    pub(crate) async fn instances(&self) -> Vec<Instance> {
+        let rows = instances::list_by_fleet(&self.deps.db, self.fleet).await.unwrap();
+        rows.into_iter().map(|row| row.value).collect()
+    }
+
+    pub(crate) async fn wait_for_instances(&self, status: InstanceStatus, count: usize) -> Vec<Instance> {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let there = self.instances().await;
+            let right = there.iter().filter(|instance| instance.status == status).count();
+            if right == count && there.len() == count {
+                return there;
+            }
+            if deadline < Instant::now() {
+                let seen: Vec<_> = there.iter().map(|one| (one.state.name.clone(), one.status)).collect();
+                panic!("{count} instances are not {status:?} but {seen:?}\n{}", self.story().await.join("\n"));
+            }
+            sleep(Duration::from_millis(25)).await;
+        }
+    }
+
+    pub(crate) async fn wait_for_end(&self) {
+        self.wait_until("the fleet is terminated", async || {
+            let fleet = fleets::get(&self.deps.db, self.fleet).await.unwrap().unwrap().value;
+            fleet.status == FleetStatus::Terminated
+        })
+        .await;
+        self.wait_until("nothing is left in the cloud", async || self.orphans().is_empty()).await;
+    }
+
+    pub(crate) async fn wait_for_run(&self, run: RunId, status: RunStatus) {
+        self.wait_until(&format!("the run is {status:?}"), async || {
+            runs::get(&self.deps.db, run).await.unwrap().unwrap().value.status == status
+        })
+        .await;
+    }
+
+    pub(crate) async fn wait_until(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        while !holds().await {
+            if deadline < Instant::now() {
+                panic!("not yet: {what}\n{:?}\n{}", self.orphans(), self.story().await.join("\n"));
+            }
+            sleep(Duration::from_millis(25)).await;
+        }
+    }
+
+    /// What stands in the cloud and costs something or is in the way of others.
+    pub(crate) fn orphans(&self) -> Vec<String> {
+        let alive = self.sim.alive();
+        let counts =
+            alive.iter().filter(|entry| !matches!(entry.kind, Kind::SecurityGroup | Kind::SecurityGroupRule));
+        counts.map(|entry| format!("{entry:?}")).collect()
+    }
+
+    /// How many machines were ever made.
+    pub(crate) fn made(&self) -> usize {
+        self.sim.ledger().iter().filter(|entry| entry.kind == Kind::Instance).count()
+    }
+
+    /// How often an action was called.
+    pub(crate) fn count(&self, action: &str) -> u64 {
+        self.sim.counts().iter().filter(|(name, _)| name.ends_with(action)).map(|(_, count)| count).sum()
+    }
+
+    /// The messages of all events, the oldest first.
+    pub(crate) async fn story(&self) -> Vec<String> {
+        let filter = EventFilter { limit: 1000, ascending: true, ..EventFilter::default() };
+        let all = events::list(&self.deps.db, &filter).await.unwrap();
+        all.into_iter().map(|event| event.message).collect()
+    }
+}
+
+fn build(db: &Db, ids: &Ids, sealer: &Arc<Sealer>, folder: &tempfile::TempDir, park: &Arc<Park>) -> Deps {
+    let server_id = api::ids::ServerId(uuid::Uuid::from_u128(1));
+    let folder = folder.path();
+    let context = backends::OpenContext {
+        server_id,
+        state_dir: folder.join("backends"),
+        agent_binary: PathBuf::from("dstack-agent"),
+        fake: None,
+    };
+    let logs = Arc::new(LogStore::open(folder.join("logs")).unwrap());
+    let clock = Clock::System;
+    Deps {
+        server_id,
+        db: db.clone(),
+        clock: clock.clone(),
+        ids: ids.clone(),
+        wake: Wake::default(),
+        backends: Arc::new(BackendPool::new(context, sealer.clone(), clock.clone())),
+        sealer: sealer.clone(),
+        agents: Arc::new(ParkAgents { park: park.clone(), logs: logs.clone(), clock }),
+        logs,
+        settings: Arc::new(Settings::default()),
+        data_dir: folder.to_owned(),
+    }
+}
+
+/// Makes rows due as connections to agents would.
+async fn hear(deps: Deps, mut news: mpsc::UnboundedReceiver<News>) {
+    while let Some(one) = news.recv().await {
+        let now = deps.clock.now();
+        match one {
+            News::Instance(instance) => {
+                touch(&deps.db, Table::Instances, instance.0, now).await.unwrap();
+                jobs::touch_by_instance(&deps.db, instance, now).await.unwrap();
+                deps.wake.ring(Table::Instances);
+                deps.wake.ring(Table::Jobs);
+            }
+            News::Job(job) => {
+                touch(&deps.db, Table::Jobs, job.0, now).await.unwrap();
+                deps.wake.ring(Table::Jobs);
+            }
+        }
+    }
+}
+
+/// What the sweep does three times a minute.
+async fn tidy_often(deps: Deps) {
+    loop {
+        sleep(Duration::from_millis(300)).await;
+        let _ = reconcile::tidy::pass(&deps).await;
+    }
+}
+
+async fn add_project(deps: &Deps, config: &Value) -> ProjectRow {
+    let project = ProjectRow {
+        id: deps.ids.id(),
+        name: "main".to_owned(),
+        owner_id: deps.ids.id(),
+        is_public: false,
+        templates_repo: None,
+        created_at: deps.clock.now(),
+        deleted: false,
+        ssh_public_key: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExample main@dstack\n".to_owned(),
+        sealed_ssh_private_key: deps.sealer.seal(&private_key()),
+    };
+    store::projects::insert(&deps.db, &project).await.unwrap();
+    let backend = BackendRow {
+        id: deps.ids.id::<BackendId>(),
+        project_id: project.id,
+        kind: "aws".to_owned(),
+        sealed_config: deps.sealer.seal(&config.to_string()),
+        config: json!({ "type": "aws" }),
+        draining: false,
+        created_at: deps.clock.now(),
+    };
+    store::backends::insert(&deps.db, &backend).await.unwrap();
+    project
+}
+
+fn private_key() -> String {
+    server::accounts::KeyPair::generate(&Ids::Random, "main@dstack").private
+}
