@@ -60,6 +60,10 @@ impl BackendConfig {
         let mut config = self.config.clone();
         if let Value::Object(map) = &mut config {
             map.remove("creds");
+            // Whoever has the key of the host on the way can enter it.
+            if let Some(Value::Object(bastion)) = map.get_mut("bastion") {
+                bastion.remove("key");
+            }
         }
         config
     }
@@ -204,9 +208,13 @@ mod tests {
 
     #[test]
     fn credentials_are_neither_shown_nor_printed() {
-        let config = json!({ "type": "x", "creds": { "secret_key": "hush" }, "regions": ["a"] });
+        let config = json!({
+            "type": "x", "creds": { "secret_key": "hush" }, "regions": ["a"],
+            "bastion": { "host": "b", "key": "hush" },
+        });
         let config = BackendConfig { kind: "x".to_owned(), config };
-        assert_eq!(config.without_creds(), json!({ "type": "x", "regions": ["a"] }));
+        let shown = json!({ "type": "x", "regions": ["a"], "bastion": { "host": "b" } });
+        assert_eq!(config.without_creds(), shown);
         assert!(!format!("{config:?}").contains("hush"));
     }
 }
