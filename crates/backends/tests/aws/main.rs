@@ -10,4 +10,5 @@
 mod faults;
 mod launches;
 mod offers;
+mod policy;
 mod rig;

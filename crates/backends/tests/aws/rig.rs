@@ -69,6 +69,11 @@ impl Rig {
         opened(&config, &self.dir)
     }
 
+    /// Where the simulation answers.
+    pub(crate) fn url(&self) -> &str {
+        self.config["endpoint_url"].as_str().unwrap()
+    }
+
     /// Gives the simulation an order.
     pub(crate) fn control(&self, name: &str, body: Value) {
         self.sim.control(name, &body).unwrap_or_else(|error| panic!("{name} {body}: {error:?}"));
