@@ -27,6 +27,7 @@ mod placement_groups;
 mod prepare;
 mod prices;
 mod quotas;
+mod regions;
 mod reservations;
 mod security_groups;
 mod tags;
@@ -57,13 +58,14 @@ use self::offers::RegionFacts;
 use self::prepare::{OfferData, Prepared};
 use self::prices::{Prices, SpotPrices};
 use self::quotas::Quotas;
+use self::regions::Regions;
 use self::tags::Owner;
 use self::types::{TypeFacts, Types};
 use crate::keys::invalid;
 use crate::registry::{Entry, OpenContext};
 use crate::{
     AgentAccess, Backend, BackendOffer, Capabilities, Error, ErrorKind, FirstStart, Jump, LaunchOrder, Living,
-    Machine, MachineKey, OffersWanted, Result,
+    Machine, MachineKey, MachineState, OffersWanted, Result,
 };
 
 /// What the list of backends knows of this folder.
@@ -97,6 +99,7 @@ fn open(config: &Value, context: &OpenContext, id: BackendId) -> Result<Arc<dyn 
     Ok(Arc::new(Aws(Arc::new(Account {
         clients: Clients::new(&config),
         owner: Owner { server: context.server_id, backend: id },
+        regions: Regions::open(&dir, id, &config.regions),
         types: Types::open(&dir),
         prices: Prices::open(&dir, &config.regions),
         networks: Cached::new(SHORT),
@@ -121,6 +124,7 @@ struct Account {
     config: AwsConfig,
     clients: Clients,
     owner: Owner,
+    regions: Regions,
     types: Types,
     prices: Prices,
     /// By region.
@@ -197,6 +201,10 @@ impl Backend for Aws {
             .map_err(|error| invalid(format!("the launch was not prepared by this backend: {error}")))?;
         let ec2 = account.clients.ec2(&prepared.region).await;
         account.ended_something(&prepared.region);
+        account.regions.use_one(&prepared.region).map_err(|error| {
+            let message = format!("cannot keep that {} is used, so nothing is launched: {error}", prepared.region);
+            Error::new(ErrorKind::RateLimited, message)
+        })?;
         let made = launch::launch(&ec2, order, &prepared).await;
         if let Err(error) = &made
             && error.kind == ErrorKind::NoAddresses
@@ -213,12 +221,7 @@ impl Backend for Aws {
 
     async fn list(&self) -> Result<Vec<Machine>> {
         let account = &self.0;
-        let regions = account.config.regions.iter().map(|region| async move {
-            let ec2 = account.clients.ec2(region).await;
-            machines::list(&ec2, account.owner, region).await
-        });
-        let listed = try_join_all(regions).await?.into_iter().flatten().collect();
-        let mut machines = account.seen.listed(listed);
+        let mut machines = account.list().await?;
         for machine in &mut machines {
             machine.hostname = account.hostname(machine);
         }
@@ -356,17 +359,23 @@ impl Account {
         Ok(found.as_ref().clone())
     }
 
+    /// All machines, wherever they may be.
+    async fn list(&self) -> Result<Vec<Machine>> {
+        let watched = self.regions.watched();
+        let regions = watched.iter().map(|region| async move {
+            let ec2 = self.clients.ec2(region).await;
+            machines::list(&ec2, self.owner, region).await
+        });
+        let listed = try_join_all(regions).await?.into_iter().flatten().collect();
+        Ok(self.seen.listed(listed))
+    }
+
     /// A machine as it is known, asked for once more if it is not.
     async fn find(&self, key: &MachineKey) -> Result<Option<machines::Sighting>> {
         if let Some(known) = self.seen.get(key) {
             return Ok(Some(known));
         }
-        let regions = self.config.regions.iter().map(|region| async move {
-            let ec2 = self.clients.ec2(region).await;
-            machines::list(&ec2, self.owner, region).await
-        });
-        let listed = try_join_all(regions).await?.into_iter().flatten().collect();
-        self.seen.listed(listed);
+        self.list().await?;
         Ok(self.seen.get(key))
     }
 
@@ -424,11 +433,11 @@ impl Account {
     }
 
     async fn tidy(&self, living: &Living) -> Result<Vec<String>> {
+        let watched = self.regions.watched();
         let due: Vec<&String> = {
             let mut tidied = self.tidied.lock().unwrap_or_else(PoisonError::into_inner);
             let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
-            let serves_less =
-                !served.0.is_subset(&living.fleets) || !served.1.is_subset(&living.launches);
+            let serves_less = !served.0.is_subset(&living.fleets) || !served.1.is_subset(&living.launches);
             if serves_less {
                 tidied.clear();
             }
@@ -436,13 +445,22 @@ impl Account {
             let is_due = |region: &&String| {
                 living.is_leaving || tidied.get(*region).is_none_or(|from| *from <= Instant::now())
             };
-            self.config.regions.iter().filter(is_due).collect()
+            watched.iter().filter(is_due).collect()
         };
         let regions = due.iter().map(|region| async move {
             let ec2 = self.clients.ec2(region).await;
             let mut left = tidy::tidy(&ec2, self.owner, living).await?;
-            if living.is_leaving {
+            // Also a region that is not configured any more is left without a trace once it has no machine.
+            let is_over = !self.config.regions.contains(region)
+                && machines::list(&ec2, self.owner, region)
+                    .await?
+                    .iter()
+                    .all(|one| one.machine.state == MachineState::Gone);
+            if living.is_leaving || is_over {
                 left.extend(security_groups::remove(&ec2, self.owner).await?);
+            }
+            if left.is_empty() && is_over {
+                self.regions.leave(region);
             }
             Ok::<_, Error>(left)
         });

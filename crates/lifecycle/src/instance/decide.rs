@@ -28,6 +28,9 @@ const ABSENCE_SECS: i64 = 120;
 /// How long the agent of a cloud's machine may be silent before the machine is given back, in seconds.
 const UNREACHABLE_SECS: i64 = 20 * 60;
 
+/// How soon the backend of a machine is asked again whose agent is silent, in seconds.
+const SILENCE_SECS: i64 = 5;
+
 /// How long a job waits for a machine that nobody could be asked to sell, in seconds.
 const UNSOLD_SECS: i64 = 10 * 60;
 
@@ -498,7 +501,9 @@ fn joined(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDeci
                 begin_end(InstanceTerminationReason::Unreachable, Some(message), decision);
                 return;
             }
-            decision.look_again_at = (!is_own).then_some(until);
+            // Its backend may know soon what became of a machine that fell silent.
+            let soon = now + SignedDuration::from_secs(SILENCE_SECS);
+            decision.look_again_at = (!is_own).then_some(until.min(soon));
         }
     }
     if let Some((reason, message)) = observe::taken_back(now, around.busy_blocks, decision) {
