@@ -31,7 +31,8 @@ const CLOUD_CONFIG: &str = include_str!("image/cloud.cfg");
 
 /// What a host may do beside the usual, so that it can be root in its own network, start containers itself, and
 /// switch itself off. More than this, as `--privileged`, is not there to give on every machine that runs tests.
-const CAPABILITIES: [&str; 5] = ["SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH", "SYS_BOOT"];
+const CAPABILITIES: [&str; 6] =
+    ["SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH", "SYS_BOOT", "IPC_LOCK"];
 
 /// How long a host may take to shut down before it is switched off.
 const SHUTDOWN: Duration = Duration::from_secs(5);
