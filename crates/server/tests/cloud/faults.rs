@@ -54,7 +54,9 @@ async fn capacity_in_the_last_zone_is_found_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_region_without_capacity_is_told_zone_by_zone_and_tried_again() {
     let mut world = World::start(quick()).await;
-    ZONES.iter().for_each(|zone| capacity(&world, zone, Some(0)));
+    for zone in ZONES {
+        capacity(&world, zone, Some(0));
+    }
     capacity(&world, "us-west-2d", Some(0));
     world.add_fleet(json!(2), json!({ "instance_types": ["p5.48xlarge"] })).await;
     world

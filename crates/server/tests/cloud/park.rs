@@ -34,7 +34,6 @@ struct Machine {
     instance_type: String,
     efa: u32,
     is_up: bool,
-    is_silent: bool,
     interruption: Option<Interruption>,
     tasks: HashMap<JobId, TaskState>,
 }
@@ -50,11 +49,6 @@ impl Park {
     /// From now on this server is told, and keeps no connection yet.
     pub(crate) fn listen(&self, news: UnboundedSender<News>) {
         *self.listener.lock().unwrap() = Some(Listener { kept: HashMap::new(), news });
-    }
-
-    /// The next machines that are launched never answer.
-    pub(crate) fn silence(&self, provider_id: &str) {
-        self.change(provider_id, |machine| machine.is_silent = true);
     }
 
     fn change(&self, provider_id: &str, change: impl FnOnce(&mut Machine)) {
@@ -80,7 +74,7 @@ impl Park {
     fn reached<T>(&self, instance: InstanceId, ask: impl FnOnce(&str, &mut Machine) -> T) -> Option<T> {
         let id = self.provider_id(instance)?;
         let mut machines = self.machines.lock().unwrap();
-        let machine = machines.get_mut(&id).filter(|machine| machine.is_up && !machine.is_silent)?;
+        let machine = machines.get_mut(&id).filter(|machine| machine.is_up)?;
         Some(ask(&id, machine))
     }
 }
@@ -139,7 +133,7 @@ fn info(provider_id: &str, machine: &Machine) -> HostInfo {
         }),
         fabric: Fabric {
             uverbs: (0..machine.efa).map(uverbs).collect(),
-            efa_module: Some(KernelModule { version: Some("2.12.1g".to_owned()), ..KernelModule::default() }),
+            efa_module: Some(KernelModule { version: Some("2.12.1g".to_owned()) }),
             memlock_bytes: Some(u64::MAX),
             ..Fabric::default()
         },

@@ -275,9 +275,8 @@ impl World {
     pub(crate) async fn wait_until(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
         let deadline = Instant::now() + DEADLINE;
         while !holds().await {
-            if deadline < Instant::now() {
-                panic!("not yet: {what}\n{:?}\n{}", self.orphans(), self.story().await.join("\n"));
-            }
+            let story = if deadline < Instant::now() { self.story().await.join("\n") } else { String::new() };
+            assert!(story.is_empty(), "not yet: {what}\n{:?}\n{story}", self.orphans());
             sleep(Duration::from_millis(25)).await;
         }
     }
