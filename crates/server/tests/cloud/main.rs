@@ -6,7 +6,7 @@
 #![expect(
     clippy::unwrap_used,
     clippy::disallowed_methods,
-    clippy::print_stdout,
+    clippy::needless_pass_by_value,
     reason = "helpers of tests are tests, and the simulated cloud has the time of this machine"
 )]
 
