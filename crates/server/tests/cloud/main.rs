@@ -5,8 +5,8 @@
 
 #![expect(
     clippy::unwrap_used,
-    clippy::disallowed_methods,
     clippy::needless_pass_by_value,
+    clippy::print_stdout,
     reason = "helpers of tests are tests, and the simulated cloud has the time of this machine"
 )]
 
