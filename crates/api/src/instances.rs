@@ -112,6 +112,9 @@ pub struct Offer {
     pub backend_data: serde_json::Value,
     /// Whether it can be had.
     pub availability: InstanceAvailability,
+    /// Why it cannot be had, in words. Ours: the original does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unavailable_because: Option<String>,
     /// The zones where it is sold.
     #[serde(default)]
     pub availability_zones: Option<Vec<String>>,

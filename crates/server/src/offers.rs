@@ -286,6 +286,7 @@ fn zones_of(offer: &BackendOffer, query: &OffersQuery<'_>, zonal: bool) -> Resul
 fn wire_offer(offer: BackendOffer, backend: BackendType) -> Offer {
     Offer {
         backend,
+        unavailable_because: offer.unavailable_because,
         instance: offer.instance_type,
         region: offer.region,
         price: offer.price_usd_per_hour,

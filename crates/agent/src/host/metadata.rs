@@ -3,6 +3,7 @@
 //! It is asked only where the server has said that the host is a machine of EC2, with version 2 of its protocol alone,
 //! directly and never through a proxy. Credentials are never asked for.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,8 +40,8 @@ const REBALANCE_EVERY: u32 = 10;
 /// The service, as seen from this machine.
 #[derive(Debug)]
 pub(crate) struct Metadata {
-    /// The host and port.
-    authority: String,
+    /// Where it is.
+    address: SocketAddr,
     token: Option<String>,
 }
 
@@ -81,11 +82,13 @@ impl Metadata {
         let uri: Uri = url.parse().map_err(|error| format!("`{url}` is no URL: {error}"))?;
         let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http"));
         let authority = authority.ok_or_else(|| format!("`{url}` does not begin with `http://` and a host"))?;
-        let authority = match authority.port() {
+        let with_port = match authority.port() {
             Some(_) => authority.to_string(),
             None => format!("{authority}:80"),
         };
-        Ok(Metadata { authority, token: None })
+        // A name would have to be looked up, which this program does without the system's library only.
+        let address = with_port.parse().map_err(|_| format!("the host of `{url}` is no address of IP"))?;
+        Ok(Metadata { address, token: None })
     }
 
     /// The text at a path below `latest/meta-data`; none if there is nothing.
@@ -126,9 +129,9 @@ impl Metadata {
     /// One question on a connection of its own: there are few, and none that is kept can be broken.
     async fn exchange(&self, request: http::request::Builder) -> Result<Option<String>, Error> {
         let broken = |error: &dyn std::fmt::Display| Error::Broken(error.to_string());
-        let request = request.header(header::HOST, &self.authority).body(Empty::<Bytes>::new());
+        let request = request.header(header::HOST, self.address.to_string()).body(Empty::<Bytes>::new());
         let request = request.map_err(|error| broken(&error))?;
-        let stream = TcpStream::connect(&self.authority).await.map_err(|error| broken(&error))?;
+        let stream = TcpStream::connect(self.address).await.map_err(|error| broken(&error))?;
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| broken(&error))?;
         // It ends with the answer's body; what breaks it is told there.
@@ -200,7 +203,7 @@ pub(crate) async fn follow(host: Arc<Host>, mut metadata: Metadata) {
             }
             Err(error) => {
                 if !std::mem::replace(&mut is_silent, true) {
-                    let address = &metadata.authority;
+                    let address = metadata.address;
                     warn!(
                         "EC2's metadata service at {address} is of no use, so nobody is warned of spot interruptions: {error}"
                     );
@@ -248,7 +251,7 @@ mod tests {
     #[test]
     fn only_plain_addresses_are_asked() {
         let check = |url: &str, expected: Result<&str, &str>| match (Metadata::at(url), expected) {
-            (Ok(found), Ok(expected)) => assert_eq!(found.authority, expected),
+            (Ok(found), Ok(expected)) => assert_eq!(found.address.to_string(), expected),
             (Err(error), Err(expected)) => assert!(error.contains(expected), "{error}"),
             (found, _) => panic!("{url}: {found:?}"),
         };
@@ -257,6 +260,7 @@ mod tests {
         check("http://[fd00:ec2::254]", Ok("[fd00:ec2::254]:80"));
         check("https://169.254.169.254", Err("does not begin with `http://`"));
         check("169.254.169.254", Err("does not begin with `http://`"));
+        check("http://metadata.internal", Err("is no address of IP"));
         check("http://", Err("is no URL"));
     }
 }

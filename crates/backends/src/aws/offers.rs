@@ -89,7 +89,7 @@ fn offer(
     wanted: &OffersWanted,
     (spot, price, zones): (bool, f64, Vec<String>),
 ) -> BackendOffer {
-    let data = OfferData { efa_interfaces: efa_interfaces(config, one, wanted), reservation: None };
+    let data = OfferData { efa_interfaces: efa_interfaces(config, one, wanted), ..OfferData::default() };
     let quota = facts.quotas.as_ref().and_then(|quotas| quotas.obstacle(&one.name, spot, one.vcpus, wanted.nodes));
     let (zones, obstacle) = zones_or_obstacle(facts, one, wanted, zones);
     let (availability, because) = match (quota, obstacle) {
@@ -133,7 +133,11 @@ fn of_reservation(
         offer.unavailable_because = Some(because);
     }
     let efa_interfaces = efa_interfaces(config, one, wanted);
-    let data = OfferData { efa_interfaces, reservation: Some(found.reservation.clone()) };
+    let data = OfferData {
+        efa_interfaces,
+        reservation: Some(found.reservation.clone()),
+        ends_at: found.machines_end_at(),
+    };
     offer.backend_data = serde_json::to_value(&data).expect("numbers and text are JSON");
     Some(offer)
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::config::{AwsConfig, RootVolume};
@@ -24,6 +25,9 @@ pub(super) struct OfferData {
     /// The reservation that it would be bought from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) reservation: Option<Reservation>,
+    /// When AWS begins to end its machines; also read by whoever ends their jobs before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) ends_at: Option<Timestamp>,
 }
 
 /// A request for machines, but for its token and their number.

@@ -47,6 +47,11 @@ pub(super) enum ReservationState {
 }
 
 impl ReservationFacts {
+    /// When AWS begins to end its machines, if that is known.
+    pub(super) fn machines_end_at(&self) -> Option<Timestamp> {
+        self.ends_at.filter(|_| self.reservation.is_block).map(|ends_at| ends_at - ENDS_EARLY)
+    }
+
     /// Whether so many machines can be had from it now, or why not, in words.
     pub(super) fn check(&self, now: Timestamp, machines: u32) -> std::result::Result<(), String> {
         let id = &self.reservation.id;
@@ -58,8 +63,8 @@ impl ReservationFacts {
             ReservationState::Over(state) => return Err(format!("reservation {id} is {state}")),
             ReservationState::Active => {}
         }
-        if let Some(ends_at) = self.ends_at.filter(|_| self.reservation.is_block)
-            && ends_at - ENDS_EARLY <= now
+        if let (Some(ends_at), Some(machines_end_at)) = (self.ends_at, self.machines_end_at())
+            && machines_end_at <= now
         {
             return Err(format!(
                 "reservation {id} ends at {ends_at}, and AWS ends its machines up to {} min before",

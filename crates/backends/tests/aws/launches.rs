@@ -180,6 +180,7 @@ async fn a_reservation_is_bought_from_and_a_block_has_no_group() {
         let order = rig.order_for(number, offer.clone(), 2, true);
         let order = rig.launch(order).await.unwrap();
         assert_eq!(order.prepared["placement_group"].is_null(), block);
+        assert_eq!(order.offer.backend_data["ends_at"].is_string(), block);
     }
     rig.machines(MachineState::Running, 4).await;
     for (number, index) in [(1, 0), (1, 1), (2, 0), (2, 1)] {

@@ -144,6 +144,9 @@ fn print_offers(session: &mut Session, job: &JobPlan, hint: bool) -> anyhow::Res
         printer.blank()?;
     }
     printer.table(&offers::run_table(&job.offers, job.total_offers))?;
+    for reason in offers::reasons(&job.offers) {
+        printer.styled_line(&format!(" {reason}"), SECONDARY)?;
+    }
     if is_cut {
         let max_price = job.max_price.map(format::price).unwrap_or_default();
         printer.line(format!(" Shown {shown} of {} offers, {max_price}max", job.total_offers))?;

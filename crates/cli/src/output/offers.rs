@@ -55,6 +55,23 @@ pub(crate) fn fleet_table(offers: &[Offer], total: u32) -> Table {
     table
 }
 
+/// Why some of the offers cannot be had: a line for each reason, with the number of the first offer that it is for.
+pub(crate) fn reasons(offers: &[Offer]) -> Vec<String> {
+    /// More reasons than this are not told.
+    const MOST: usize = 5;
+    let mut told: Vec<&str> = vec![];
+    let mut lines = vec![];
+    for (index, offer) in offers.iter().enumerate() {
+        let Some(because) = offer.unavailable_because.as_deref() else { continue };
+        if told.contains(&because) || told.len() == MOST {
+            continue;
+        }
+        told.push(because);
+        lines.push(format!("{}: {because}", index + 1));
+    }
+    lines
+}
+
 fn add_ellipsis(table: &mut Table, shown: usize, total: u32) {
     if shown < total as usize {
         table.row(vec!["".into(), "...".into()]);
@@ -146,4 +163,29 @@ fn min_max<T: PartialEq + Copy>(range: &MinMax<T>, print: impl Fn(T) -> String) 
         return print(range.min);
     }
     format!("{}..{}", print(range.min), print(range.max))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn each_reason_is_told_once_with_the_first_offer_that_it_is_for() {
+        let offer = |because: Option<&str>| -> Offer {
+            serde_json::from_value(json!({
+                "backend": "aws", "region": "us-west-2", "price": 55.04, "availability": "no_quota",
+                "instance": { "name": "p5.48xlarge", "resources": { "cpus": 192, "memory_mib": 1, "gpus": [],
+                    "spot": false } },
+                "unavailable_because": because,
+            }))
+            .unwrap()
+        };
+        let offers =
+            [offer(None), offer(Some("the quota is 0")), offer(Some("the quota is 0")), offer(Some("no"))];
+        assert_eq!(reasons(&offers), ["2: the quota is 0", "4: no"]);
+        let many: Vec<Offer> = (0..20).map(|number| offer(Some(&format!("reason {number}")))).collect();
+        assert_eq!(reasons(&many).len(), 5);
+    }
 }

@@ -112,6 +112,8 @@ pub struct InstanceState {
     pub internal_ip: Option<String>,
     /// The network that its containers join, if they do not share the host's.
     pub container_network: Option<ContainerNetwork>,
+    /// When its cloud ends it in any case, because what it was bought from ends.
+    pub ends_at: Option<Timestamp>,
     /// Who logs in over SSH, where that is how it is reached.
     pub login: Option<Login>,
     /// The keys that it and the hosts on the way to it have shown, by address. Others are refused from then on.

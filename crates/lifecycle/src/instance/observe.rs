@@ -1,7 +1,7 @@
 //! What an agent says of its machine while it is there: whether it is the right one, what it lacks, and whether its
 //! cloud takes it back.
 
-use api::agent::{CloudMachine, HostInfo, Interruption};
+use api::agent::{Cloud, CloudMachine, HostInfo, Interruption};
 use api::instances::{HealthStatus, InstanceTerminationReason};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,9 @@ use super::{Instance, InstanceState};
 
 /// How long devices may take to show after a machine is joined, in seconds.
 const SETTLE_SECS: i64 = 60;
+
+/// How long before the foreseen end of a machine its jobs are told, in seconds.
+const LEAD_SECS: i64 = 10 * 60;
 
 /// How long a machine is left that its cloud takes back without saying when, in seconds.
 const NOTICE_SECS: i64 = 120;
@@ -84,12 +87,26 @@ pub(super) fn believed(now: Timestamp, agent: &AgentSeen, state: &InstanceState)
     }
 }
 
+/// The end of what a machine was bought from, once it is near: who works on the machine is told as by a notice.
+fn foreseen_end(now: Timestamp, host: &HostInfo, decision: &mut InstanceDecision) -> Option<Interruption> {
+    let ends_at = decision.instance.state.ends_at?;
+    let told_at = ends_at - SignedDuration::from_secs(LEAD_SECS);
+    if now < told_at {
+        decision.look_again_at = Some(decision.look_again_at.map_or(told_at, |at| at.min(told_at)));
+        return None;
+    }
+    let cloud = host.cloud.as_ref().map_or(Cloud::Ec2, |machine| machine.cloud);
+    Some(Interruption { cloud, action: "terminate".to_owned(), at: Some(ends_at) })
+}
+
 /// Takes over what an agent says of its machine.
 pub(super) fn observe(now: Timestamp, host: &HostInfo, decision: &mut InstanceDecision) {
     note_health(now, host, decision);
     note_shortage(now, decision);
+    let end = foreseen_end(now, host, decision);
     let state = &mut decision.instance.state;
-    if let Some(interruption) = host.interruption.clone().filter(|_| state.notice.is_none()) {
+    let interruption = host.interruption.clone().or(end);
+    if let Some(interruption) = interruption.filter(|_| state.notice.is_none()) {
         let notice = Notice { interruption, seen_at: now };
         decision.events.push(notice.text(state.provider_id.as_deref()));
         state.notice = Some(notice);

@@ -1,6 +1,7 @@
 //! What an instance knows of the purchase that it is to come from, and how it waits for the next one.
 
 use api::instances::{InstanceStatus, InstanceTerminationReason};
+use jiff::Timestamp;
 
 use super::Instance;
 use super::decide::{Effect, InstanceDecision, Surroundings, blocks_of, finish};
@@ -25,7 +26,12 @@ pub(super) fn describe(launch: &Launch, around: &Surroundings<'_>, decision: &mu
     state.price = Some(launch.state.offer.price);
     state.instance_type = Some(resources.clone());
     state.efa_expected = efa_of(&launch.state.offer.backend_data);
+    state.ends_at = end_of(&launch.state.offer.backend_data);
     state.total_blocks = blocks_of(around.blocks, resources.resources.gpus.len(), resources.resources.cpus);
+    if let Some(ends_at) = state.ends_at {
+        let when = ends_at.strftime("%Y-%m-%d %H:%M UTC");
+        decision.events.push(format!("What it is bought from ends: its cloud ends the machine at {when}"));
+    }
 }
 
 /// What was bought is not had: nothing of it says anything about the machine that is bought next.
@@ -48,6 +54,12 @@ fn forget_facts(decision: &mut InstanceDecision) {
     state.login = None;
     state.known_keys.clear();
     state.efa_expected = None;
+    state.ends_at = None;
+}
+
+/// When machines of an offer end in any case, where its backend says so.
+fn end_of(backend_data: &serde_json::Value) -> Option<Timestamp> {
+    backend_data.get("ends_at")?.as_str()?.parse().ok()
 }
 
 /// The EFA devices that a machine is bought with, where its backend says so.

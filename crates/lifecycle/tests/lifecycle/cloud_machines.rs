@@ -81,6 +81,23 @@ fn seen(now: i64, instance: &Instance, host: &HostInfo, busy_blocks: u32) -> Ins
 }
 
 #[test]
+fn jobs_are_told_before_what_a_machine_was_bought_from_ends() {
+    let mut busy = bought(InstanceStatus::Busy);
+    busy.state.ends_at = Some(at(10_000));
+    let before = seen(9_300, &busy, &of_machine(PROVIDER_ID), 1);
+    assert_eq!(before.instance.state.notice, None);
+    assert!(before.look_again_at.is_some_and(|next| next <= at(9_400)));
+    let near = seen(9_400, &busy, &of_machine(PROVIDER_ID), 1);
+    let notice = near.instance.state.notice.clone().unwrap();
+    assert_eq!(notice.interruption, interruption(Some(10_000)));
+    assert!(near.concerns_jobs && !near.instance.is_kept());
+    // The cloud's own notice is the better one.
+    let told = HostInfo { interruption: Some(interruption(Some(9_500))), ..of_machine(PROVIDER_ID) };
+    let told = seen(9_400, &busy, &told, 1);
+    assert_eq!(told.instance.state.notice.unwrap().interruption, interruption(Some(9_500)));
+}
+
+#[test]
 fn a_machine_is_bought_with_the_devices_that_its_offer_says() {
     let check = |backend_data: serde_json::Value, expected: Option<u32>| {
         let mut launch = launch(LaunchStatus::Done);

@@ -97,6 +97,7 @@ pub(super) fn describe(job: &mut Job, run: &Run, instance: &Instance) {
         ports: Some(BTreeMap::new()),
         volume_names: Some(vec![]),
         offer: Some(Offer {
+            unavailable_because: None,
             backend,
             instance: kind.clone(),
             region: region.clone(),

@@ -20,6 +20,7 @@ use crate::args::ApplyArgs;
 use crate::commands::{agreed, delete};
 use crate::output::runs::Times;
 use crate::output::{fleets, format, offers, plans};
+use crate::printer::SECONDARY;
 use crate::session::{Project, Session};
 use crate::{Outcome, profiles};
 
@@ -84,6 +85,9 @@ fn print_plan(session: &mut Session, plan: &FleetPlan) -> anyhow::Result<()> {
     } else {
         let shown = &plan.offers[..plan.offers.len().min(SHOWN_OFFERS)];
         printer.table(&offers::fleet_table(shown, plan.total_offers))?;
+        for reason in offers::reasons(shown) {
+            printer.styled_line(&format!(" {reason}"), SECONDARY)?;
+        }
         if shown.len() < plan.total_offers as usize {
             let max =
                 plan.max_offer_price.map(|price| format!(", {} max", format::price(price))).unwrap_or_default();

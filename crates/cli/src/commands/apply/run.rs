@@ -19,6 +19,7 @@ use crate::args::ApplyArgs;
 use crate::commands::agreed;
 use crate::output::runs::run_name;
 use crate::output::{format, offers, plans};
+use crate::printer::SECONDARY;
 use crate::profiles;
 use crate::repos::{self, Repo, Source};
 use crate::session::{Project, Session};
@@ -140,6 +141,9 @@ async fn print_plan(
         let limit = args.run.offers.max_offers.unwrap_or(DEFAULT_OFFERS) as usize;
         let shown = &job.offers[..job.offers.len().min(limit)];
         printer.table(&offers::run_table(shown, job.total_offers))?;
+        for reason in offers::reasons(shown) {
+            printer.styled_line(&format!(" {reason}"), SECONDARY)?;
+        }
         if shown.len() < job.total_offers as usize {
             let max = job.max_price.map(format::price).unwrap_or_default();
             printer.line(format!(" Shown {} of {} offers, {max}max", shown.len(), job.total_offers))?;

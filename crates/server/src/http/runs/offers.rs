@@ -108,6 +108,7 @@ fn instance_offers(gang: &Gang, job: &JobSpec, pool: &Pool, wanted: Wanted) -> V
 
 fn instance_offer(instance: &PoolInstance, blocks: u32, availability: InstanceAvailability) -> Option<Offer> {
     Some(Offer {
+        unavailable_because: None,
         backend: instance.backend?,
         instance: instance.instance_type.clone()?,
         region: instance.region.clone()?,
