@@ -1,6 +1,6 @@
 //! Machines of the users' own, which fleets name: who is meant, how they are logged in to, and the way to their agents.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use anyhow::Context as _;
 use api::configurations::{Blocks, FleetConfiguration, SshHost, SshKey, SshParams, SshProxyParams};
@@ -111,39 +111,6 @@ pub fn seal(deps: &Deps, keys: &HostKeys) -> store::Result<String> {
 pub async fn unseal(deps: &Deps, db: impl Executor, instance: &Instance) -> anyhow::Result<Option<HostKeys>> {
     let Some(sealed) = instances::host_access(db, instance.id).await? else { return Ok(None) };
     Ok(Some(serde_json::from_str(&deps.sealer.unseal(&sealed)?)?))
-}
-
-/// The way to the agent of a machine that a backend sold and that is reached over SSH, but for its address, which the
-/// backend tells each time. None: it is reached in another way. An error says that the project's key cannot be read.
-pub async fn machine_access(
-    deps: &Deps,
-    instance: &Instance,
-    machine: &backends::Machine,
-) -> anyhow::Result<Option<HostAccess>> {
-    if machine.login.is_none() {
-        return Ok(None);
-    }
-    let project = store::projects::get(&deps.db, instance.project_id).await?.context("its project is gone")?;
-    let private = deps.sealer.unseal(&project.sealed_ssh_private_key)?;
-    let key = tunnel::Key::parse(format!("the key of project {}", project.name), &private)?;
-    let mut known_keys = BTreeMap::new();
-    for (address, key) in &instance.state.known_keys {
-        known_keys.insert(address.clone(), key.parse().context("read a host's recorded key")?);
-    }
-    Ok(Some(HostAccess {
-        target: tunnel::Target::new("", "", vec![key]),
-        known_keys,
-        instance: instance.id,
-        server: deps.server_id,
-        address: machine.internal_ip.clone(),
-        first_start: None,
-        cloud: None,
-        env: BTreeMap::new(),
-        others: BTreeSet::from([instance.id]),
-        was_joined: instance.state.joined_at.is_some(),
-        limits: tunnel::Limits::default(),
-        roots: Roots::default(),
-    }))
 }
 
 /// The way to a machine's agent. An error says that its keys cannot be read.

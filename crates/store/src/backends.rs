@@ -98,6 +98,13 @@ pub async fn list(mut db: impl Executor, project: ProjectId) -> Result<Vec<Backe
     rows.iter().map(BackendRow::from_row).collect()
 }
 
+/// The backends that a project lets go, by kind.
+pub async fn list_draining(mut db: impl Executor, project: ProjectId) -> Result<Vec<BackendRow>> {
+    let rows =
+        db.rows(select!("WHERE project_id = $1 AND draining = 1 ORDER BY kind, id"), values![project]).await?;
+    rows.iter().map(BackendRow::from_row).collect()
+}
+
 /// Every backend of every project, draining ones too.
 pub async fn all(mut db: impl Executor) -> Result<Vec<BackendRow>> {
     let rows = db.rows(select!("ORDER BY created_at, id"), vec![]).await?;

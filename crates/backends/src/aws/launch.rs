@@ -129,9 +129,9 @@ async fn run(
         let failed = failure(&what, &error);
         return Err(match code {
             // What the token stands for is over: another launch has another one.
-            Some("IdempotentInstanceTerminated" | "IdempotentParameterMismatch") => {
-                Error { kind: ErrorKind::NoCapacity, ..failed }
-            }
+            Some("IdempotentInstanceTerminated") => Error { kind: ErrorKind::NoCapacity, ..failed },
+            // The token was heard with another request, so machines of it may stand.
+            Some("IdempotentParameterMismatch") => Error { kind: ErrorKind::Unavailable, ..failed },
             _ => failed,
         });
     }

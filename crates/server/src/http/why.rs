@@ -35,6 +35,9 @@ const MOST_ATTEMPTS: usize = 30;
 /// Instances that are looked for by name, the newest.
 const MOST_INSTANCES: u32 = 1000;
 
+/// Machines of a fleet that are asked what happens to them next.
+const MOST_MACHINES: usize = 100;
+
 /// Things that happen next which are told.
 const MOST_STEPS: usize = 12;
 
@@ -179,7 +182,7 @@ async fn of_fleet(deps: &Deps, fleet: &Fleet) -> Result<Why> {
     if let Some(at) = fleet.state.not_before.filter(|at| now < *at && kept < least && !is_over) {
         answer.next.push(step(Some(at), format!("it buys again: it has {kept} of at least {least} machines")));
     }
-    for row in rows.iter().filter(|_| !is_over) {
+    for row in rows.iter().filter(|_| !is_over).take(MOST_MACHINES) {
         let launch = launch_of(deps, &row.value).await?;
         answer.next.extend(next_of(now, &row.value, launch.as_ref()));
     }
@@ -344,7 +347,7 @@ async fn story(deps: &Deps, filter: EventFilter) -> Result<Vec<StoryLine>> {
 /// The backends that the project is letting go.
 async fn notes(deps: &Deps, member: &ProjectMember) -> Result<Vec<String>> {
     let mut notes = vec![];
-    for row in store::backends::list(&deps.db, member.project.id).await?.iter().filter(|row| row.draining) {
+    for row in store::backends::list_draining(&deps.db, member.project.id).await? {
         let left = instances::list_machines_by_backend(&deps.db, row.id).await?.len();
         notes.push(draining_note(&row.kind, &member.project.name, left));
     }

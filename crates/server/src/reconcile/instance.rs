@@ -17,7 +17,7 @@ use super::{Next, blocks, record, sweep};
 use crate::agents::{HostSeen, Route};
 use crate::backend_pool::{OpenBackend, answer};
 use crate::deps::Deps;
-use crate::own_hosts;
+use crate::{bought_machines, own_hosts};
 
 /// Moves one instance on.
 pub async fn reconcile(deps: &Deps, id: InstanceId) -> store::Result<Next> {
@@ -216,7 +216,7 @@ async fn act(
         }
         Effect::Connect => {
             if let (Some(open), Some(machine)) = (backend, machine.cloned().or_else(|| recorded(instance))) {
-                match own_hosts::machine_access(deps, instance, &machine).await {
+                match bought_machines::access(deps, instance, &machine).await {
                     Ok(access) => {
                         let route = Route::Machine(open.backend.clone(), Box::new(machine), access.map(Box::new));
                         deps.agents.keep(instance.id, route);

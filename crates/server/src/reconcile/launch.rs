@@ -180,6 +180,10 @@ async fn prepare(
         Ok(prepared) => prepared,
         Err(error) => return Ok(Err(error)),
     };
+    // A backend that has nothing to find out has nothing to keep.
+    if prepared.is_null() {
+        return Ok(Ok(launch.clone()));
+    }
     order.prepared = prepared.clone();
     let mut saved = launch.clone();
     saved.value.state.prepared = Some(prepared);

@@ -1,21 +1,42 @@
-//! Many machines at once.
+//! Many machines at once. How long it took is printed and never judged: `docs/BENCHMARKS.md` says how to see it.
 
 use api::instances::InstanceStatus;
 use api::runs::RunStatus;
+use ec2sim::Settings as Sky;
 use serde_json::json;
+use tokio::time::Instant;
 
-use crate::world::{World, quick};
+use crate::world::World;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn forty_machines_are_one_call_and_run_one_task() {
-    let mut world = World::start(quick()).await;
-    world.add_fleet(json!(40), json!({})).await;
-    world.wait_for_instances(InstanceStatus::Idle, 40).await;
-    assert_eq!((world.count("RunInstances"), world.made()), (1, 40));
-    let run = world.submit(40, json!({})).await;
+/// A gang on so many machines, which boot at once, from the purchase to its end.
+async fn gang(nodes: u32) {
+    let mut world = World::start(Sky::immediate()).await;
+    let began = Instant::now();
+    world.add_fleet(json!(nodes), json!({})).await;
+    world.wait_until("machines are asked for", async || world.count("RunInstances") > 0).await;
+    let asked = began.elapsed();
+    world.wait_for_instances(InstanceStatus::Idle, nodes as usize).await;
+    let idle = began.elapsed();
+    assert_eq!((world.count("RunInstances"), world.made()), (1, nodes as usize));
+    let submitted = Instant::now();
+    let run = world.submit(nodes, json!({})).await;
     world.wait_for_run(run, RunStatus::Running).await;
+    let running = submitted.elapsed();
+    println!(
+        "{nodes} nodes: asked after {asked:.2?}, idle after {idle:.2?}; a task on all ran {running:.2?} later"
+    );
     world.stop_run(run).await;
     world.wait_for_run(run, RunStatus::Terminated).await;
     world.delete_fleet().await;
     world.wait_for_end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_machines_are_one_call_and_run_one_task() {
+    gang(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_machines_are_one_call_and_run_one_task() {
+    gang(200).await;
 }

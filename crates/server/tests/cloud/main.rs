@@ -13,6 +13,5 @@
 mod crashes;
 mod crowd;
 mod faults;
-mod figures;
 mod park;
 mod world;

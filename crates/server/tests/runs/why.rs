@@ -50,6 +50,14 @@ async fn what_was_tried_where_and_what_the_cloud_said_is_told() {
     assert_eq!((&of_instance["kind"], &of_instance["attempts"]), (&json!("instance"), &answer["attempts"]));
     assert!(has_message(&of_instance, "Next: the other zones, then other offers"), "{of_instance}");
     assert_eq!(of_instance["next"][0]["what"], "lab-1: the machine starts, and its agent is to answer");
+    // A backend that is let go is told of for as long as machines of it live.
+    assert_eq!(answer["notes"], json!([]));
+    let db = &server.server.deps.db;
+    for row in store::backends::all(db).await.unwrap() {
+        store::backends::set_draining(db, row.id).await.unwrap();
+    }
+    let draining = server.post(&main("why"), json!({"name": "lab"})).await.ok();
+    assert_eq!(draining["notes"], json!(["backend fake of project main is draining: 2 machines left"]));
 }
 
 #[tokio::test]
