@@ -76,7 +76,7 @@ pub(crate) fn run() -> Result<()> {
     docker::prepare(&sandbox)?;
     ec2_hosts::prepare(&sandbox)?;
 
-    let cloud = start_cloud(&sandbox)?;
+    let (cloud, simulator) = start_cloud(&sandbox)?;
     let mut place = Place::new(&sandbox, "lab", &programs)?;
     place.set("AWS_ENDPOINT_URL", format!("http://{cloud}"));
     // The key of AWS's own documentation, which the simulator takes.
@@ -86,19 +86,19 @@ pub(crate) fn run() -> Result<()> {
     place.write_config(CONFIG)?;
     let task = sandbox.subdir("task")?.join("task.dstack.yml");
     fs::write(&task, task_text()?).context("write the task")?;
-    let result = show(&place, cloud, &task);
+    let result = show(&place, (cloud, simulator), &task);
     if result.is_err() {
         eprintln!("\nThe last lines of the server's log:\n{}\n", place.log_tail());
     }
     result
 }
 
-fn show(place: &Place<'_>, cloud: SocketAddr, task: &Path) -> Result<()> {
+fn show(place: &Place<'_>, (cloud, simulator): (SocketAddr, u32), task: &Path) -> Result<()> {
     println!("\n$ dstack server --port {} &", place.address.port());
     let server = place.start()?;
     let fleet = type_and_show(place, &["apply", "-f", FLEET, "-y"])?;
     ensure!(fleet.success, "the fleet was not made");
-    give_image()?;
+    give_image(simulator)?;
     let task = task.to_str().context("the folder for what is temporary has a name that is no text")?;
     let shown = type_and_show(place, &["apply", "-f", task, "-R", "-y"])?;
     ensure!(shown.success, "the task failed");
@@ -117,8 +117,8 @@ fn show(place: &Place<'_>, cloud: SocketAddr, task: &Path) -> Result<()> {
     server.stop()
 }
 
-/// Starts the cloud, and answers where it is.
-fn start_cloud(sandbox: &Sandbox) -> Result<SocketAddr> {
+/// Starts the cloud, and answers where it is and which process.
+fn start_cloud(sandbox: &Sandbox) -> Result<(SocketAddr, u32)> {
     let dir = sandbox.subdir("ec2sim")?;
     let log = File::create(dir.join("log")).context("make the simulator's log")?;
     let url_file = dir.join("url");
@@ -126,10 +126,12 @@ fn start_cloud(sandbox: &Sandbox) -> Result<SocketAddr> {
     let mut command = sandbox.command(program);
     command.args(["--listen", "127.0.0.1:0", "--hosts", "containers", "--host-image", ec2_hosts::IMAGE]);
     command.args(CIDRS.iter().flat_map(|(option, cidr)| [option, cidr])).arg("--url-file").arg(&url_file);
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("start the simulator")?;
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    let simulator = command.spawn().context("start the simulator")?.id();
     let url = shell::wait_for("the simulator's first answer", PATIENCE, || fs::read_to_string(&url_file).ok())
         .with_context(|| fs::read_to_string(dir.join("log")).unwrap_or_default())?;
-    url.trim_start_matches("http://").parse().context("read the simulator's address")
+    let address = url.trim_start_matches("http://").parse().context("read the simulator's address")?;
+    Ok((address, simulator))
 }
 
 /// Makes the image that stands in for the default one. It has the Python that the example asks for by name only: that
@@ -144,10 +146,11 @@ fn make_stand_in() -> Result<()> {
 }
 
 /// Gives every host the image that the task will run in: no registry is asked.
-fn give_image() -> Result<()> {
+fn give_image(simulator: u32) -> Result<()> {
     make_stand_in()?;
-    let filter = "label=ai.dstack.ec2sim-instance";
-    let hosts = shell::capture(Command::new("docker").args(["ps", "--quiet", "--filter", filter]))?;
+    // Other simulators may have hosts on this engine.
+    let filter = format!("name=^ec2sim-{simulator}-");
+    let hosts = shell::capture(Command::new("docker").args(["ps", "--quiet", "--filter", &filter]))?;
     let copy = "docker save \"$1\" | docker exec -i \"$2\" docker load --quiet && docker exec \"$2\" docker tag \"$1\" \"$3\"";
     for host in hosts.split_whitespace() {
         let args = ["-o", "pipefail", "-c", copy, "bash", STAND_IN, host, DEFAULT_IMAGE];

@@ -111,6 +111,7 @@ fn open(config: &Value, context: &OpenContext, id: BackendId) -> Result<Arc<dyn 
         seen: Seen::default(),
         tidied: Mutex::default(),
         served: Mutex::default(),
+        unclaimed: tidy::Unclaimed::default(),
         config,
     }))))
 }
@@ -140,6 +141,7 @@ struct Account {
     tidied: Mutex<HashMap<String, Instant>>,
     /// The fleets and launches that lived when it was last looked.
     served: Mutex<(HashSet<FleetId>, HashSet<LaunchId>)>,
+    unclaimed: tidy::Unclaimed,
 }
 
 #[async_trait]
@@ -449,7 +451,7 @@ impl Account {
         };
         let regions = due.iter().map(|region| async move {
             let ec2 = self.clients.ec2(region).await;
-            let mut left = tidy::tidy(&ec2, self.owner, living).await?;
+            let mut left = tidy::tidy(&ec2, self.owner, region, living, &self.unclaimed).await?;
             // Also a region that is not configured any more is left without a trace once it has no machine.
             let is_over = !self.config.regions.contains(region)
                 && machines::list(&ec2, self.owner, region)

@@ -1,5 +1,8 @@
 //! Removes what belongs to nobody any more, but for machines, which are ended one by one.
 
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+
 use aws_sdk_ec2::error::ProvideErrorMetadata;
 
 use super::addresses;
@@ -8,15 +11,18 @@ use super::placement_groups;
 use super::tags::{self, Owner, filter};
 use crate::{Living, Result};
 
+/// The groups of each region that no living fleet had when it was last looked.
+pub(super) type Unclaimed = Mutex<HashSet<(String, String)>>;
+
 /// Looks once at everything of ours in a region. What still stands and is to go is told, in words.
-pub(super) async fn tidy(ec2: &aws_sdk_ec2::Client, owner: Owner, living: &Living) -> Result<Vec<String>> {
-    let mut left = vec![];
-    for (name, fleet) in placement_groups::list(ec2, owner).await? {
-        let is_wanted = fleet.is_some_and(|fleet| living.fleets.contains(&fleet));
-        if !is_wanted && !placement_groups::remove(ec2, &name).await? {
-            left.push(format!("placement group {name}"));
-        }
-    }
+pub(super) async fn tidy(
+    ec2: &aws_sdk_ec2::Client,
+    owner: Owner,
+    region: &str,
+    living: &Living,
+    unclaimed: &Unclaimed,
+) -> Result<Vec<String>> {
+    let mut left = groups(ec2, owner, region, living, unclaimed).await?;
     for address in addresses::list(ec2, owner, None).await? {
         let is_wanted = address.key.as_ref().is_some_and(|key| living.has(key));
         if !is_wanted {
@@ -25,6 +31,36 @@ pub(super) async fn tidy(ec2: &aws_sdk_ec2::Client, owner: Owner, living: &Livin
     }
     left.extend(interfaces(ec2, owner, living).await?);
     left.extend(volumes(ec2, owner, living).await?);
+    Ok(left)
+}
+
+/// Placement groups of fleets that are over. What lives was read before the groups were listed, so a group may be of a
+/// fleet that is younger than that: it is removed only if it was nobody's the last time too.
+async fn groups(
+    ec2: &aws_sdk_ec2::Client,
+    owner: Owner,
+    region: &str,
+    living: &Living,
+    unclaimed: &Unclaimed,
+) -> Result<Vec<String>> {
+    let mut left = vec![];
+    for (name, fleet) in placement_groups::list(ec2, owner).await? {
+        let key = (region.to_owned(), name);
+        let is_wanted = fleet.is_some_and(|fleet| living.fleets.contains(&fleet));
+        let is_known = {
+            let mut unclaimed = unclaimed.lock().unwrap_or_else(PoisonError::into_inner);
+            if is_wanted {
+                unclaimed.remove(&key);
+                continue;
+            }
+            !unclaimed.insert(key.clone())
+        };
+        if is_known && placement_groups::remove(ec2, &key.1).await? {
+            unclaimed.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        } else {
+            left.push(format!("placement group {}", key.1));
+        }
+    }
     Ok(left)
 }
 

@@ -69,7 +69,7 @@ async fn spot_machines_have_their_own_price() {
 }
 
 #[tokio::test]
-async fn prices_of_the_price_list_replace_those_of_the_snapshot() {
+async fn the_price_list_is_asked_in_the_background() {
     let rig = Rig::private().await;
     rig.backend.offers(&cluster(1)).await.unwrap();
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_mins(1);

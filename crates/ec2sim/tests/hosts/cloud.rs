@@ -248,7 +248,7 @@ impl Cloud {
     }
 
     /// Containers, networks and folders of this simulator.
-    pub(crate) async fn leftovers(&self, pid: u32) -> Vec<String> {
+    pub(crate) async fn leftovers(pid: u32) -> Vec<String> {
         let format = format!("{{{{.Label \"{OWNER}\"}}}}");
         let filter = format!("label={OWNER}");
         let mut found = Vec::new();

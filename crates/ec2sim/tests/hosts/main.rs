@@ -95,7 +95,7 @@ async fn two_machines_are_what_their_launch_says() {
     assert!(!cloud.ssh(address, "true").await.success);
 
     cloud.stop().await;
-    assert_eq!(Cloud::start(&image).await.leftovers(pid).await, Vec::<String>::new());
+    assert_eq!(Cloud::leftovers(pid).await, Vec::<String>::new());
 }
 
 async fn metadata_is_told_to_those_with_a_token(cloud: &Cloud, id: &str, address: &str, other: &str) {
@@ -253,9 +253,9 @@ async fn what_a_killed_simulator_left_is_removed_by_the_next() {
     assert!(cloud.ssh(&address, "true").await.stderr.contains("Connection refused"));
     assert!(cloud.orphans().await.as_array().is_some_and(|orphans| !orphans.is_empty()));
 
-    assert_eq!(cloud.leftovers(pid).await.len(), 3, "a container, a network and a folder");
+    assert_eq!(Cloud::leftovers(pid).await.len(), 3, "a container, a network and a folder");
     cloud.kill().await;
     let next = Cloud::start(&image).await;
-    assert_eq!(next.leftovers(pid).await, Vec::<String>::new());
+    assert_eq!(Cloud::leftovers(pid).await, Vec::<String>::new());
     next.stop().await;
 }

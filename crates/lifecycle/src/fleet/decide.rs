@@ -19,9 +19,6 @@ const SAFETY_SECS: i64 = 300;
 /// How long a fleet waits after a purchase came to nothing, by failures in a row, in seconds.
 const FAILURE_DELAYS_SECS: [i64; 5] = [60, 120, 300, 600, 1800];
 
-/// How long an instance may be idle unless the fleet says otherwise, in seconds: three days.
-const IDLE_DURATION_SECS: i64 = 72 * 3600;
-
 /// How soon backends that could not be asked are asked again, in seconds.
 const ASK_AGAIN_SECS: i64 = 15;
 
@@ -267,17 +264,12 @@ fn end_idle(
             decision.end_instances.push((instance.id, end));
             continue;
         }
-        let Some(idle_since) = instance.state.idle_since else { continue };
-        let secs = instance.state.idle_duration_secs.unwrap_or(IDLE_DURATION_SECS);
-        if secs < 0 {
-            continue;
-        }
-        let until = idle_since.saturating_add(SignedDuration::from_secs(secs)).unwrap_or(Timestamp::MAX);
+        let Some(until) = instance.idle_until() else { continue };
         if now < until {
             look_again(until, decision);
         } else if spare > 0 {
             spare -= 1;
-            let message = Some(format!("Instance idle for {secs}s"));
+            let message = Some(format!("Instance idle for {}s", instance.idle_duration_secs()));
             let end = EndOrder { reason: InstanceTerminationReason::IdleTimeout, message };
             decision.end_instances.push((instance.id, end));
         }

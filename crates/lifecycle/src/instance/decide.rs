@@ -31,8 +31,9 @@ const UNREACHABLE_SECS: i64 = 20 * 60;
 /// How soon the backend of a machine is asked again whose agent is silent, in seconds.
 const SILENCE_SECS: i64 = 5;
 
-/// How long a job waits for a machine that nobody could be asked to sell, in seconds.
-const UNSOLD_SECS: i64 = 10 * 60;
+/// How long a job waits for a machine for which nothing is bought, in seconds: longer than a purchase before it that is
+/// told to ask later may take.
+const UNSOLD_SECS: i64 = 20 * 60;
 
 /// How long a machine that was made for a job may be idle unless the run or the fleet says otherwise, in seconds.
 const IDLE_AFTER_JOB_SECS: i64 = 5 * 60;
@@ -263,7 +264,7 @@ fn pending(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDec
         around.launch.and_then(|launch| launch.state.ended_at).unwrap_or(decision.instance.created_at);
     let until = unsold_since + SignedDuration::from_secs(UNSOLD_SECS);
     if around.busy_blocks > 0 && nobody_asked && until <= now {
-        let message = format!("No backend could be asked for offers for {} min", UNSOLD_SECS / 60);
+        let message = format!("Nothing could be bought for it for {} min", UNSOLD_SECS / 60);
         finish(InstanceTerminationReason::ProvisioningTimeout, Some(message), decision);
     }
 }

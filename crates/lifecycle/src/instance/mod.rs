@@ -30,7 +30,7 @@ use std::collections::BTreeMap;
 
 use api::ids::{FleetId, InstanceId, LaunchId, ProjectId};
 use api::instances::{GpuDriver, InstanceStatus, InstanceTerminationReason, InstanceType};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// An instance's row.
@@ -58,7 +58,22 @@ pub struct Instance {
     pub state: InstanceState,
 }
 
+/// How long an instance may be idle unless the fleet says otherwise, in seconds: three days.
+const IDLE_DURATION_SECS: i64 = 72 * 3600;
+
 impl Instance {
+    /// How long it may be idle, in seconds; negative: for ever.
+    pub fn idle_duration_secs(&self) -> i64 {
+        self.state.idle_duration_secs.unwrap_or(IDLE_DURATION_SECS)
+    }
+
+    /// Until when it may be idle; none: it is not, or may be so for ever.
+    pub fn idle_until(&self) -> Option<Timestamp> {
+        let since = self.state.idle_since?;
+        let secs = Some(self.idle_duration_secs()).filter(|secs| *secs >= 0)?;
+        Some(since.saturating_add(SignedDuration::from_secs(secs)).unwrap_or(Timestamp::MAX))
+    }
+
     /// Whether nobody ends it: what ends is of no use to jobs any more, and does not count for its fleet.
     pub fn is_kept(&self) -> bool {
         self.end.is_none()

@@ -410,10 +410,10 @@ fn a_job_waits_for_offers_only_for_so_long() {
         busy_blocks,
         ..case(in_status(InstanceStatus::Pending), MachineSeen::Unknown, silent(None))
     };
-    check(&pending(599, 1), "pending");
-    check(&pending(600, 1), "terminated, provisioning_timeout, disconnect");
-    let why = pending(600, 1).decide().instance.state.termination_message;
-    assert_eq!(why.as_deref(), Some("No backend could be asked for offers for 10 min"));
+    check(&pending(1199, 1), "pending");
+    check(&pending(1200, 1), "terminated, provisioning_timeout, disconnect");
+    let why = pending(1200, 1).decide().instance.state.termination_message;
+    assert_eq!(why.as_deref(), Some("Nothing could be bought for it for 20 min"));
     // Nobody waits for what is only kept in store.
     check(&pending(100_000, 0), "pending");
 }

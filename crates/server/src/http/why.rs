@@ -8,7 +8,7 @@ use api::instances::InstanceStatus;
 use api::runs::RunStatus;
 use api::why::{Attempt, AttemptOutcome, NextStep, StoryLine, Why, WhyKind, WhyRequest};
 use axum::extract::State;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use lifecycle::fleet::Fleet;
 use lifecycle::instance::Instance;
 use lifecycle::launch::{Launch, LaunchStatus, Scope, Verdict};
@@ -182,10 +182,14 @@ async fn of_fleet(deps: &Deps, fleet: &Fleet) -> Result<Why> {
     if let Some(at) = fleet.state.not_before.filter(|at| now < *at && kept < least && !is_over) {
         answer.next.push(step(Some(at), format!("it buys again: it has {kept} of at least {least} machines")));
     }
+    let mut of_machines = vec![];
     for row in rows.iter().filter(|_| !is_over).take(MOST_MACHINES) {
         let launch = launch_of(deps, &row.value).await?;
-        answer.next.extend(next_of(now, &row.value, launch.as_ref()));
+        of_machines.extend(next_of(now, &row.value, launch.as_ref()));
     }
+    // The rest is for what concerns all of them.
+    of_machines.truncate(MOST_STEPS / 2);
+    answer.next.extend(of_machines);
     let tried = tried_for(deps, fleet.id, None).await?;
     tell_attempts(&tried, &mut answer);
     let filter = EventFilter { within_fleets: Some(vec![fleet.id.0]), ..EventFilter::default() };
@@ -234,10 +238,9 @@ fn next_of(now: Timestamp, instance: &Instance, launch: Option<&Launch>) -> Vec<
             None => told(None, format!("{name}: its fleet buys a machine")),
         },
         InstanceStatus::Idle => {
-            let secs = state.idle_duration_secs.filter(|secs| *secs >= 0);
-            let until = state.idle_since.zip(secs).map(|(since, secs)| since + SignedDuration::from_secs(secs));
-            let until = until.filter(|until| now < *until);
-            until.map_or_else(Vec::new, |at| told(Some(at), format!("{name} ends if it is idle until then")))
+            let until = instance.idle_until().filter(|until| now < *until);
+            let what = || format!("{name} ends if it is idle until then and its fleet can spare it");
+            until.map_or_else(Vec::new, |at| told(Some(at), what()))
         }
         InstanceStatus::Terminating => told(None, format!("{name} is gone once its backend says so")),
         InstanceStatus::Busy | InstanceStatus::Terminated => vec![],
@@ -276,11 +279,12 @@ fn tell_attempts(tried: &[Launch], answer: &mut Why) {
     let first = tried.len().saturating_sub(MOST_ATTEMPTS);
     answer.attempts = tried[first..].iter().map(attempt).collect();
     let mut told: HashSet<String> = HashSet::new();
-    for launch in tried[first..].iter().rev() {
-        if let Some(what) = remedy(launch).filter(|what| told.insert(what.clone())) {
-            answer.next.push(step(None, what));
-        }
-    }
+    // What came to nothing before something was bought needs no remedy any more.
+    let since = tried[first..].iter().rev().take_while(|launch| launch.status != LaunchStatus::Done);
+    let remedies: Vec<NextStep> =
+        since.filter_map(remedy).filter(|what| told.insert(what.clone())).map(|what| step(None, what)).collect();
+    // They come first, so that nothing else crowds them out.
+    answer.next.splice(0..0, remedies);
 }
 
 /// What somebody has to do before a refusal can end.

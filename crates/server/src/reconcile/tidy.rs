@@ -13,21 +13,24 @@ use crate::deps::Deps;
 /// Looks once at every backend. What goes wrong with one does not concern the others; the last error is given when all
 /// have had their turn.
 pub async fn pass(deps: &Deps) -> store::Result<()> {
-    // Fleets first: one that is made later has nothing yet that could be taken for nobody's.
-    let fleets: HashSet<FleetId> = fleets::list_living(&deps.db).await?.into_iter().collect();
+    // Another server knows better what lives.
+    if deps.agents.is_superseded() {
+        return Ok(());
+    }
     let mut tidied = Ok(());
     for row in rows::all(&deps.db).await? {
-        tidied = tidy(deps, &row, &fleets).await.and(tidied);
+        tidied = tidy(deps, &row).await.and(tidied);
     }
     tidied
 }
 
-async fn tidy(deps: &Deps, row: &BackendRow, fleets: &HashSet<FleetId>) -> store::Result<()> {
+async fn tidy(deps: &Deps, row: &BackendRow) -> store::Result<()> {
     let is_leaving = row.draining && !rows::is_in_use(&deps.db, row.id).await?;
     let Some(open) = deps.backends.get(&deps.db, row.id).await? else {
         // Nobody can ask it anything; it holds no machine of ours.
-        return if is_leaving { rows::delete(&deps.db, row.id).await } else { Ok(()) };
+        return if is_leaving { rows::delete_drained(&deps.db, row.id).await } else { Ok(()) };
     };
+    let fleets: HashSet<FleetId> = fleets::list_living(&deps.db).await?.into_iter().collect();
     // Launches before machines: one that is over by then has all its machines in the other list.
     let open_launches: HashSet<_> = launches::list_open_by_backend(&deps.db, row.id).await?.into_iter().collect();
     let machines = instances::list_machines_by_backend(&deps.db, row.id).await?;
@@ -38,7 +41,7 @@ async fn tidy(deps: &Deps, row: &BackendRow, fleets: &HashSet<FleetId>) -> store
             .filter_map(|(launch_id, index)| Some(MachineKey { launch_id, index: index? }))
             .collect(),
         open_launches,
-        fleets: fleets.clone(),
+        fleets,
         is_leaving,
     };
     match answer(open.backend.tidy(&living)).await {

@@ -1,4 +1,5 @@
-//! The server dies at every call that it makes to the cloud, with each way in which a call may go wrong.
+//! The server dies at each of the first calls that it makes to the cloud, with the ways in which a call may go wrong in
+//! turn.
 
 use std::time::Duration;
 
@@ -78,7 +79,7 @@ async fn dies_while_ending(number: u64, what: &str) -> bool {
     died
 }
 
-/// Lives one life for each call, until there are no more calls.
+/// Lives one life for each of the first calls, and says in how many of them the server died.
 async fn every_call<F: Future<Output = bool>>(most: u64, life: impl Fn(u64, &'static str) -> F) -> u64 {
     let mut numbers: Vec<(u64, &'static str)> =
         (0..most).map(|number| (number, FAULTS[(number % FAULTS.len() as u64) as usize])).collect();

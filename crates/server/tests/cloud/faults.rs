@@ -52,7 +52,7 @@ async fn capacity_in_the_last_zone_is_found_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_region_without_capacity_is_told_zone_by_zone_and_tried_again() {
+async fn a_region_without_capacity_is_told_zone_by_zone() {
     let mut world = World::start(quick()).await;
     for zone in ZONES {
         capacity(&world, zone, Some(0));
@@ -66,6 +66,8 @@ async fn a_region_without_capacity_is_told_zone_by_zone_and_tried_again() {
         })
         .await;
     assert_eq!(world.made(), 0);
+    let story = world.story().await.join("\n");
+    assert!(ZONES.iter().all(|zone| story.contains(zone)), "{story}");
     world.delete_fleet().await;
     world.wait_for_end().await;
 }
@@ -112,7 +114,7 @@ async fn credentials_that_expire_keep_the_rows_until_they_are_good_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_machine_that_aws_ends_before_it_runs_is_replaced_and_the_reason_told() {
+async fn a_machine_that_aws_ends_before_it_runs_tells_the_reason() {
     let mut world = World::start(Sky { boot_ms: 400, ..quick() }).await;
     world.control(
         "late-refusals",

@@ -79,10 +79,6 @@ pub(crate) fn quick() -> Sky {
 impl World {
     /// An account with the documented configuration, and a server.
     pub(crate) async fn start(sky: Sky) -> World {
-        World::with(sky, json!({})).await
-    }
-
-    pub(crate) async fn with(sky: Sky, more: Value) -> World {
         let park = Arc::new(Park::default());
         let sim = Simulator::with_machines(Options { settings: sky, ..Options::default() }, park.clone());
         let cloud = serve(sim.clone(), (Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
@@ -92,12 +88,11 @@ impl World {
         let ids = Ids::Random;
         let sealer = Arc::new(Sealer::ephemeral(&ids));
         let deps = build(&db, &ids, &sealer, &folder, &park);
-        let mut config = json!({
+        let config = json!({
             "type": "aws",
             "creds": { "type": "access_key", "access_key": ACCESS_KEY, "secret_key": SECRET_KEY },
             "regions": [REGION], "public_ips": false, "vpc_name": "my-vpc", "endpoint_url": cloud.url(),
         });
-        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let project = add_project(&deps, &config).await;
         let (user, fleet) = (project.owner_id, ids.id());
         let mut world = World {
@@ -275,8 +270,10 @@ impl World {
     pub(crate) async fn wait_until(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
         let deadline = Instant::now() + DEADLINE;
         while !holds().await {
-            let story = if deadline < Instant::now() { self.story().await.join("\n") } else { String::new() };
-            assert!(story.is_empty(), "not yet: {what}\n{:?}\n{story}", self.orphans());
+            if deadline < Instant::now() {
+                let story = self.story().await.join("\n");
+                panic!("not yet: {what}\n{:?}\n{story}", self.orphans());
+            }
             sleep(Duration::from_millis(25)).await;
         }
     }
