@@ -385,7 +385,10 @@ impl Site {
 
     fn agent_pid(&self) -> Option<i32> {
         let is_agent = |pid: &i32| arguments(*pid).get(1).is_some_and(|role| role == "host");
-        let found: Vec<i32> = processes_with(&self.state()).into_iter().filter(is_agent).collect();
+        let mut found: Vec<i32> = processes_with(&self.state()).into_iter().filter(is_agent).collect();
+        // A program that the agent is about to start has its arguments for a moment.
+        let agents = found.clone();
+        found.retain(|pid| parent(*pid).is_none_or(|parent| !agents.contains(&parent)));
         assert!(found.len() <= 1, "several agents run: {found:?}");
         found.first().copied()
     }
@@ -466,6 +469,11 @@ fn processes_with(folder: &Path) -> Vec<i32> {
         arguments.iter().any(names) && !arguments.iter().any(|word| word == "connect")
     };
     pids.filter(is_ours).collect()
+}
+
+fn parent(pid: i32) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
 }
 
 fn arguments(pid: i32) -> Vec<String> {

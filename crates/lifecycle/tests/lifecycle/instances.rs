@@ -195,8 +195,8 @@ fn an_instance_whose_purchase_came_to_nothing_waits_for_the_next_one() {
         busy_blocks: 1,
         ..case(waiting.clone(), MachineSeen::Absent, silent(None))
     };
-    check(&looked_at(608, &failed), "pending");
-    check(&looked_at(609, &failed), "terminated, provisioning_timeout, disconnect");
+    check(&looked_at(1208, &failed), "pending");
+    check(&looked_at(1209, &failed), "terminated, provisioning_timeout, disconnect");
     let next = Launch { id: crate::fixtures::id(301), ..launch(LaunchStatus::Wanted) };
     check(&looked_at(10_000, &next), "provisioning");
     let described = looked_at(10_000, &next).decide().instance.state;
