@@ -33,6 +33,7 @@ struct Question<T> {
 
 #[derive(Debug)]
 struct Kept<T> {
+    asked_at: Timestamp,
     at: Timestamp,
     answer: backends::Result<T>,
     /// How long the backend was waited for in vain. For whoever has more patience that is no answer.
@@ -59,33 +60,36 @@ impl<K: Eq + Hash + Clone, T: Clone> Answers<K, T> {
         patience: Duration,
         ask: impl Future<Output = backends::Result<T>>,
     ) -> backends::Result<T> {
-        self.get_telling(key, patience, ask, |_| {}).await
+        self.get_telling(key, None, patience, ask, |_| {}).await
     }
 
-    /// Like [`Answers::get`]; `tell` is told of a failure once, and not by each of those whom it is the answer for.
+    /// Like [`Answers::get`], but only an answer is good that was asked for after `later_than`; `tell` is told of a failure once,
+    /// and not by each of those whom it is the answer for.
     pub async fn get_telling(
         &self,
         key: &K,
+        later_than: Option<Timestamp>,
         patience: Duration,
         ask: impl Future<Output = backends::Result<T>>,
         tell: impl FnOnce(&backends::Error),
     ) -> backends::Result<T> {
         let deadline = tokio::time::Instant::now() + patience;
-        let turn = match self.known(key, patience) {
+        let turn = match self.known(key, later_than, patience) {
             Ok(answer) => return answer,
             Err(turn) => turn,
         };
         let Ok(_turn) = tokio::time::timeout_at(deadline, turn.lock()).await else {
             return Err(silence(patience));
         };
-        if let Ok(answer) = self.known(key, patience) {
+        if let Ok(answer) = self.known(key, later_than, patience) {
             return answer;
         }
         let changes = self.with(key, |question| question.changes);
+        let asked_at = self.clock.now();
         let answered = tokio::time::timeout_at(deadline, ask).await;
         let in_vain = answered.is_err().then_some(patience);
         let answer = answered.unwrap_or_else(|_| Err(silence(patience)));
-        self.keep(key, changes, Kept { at: self.clock.now(), answer: answer.clone(), in_vain });
+        self.keep(key, changes, Kept { asked_at, at: self.clock.now(), answer: answer.clone(), in_vain });
         answer.inspect_err(tell)
     }
 
@@ -114,10 +118,20 @@ impl<K: Eq + Hash + Clone, T: Clone> Answers<K, T> {
     }
 
     /// The answer that is still good, or whose turn it is to ask.
-    fn known(&self, key: &K, patience: Duration) -> Result<backends::Result<T>, Arc<tokio::sync::Mutex<()>>> {
+    fn known(
+        &self,
+        key: &K,
+        later_than: Option<Timestamp>,
+        patience: Duration,
+    ) -> Result<backends::Result<T>, Arc<tokio::sync::Mutex<()>>> {
         let now = self.clock.now();
+        let is_late = |kept: &Kept<T>| later_than.is_some_and(|change| kept.asked_at <= change);
         self.with(key, |question| match &question.kept {
-            Some(kept) if self.is_good(kept, now) && kept.in_vain.is_none_or(|waited| patience <= waited) => {
+            Some(kept)
+                if self.is_good(kept, now)
+                    && !is_late(kept)
+                    && kept.in_vain.is_none_or(|waited| patience <= waited) =>
+            {
                 Ok(kept.answer.clone())
             }
             Some(_) | None => Err(question.turn.clone()),
@@ -202,10 +216,32 @@ mod tests {
             told.fetch_add(1, Ordering::SeqCst);
         };
         let hang = std::future::pending::<backends::Result<u32>>;
-        let both =
-            [answers.get_telling(&"a", PATIENCE, hang(), tell), answers.get_telling(&"a", PATIENCE, hang(), tell)];
+        let both = [
+            answers.get_telling(&"a", None, PATIENCE, hang(), tell),
+            answers.get_telling(&"a", None, PATIENCE, hang(), tell),
+        ];
         assert!(futures_util::future::join_all(both).await.iter().all(Result::is_err));
         assert_eq!(told.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn an_answer_to_an_older_question_is_not_good_enough() {
+        let clock = Clock::manual(Timestamp::UNIX_EPOCH);
+        let answers = answers(&clock);
+        let get = async |later_than, number| {
+            let say = async move { Ok(number) };
+            answers.get_telling(&"a", later_than, PATIENCE, say, |_| {}).await
+        };
+        assert_eq!(get(None, 1).await, Ok(1));
+        clock.advance(Duration::from_millis(100));
+        let change = clock.now();
+        assert_eq!(get(None, 2).await, Ok(1));
+        // In the same moment may be before.
+        assert_eq!(get(Some(change), 3).await, Ok(3));
+        assert_eq!(get(Some(change), 4).await, Ok(4));
+        clock.advance(Duration::from_millis(1));
+        assert_eq!(get(Some(change), 5).await, Ok(5));
+        assert_eq!(get(Some(change), 6).await, Ok(5));
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use api::ids::{BackendId, ProjectId};
 use backends::{Backend, BackendConfig, BackendOffer, Machine, OffersWanted, OpenContext};
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use store::Db;
 use store::backends::BackendRow;
 
@@ -113,13 +113,13 @@ impl BackendPool {
         answer(backend.check()).await
     }
 
-    /// What a backend lists, not older than half a second; none if it does not answer.
-    pub async fn machines(&self, open: &OpenBackend) -> Option<Arc<Vec<Machine>>> {
+    /// What a backend lists, not older than half a second and asked for after `later_than`; none if it does not answer.
+    pub async fn machines(&self, open: &OpenBackend, later_than: Option<Timestamp>) -> Option<Arc<Vec<Machine>>> {
         let ask = async { open.backend.list().await.map(Arc::new) };
         let tell = |error: &backends::Error| {
             tracing::warn!(backend.id = %open.id, "cannot list the machines of `{}`: {error}", open.kind);
         };
-        self.listings.get_telling(&open.id, ANSWER_TIMEOUT, ask, tell).await.ok()
+        self.listings.get_telling(&open.id, later_than, ANSWER_TIMEOUT, ask, tell).await.ok()
     }
 
     /// What a backend would sell, not older than some seconds, or why it does not say so within `patience`.

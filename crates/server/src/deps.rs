@@ -9,6 +9,7 @@ use store::Db;
 use crate::agents::Agents;
 use crate::backend_pool::BackendPool;
 use crate::clock::Clock;
+use crate::gangs::Gangs;
 use crate::ids::Ids;
 use crate::logs::LogStore;
 use crate::sealing::Sealer;
@@ -32,6 +33,8 @@ pub struct Deps {
     pub backends: Arc<BackendPool>,
     /// The agents of instances.
     pub agents: Arc<dyn Agents>,
+    /// What the nodes of gangs are told of each other.
+    pub gangs: Arc<Gangs>,
     /// The logs of jobs.
     pub logs: Arc<LogStore>,
     /// What the server was told when it started.

@@ -8,6 +8,7 @@ pub mod bought_machines;
 pub mod clock;
 pub mod config;
 pub mod deps;
+pub mod gangs;
 pub mod http;
 pub mod ids;
 pub mod logs;

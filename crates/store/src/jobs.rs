@@ -64,6 +64,43 @@ pub async fn list_latest(mut db: impl Executor, run: RunId) -> Result<Vec<Versio
     jobs(&rows)
 }
 
+/// The submission of a replica's first node that belongs to one try of it.
+pub async fn get_first(
+    mut db: impl Executor,
+    run: RunId,
+    replica_num: u32,
+    submission_num: u32,
+) -> Result<Option<Versioned<Job>>> {
+    let row = db
+        .row(
+            "SELECT version, id, run_id, project_id, replica_num, job_num, submission_num, submitted_at, status, \
+             instance_id, end_order, released_at, spec, state FROM jobs WHERE run_id = $1 AND replica_num = $2 \
+             AND job_num = 0 AND submission_num = $3",
+            values![run, replica_num, submission_num],
+        )
+        .await?;
+    row.as_ref().map(job).transpose()
+}
+
+/// How many nodes of a try of a replica have no machine that has joined.
+pub async fn count_without_machine(
+    mut db: impl Executor,
+    run: RunId,
+    replica_num: u32,
+    submission_num: u32,
+) -> Result<u64> {
+    let row = db
+        .row(
+            "SELECT COUNT(*) FROM jobs j LEFT JOIN instances i ON i.id = j.instance_id WHERE j.run_id = $1 \
+             AND j.replica_num = $2 AND j.submission_num = $3 \
+             AND (i.id IS NULL OR i.status IN ('pending', 'provisioning'))",
+            values![run, replica_num, submission_num],
+        )
+        .await?;
+    let count = row.map_or(Ok(0), |row| row.int(0))?;
+    Ok(u64::try_from(count).unwrap_or_default())
+}
+
 /// All submissions of some runs, by run, replica, number and submission.
 pub async fn list_by_runs(mut db: impl Executor, runs: &[RunId]) -> Result<Vec<Versioned<Job>>> {
     if runs.is_empty() {
@@ -214,6 +251,16 @@ pub async fn refuse(mut db: impl Executor, id: JobId, end: &EndOrder, now: Times
 pub async fn touch_by_run(mut db: impl Executor, run: RunId, now: Timestamp) -> Result<()> {
     db.wake(
         "UPDATE jobs SET due_at = $1 WHERE run_id = $2 AND due_at > $1 \
+         AND status IN ('submitted', 'provisioning', 'pulling', 'running', 'terminating')",
+        values![now, run],
+    )
+    .await
+}
+
+/// Makes the first node of every replica of a run due now, if it is not finished.
+pub async fn touch_first(mut db: impl Executor, run: RunId, now: Timestamp) -> Result<()> {
+    db.wake(
+        "UPDATE jobs SET due_at = $1 WHERE run_id = $2 AND job_num = 0 AND due_at > $1 \
          AND status IN ('submitted', 'provisioning', 'pulling', 'running', 'terminating')",
         values![now, run],
     )

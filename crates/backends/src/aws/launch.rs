@@ -90,7 +90,7 @@ async fn undo(ec2: &aws_sdk_ec2::Client, made: &[Sighting]) -> Result<()> {
         return Ok(());
     }
     let ids: Vec<String> = made.iter().map(|sighting| sighting.machine.provider_id.clone()).collect();
-    let ended = super::machines::terminate(ec2, &ids).await;
+    let ended = super::terminate::terminate(ec2, &ids).await;
     ended.map_err(|error| Error {
         kind: ErrorKind::Unavailable,
         message: format!("a part of the launch was refused, and ending the others failed: {error}"),

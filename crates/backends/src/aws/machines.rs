@@ -1,10 +1,9 @@
-//! The machines that are there, as EC2 lists them, and their end.
+//! The machines that are there, as EC2 lists them.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use aws_sdk_ec2::error::ProvideErrorMetadata;
 use aws_sdk_ec2::types::{Instance, InstanceNetworkInterface, InstanceStateName, Reservation};
 use tokio::time::Instant;
 
@@ -14,9 +13,6 @@ use crate::{Login, Machine, MachineKey, MachineState, Result};
 
 /// How long a machine that AWS said it made may be missing from AWS's own list.
 const UNSEEN: Duration = Duration::from_mins(2);
-
-/// Machines that one call may end.
-const ENDED_AT_ONCE: usize = 500;
 
 /// A machine as it was seen, with what only this backend needs.
 #[derive(Debug, Clone)]
@@ -124,26 +120,6 @@ fn ended_because(instance: &Instance) -> Option<String> {
         message if message.starts_with(code) => Some(message.to_owned()),
         message => Some(format!("{code}: {message}")),
     }
-}
-
-/// Ends machines. One that is gone already is no error.
-pub(super) async fn terminate(ec2: &aws_sdk_ec2::Client, ids: &[String]) -> Result<()> {
-    for some in ids.chunks(ENDED_AT_ONCE) {
-        let Err(error) = ec2.terminate_instances().set_instance_ids(Some(some.to_vec())).send().await else {
-            continue;
-        };
-        if error.code() != Some("InvalidInstanceID.NotFound") {
-            return Err(failure("terminate instances", &error));
-        }
-        // One unknown machine keeps AWS from ending the others.
-        if let [_] = some {
-            continue;
-        }
-        for id in some {
-            Box::pin(terminate(ec2, std::slice::from_ref(id))).await?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

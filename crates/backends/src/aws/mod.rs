@@ -5,7 +5,7 @@
 //! | `config`, `clients`, `errors`, `tags` | the account, the SDK, its refusals in our words, our marks |
 //! | `types`, `prices`, `quotas`, `reservations`, `network`, `images` | what is asked of AWS and kept for a while |
 //! | `layout`, `user_data`, `prepare` | what a machine gets; pure |
-//! | `offers`, `launch`, `machines`, `placement_groups`, `security_groups`, `addresses`, `tidy` | the verbs |
+//! | `offers`, `launch`, `machines`, `placement_groups`, `security_groups`, `addresses`, `terminate`, `tidy` | the verbs |
 //!
 //! A launch is put together first (`prepare`) and recorded by the caller; from then on its token comes with exactly that
 //! request, however often it is repeated. Everything made carries marks by which it is found again.
@@ -31,6 +31,7 @@ mod regions;
 mod reservations;
 mod security_groups;
 mod tags;
+mod terminate;
 mod tidy;
 mod types;
 mod user_data;
@@ -60,6 +61,7 @@ use self::prices::{Prices, SpotPrices};
 use self::quotas::Quotas;
 use self::regions::Regions;
 use self::tags::Owner;
+use self::terminate::Ends;
 use self::types::{TypeFacts, Types};
 use crate::keys::invalid;
 use crate::registry::{Entry, OpenContext};
@@ -109,6 +111,7 @@ fn open(config: &Value, context: &OpenContext, id: BackendId) -> Result<Arc<dyn 
         images: Cached::new(SHORT),
         reservations: Cached::new(MOMENT),
         seen: Seen::default(),
+        ends: Ends::default(),
         tidied: Mutex::default(),
         served: Mutex::default(),
         unclaimed: tidy::Unclaimed::default(),
@@ -137,6 +140,7 @@ struct Account {
     /// By region and identifier.
     reservations: Cached<(String, String), Option<reservations::ReservationFacts>>,
     seen: Seen,
+    ends: Ends,
     /// When each region need not be looked through before; a region in which something ended is taken out.
     tidied: Mutex<HashMap<String, Instant>>,
     /// The fleets and launches that lived when it was last looked.
@@ -386,7 +390,7 @@ impl Account {
         let region = &known.machine.region;
         let ec2 = self.clients.ec2(region).await;
         self.ended_something(region);
-        machines::terminate(&ec2, std::slice::from_ref(&known.machine.provider_id)).await?;
+        self.ends.end(&ec2, region, &known.machine.provider_id).await?;
         if self.config.public_ips && known.interfaces > 1 {
             for address in addresses::list(&ec2, self.owner, Some(key)).await? {
                 addresses::release(&ec2, &address).await?;

@@ -10,6 +10,7 @@ use backends::{
     open, parse_config,
 };
 use ec2sim::{ACCESS_KEY, Options, SECRET_KEY, Server, Settings, Simulator, serve};
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
@@ -145,10 +146,12 @@ impl Rig {
     pub(crate) async fn end_everything(&self) {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            for machine in self.backend.list().await.unwrap() {
-                if machine.state != MachineState::Gone {
-                    self.backend.terminate(&machine.key).await.unwrap();
-                }
+            let listed = self.backend.list().await.unwrap();
+            let lives =
+                |machine: &&Machine| matches!(machine.state, MachineState::Starting | MachineState::Running);
+            let there = listed.iter().filter(lives);
+            for ended in join_all(there.map(|machine| self.backend.terminate(&machine.key))).await {
+                ended.unwrap();
             }
             let living = Living { is_leaving: true, ..Living::default() };
             let left = self.backend.tidy(&living).await.unwrap();

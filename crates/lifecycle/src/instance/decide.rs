@@ -18,6 +18,9 @@ const SAFETY_SECS: i64 = 60;
 /// How often a machine that starts or ends is looked at, in seconds.
 const WATCH_SECS: i64 = 2;
 
+/// How often a machine is looked at that runs and whose agent does not answer yet, in seconds.
+const BOOT_SECS: i64 = 10;
+
 /// How soon the order to end a machine is repeated, in seconds.
 const REPEAT_SECS: i64 = 10;
 
@@ -206,7 +209,10 @@ fn settle(now: Timestamp, before: &Instance, decision: &mut InstanceDecision) {
         instance.state.last_processed_at = Some(now);
     }
     if !instance.status.is_final() {
+        let boots = decision.effect == Some(Effect::Connect) && instance.state.host.is_none();
         let secs = match instance.status {
+            // Its agent is tried all the time, and tells of itself.
+            InstanceStatus::Provisioning if boots => BOOT_SECS,
             InstanceStatus::Provisioning | InstanceStatus::Terminating => WATCH_SECS,
             InstanceStatus::Pending | InstanceStatus::Idle | InstanceStatus::Busy | InstanceStatus::Terminated => {
                 SAFETY_SECS

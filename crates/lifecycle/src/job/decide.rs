@@ -1,5 +1,7 @@
 //! What happens next to a job.
 
+use std::sync::Arc;
+
 use api::agent::{ClusterInfo, ExitReason, TaskExit, TaskPhase, TaskState};
 use api::instances::{InstanceStatus, InstanceTerminationReason};
 use api::jobs::{JobStatus, JobTerminationReason};
@@ -41,8 +43,8 @@ pub enum Seen {
 pub struct Surroundings<'a> {
     /// Its machine.
     pub instance: Option<&'a Instance>,
-    /// The gang's ranks, once every node has an address.
-    pub cluster: Option<ClusterInfo>,
+    /// The addresses of the gang's nodes, once each has one.
+    pub cluster: Option<Arc<ClusterInfo>>,
     /// The log bytes that the server has, lost ones counted.
     pub logs_received: u64,
     /// How many of them are lost.
@@ -93,6 +95,8 @@ pub struct JobDecision {
     pub releases_slot: bool,
     /// Its run must be judged again.
     pub concerns_run: bool,
+    /// The other nodes of its gang have waited for what it remembers now.
+    pub concerns_gang: bool,
     /// What to tell users.
     pub events: Vec<String>,
     /// When to look again, unless something happens before.
@@ -106,12 +110,14 @@ pub fn decide(now: Timestamp, job: &Job, seen: &Seen, around: &Surroundings<'_>)
         effect: None,
         releases_slot: false,
         concerns_run: false,
+        concerns_gang: false,
         events: vec![],
         look_again_at: None,
     };
     match job.status {
         JobStatus::Submitted => submitted(&mut decision),
         JobStatus::Provisioning | JobStatus::Pulling | JobStatus::Running => {
+            remember_gang(around, &mut decision);
             go_on(now, seen, around, &mut decision);
         }
         // Final is final, whatever is seen later.
@@ -126,6 +132,15 @@ pub fn decide(now: Timestamp, job: &Job, seen: &Seen, around: &Surroundings<'_>)
     }
     settle(now, job, &mut decision);
     decision
+}
+
+/// The first node remembers for all where they are, so that every node is told the same.
+fn remember_gang(around: &Surroundings<'_>, decision: &mut JobDecision) {
+    let job = &mut decision.job;
+    if job.job_num == 0 && job.state.cluster.is_none() {
+        job.state.cluster = around.cluster.as_deref().cloned();
+        decision.concerns_gang = job.state.cluster.is_some() && job.spec.jobs_per_replica > 1;
+    }
 }
 
 /// Events, times and wake-ups that follow from what was decided.
@@ -349,14 +364,14 @@ fn absent(now: Timestamp, around: &Surroundings<'_>, decision: &mut JobDecision)
         begin_end(JobTerminationReason::ExecutorError, Some(message), decision);
         return;
     }
-    let Some(cluster) = &around.cluster else {
+    if around.cluster.is_none() {
         decision.job.state.waiting_for = Some("the other nodes' instances to start".to_owned());
         return;
-    };
+    }
     if has_incomplete_efa(now, around.instance, decision) {
         return;
     }
-    decision.job.state.cluster = Some(cluster.clone());
+    decision.job.state.given = true;
     decision.job.state.waiting_for = None;
     decision.effect = Some(Effect::Put);
     give_up_if_refused(now, around, decision);
@@ -527,10 +542,9 @@ fn tell_lost_output(bytes: u64, decision: &mut JobDecision) {
 /// The agent does not answer while the job should end.
 fn end_unseen(now: Timestamp, around: &Surroundings<'_>, decision: &mut JobDecision) {
     let machine_is_gone = around.instance.is_none_or(|instance| instance.status == InstanceStatus::Terminated);
-    // The gang's ranks are recorded before the task is given.
-    let never_given = decision.job.state.cluster.is_none();
-    if machine_is_gone || never_given {
-        if !never_given {
+    let was_given = decision.job.state.given;
+    if machine_is_gone || !was_given {
+        if was_given {
             blame_machine(lost_machine(around.instance), lost_since(around), decision);
         }
         finish(decision);

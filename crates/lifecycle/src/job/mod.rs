@@ -102,8 +102,11 @@ pub struct JobState {
     pub provisioning: Option<JobProvisioningData>,
     /// How it uses its machine, as clients see it.
     pub runtime: Option<JobRuntimeData>,
-    /// The gang's ranks, once every node has an address.
+    /// The addresses of all nodes, once each has one. The gang's first node remembers them for all: a thousand nodes
+    /// that each remember a thousand addresses are too much to carry about.
     pub cluster: Option<ClusterInfo>,
+    /// Its agent may have been told of it.
+    pub given: bool,
     /// The blocks of the machine that it holds.
     pub blocks: Vec<u32>,
     /// Its agent was told to stop it, with this grace in seconds.

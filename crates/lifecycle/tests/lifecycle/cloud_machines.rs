@@ -237,7 +237,7 @@ fn on_interrupted(now: i64, job: &Job, phase: Option<TaskPhase>) -> JobDecision 
     machine.state.notice = Some(Notice { interruption: interruption(Some(130)), seen_at: at(10) });
     let around = job::Surroundings {
         instance: Some(&machine),
-        cluster: Some(ClusterInfo::default()),
+        cluster: Some(ClusterInfo::default().into()),
         logs_received: 0,
         logs_lost: 0,
         log_error: None,
@@ -325,7 +325,7 @@ fn without_devices(now: i64, nodes: u32) -> JobDecision {
     let machine = seen(10, &bought(InstanceStatus::Provisioning), &host(31), 1).instance;
     let around = job::Surroundings {
         instance: Some(&machine),
-        cluster: Some(ClusterInfo::default()),
+        cluster: Some(ClusterInfo::default().into()),
         logs_received: 0,
         logs_lost: 0,
         log_error: None,

@@ -106,7 +106,8 @@ pub(crate) fn in_phase(job_num: u32, nodes: u32, phase: TaskPhase) -> Job {
     let status = if phase.has_started() { JobStatus::Running } else { JobStatus::Pulling };
     let mut job = placed(job_num, nodes, status);
     job.state.phase = Some(phase);
-    job.state.cluster = Some(api::agent::ClusterInfo::default());
+    job.state.cluster = (job_num == 0).then(api::agent::ClusterInfo::default);
+    job.state.given = true;
     if phase.has_started() {
         job.released_at = Some(at(2));
         job.state.started_at = Some(at(3));

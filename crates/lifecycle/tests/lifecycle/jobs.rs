@@ -1,5 +1,7 @@
 //! What happens next to a job: every status by what is seen.
 
+use std::sync::Arc;
+
 use api::agent::{ClusterInfo, ExitReason, TaskPhase};
 use api::instances::{InstanceStatus, InstanceTerminationReason as Why};
 use api::jobs::{JobStatus, JobTerminationReason};
@@ -14,7 +16,7 @@ struct Case {
     job: Job,
     seen: Seen,
     instance: Option<Instance>,
-    cluster: Option<ClusterInfo>,
+    cluster: Option<Arc<ClusterInfo>>,
     logs_received: u64,
     logs_lost: u64,
     log_error: Option<String>,
@@ -24,7 +26,7 @@ struct Case {
 
 fn case(job: Job, seen: Seen) -> Case {
     let instance = job.instance_id.map(|_| instance(0, InstanceStatus::Busy));
-    let cluster = Some(ClusterInfo::default());
+    let cluster = Some(Arc::new(ClusterInfo::default()));
     Case {
         now: 10,
         job,
@@ -467,7 +469,7 @@ fn a_job_ends_unseen_when_its_agent_stays_silent_or_its_machine_is_gone() {
         Case { instance: Some(instance(0, InstanceStatus::Terminated)), ..case(ending.clone(), Seen::Unknown) };
     check(&gone, "terminated, terminated_by_user, frees");
     let mut never_given = ending;
-    never_given.state.cluster = None;
+    never_given.state.given = false;
     check(&case(never_given, Seen::Unknown), "terminated, terminated_by_user, frees");
 }
 

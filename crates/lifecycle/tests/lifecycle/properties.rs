@@ -79,7 +79,7 @@ fn look(now: i64, job: &Job, sight: &Sight) -> lifecycle::job::JobDecision {
     let machine: Instance = instance(0, sight.machine);
     let around = Surroundings {
         instance: Some(&machine),
-        cluster: Some(ClusterInfo::default()),
+        cluster: Some(ClusterInfo::default().into()),
         logs_received: 1,
         logs_lost: 0,
         log_error: None,
@@ -101,6 +101,7 @@ proptest! {
         job.status = JobStatus::Provisioning;
         job.state.phase = None;
         job.state.cluster = None;
+        job.state.given = false;
         let mut freed = 0;
         for (round, sight) in (0..).zip(&sights) {
             job.end = job.end.or_else(|| sight.end.clone());
@@ -118,7 +119,7 @@ proptest! {
                 prop_assert!(later == Some(reason) || later == escalated || corrected);
             }
             if decision.effect == Some(Effect::Put) {
-                prop_assert!(after.state.cluster.is_some() && job.state.phase.is_none());
+                prop_assert!(after.state.cluster.is_some() && after.state.given && job.state.phase.is_none());
             }
             prop_assert!(after.state.phase >= job.state.phase);
             job = after;
@@ -196,7 +197,7 @@ impl World {
         let machine = instance(number as u32, InstanceStatus::Busy);
         let around = Surroundings {
             instance: Some(&machine),
-            cluster: Some(ClusterInfo::default()),
+            cluster: Some(ClusterInfo::default().into()),
             logs_received: 0,
             logs_lost: 0,
             log_error: None,

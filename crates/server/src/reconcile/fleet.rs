@@ -14,8 +14,9 @@ use lifecycle::placement::profile_of;
 use lifecycle::run::Run;
 use store::leases::Table;
 use store::{Tx, Versioned, fleets, instances, launches, runs};
+use tokio::time::Instant;
 
-use super::{Next, record};
+use super::{Next, record, rest};
 use crate::backend_pool::ANSWER_TIMEOUT;
 use crate::deps::Deps;
 use crate::market::{WaitingJob, offers_of_fleet};
@@ -30,6 +31,7 @@ pub async fn reconcile(deps: &Deps, id: FleetId) -> store::Result<Next> {
     if matches!(loaded.value.status, FleetStatus::Terminated | FleetStatus::Failed) {
         return Ok(None);
     }
+    let began = Instant::now();
     let rows = instances::list_by_fleet(&deps.db, id).await?;
     let busy: HashMap<InstanceId, u32> =
         instances::count_busy_blocks_by_fleet(&deps.db, id).await?.into_iter().collect();
@@ -53,7 +55,9 @@ pub async fn reconcile(deps: &Deps, id: FleetId) -> store::Result<Next> {
         around.offers = &offers;
         decision = decide(now, &loaded.value, &around);
     }
-    save(deps, &loaded, &rows, &decision).await?;
+    if !save(deps, &loaded, &rows, &decision).await? {
+        rest(began).await;
+    }
     Ok(decision.look_again_at)
 }
 
@@ -167,12 +171,13 @@ fn seen(collected: Collected) -> OffersSeen {
     OffersSeen::Known { offers: collected.plans, obstacle }
 }
 
+/// Records what was decided. False: nothing was.
 async fn save(
     deps: &Deps,
     loaded: &Versioned<Fleet>,
     rows: &[Versioned<Instance>],
     decision: &FleetDecision,
-) -> store::Result<()> {
+) -> store::Result<bool> {
     let fleet = &decision.fleet;
     let nothing = *fleet == loaded.value
         && decision.end_instances.is_empty()
@@ -180,7 +185,7 @@ async fn save(
         && decision.buy.is_empty()
         && decision.add_instances == 0;
     if nothing {
-        return Ok(());
+        return Ok(false);
     }
     let now = deps.clock.now();
     let mut tx = deps.db.begin().await?;
@@ -207,7 +212,7 @@ async fn save(
     deps.wake.ring(Table::Launches);
     deps.wake.ring(Table::Instances);
     deps.wake.tell_watchers();
-    Ok(())
+    Ok(true)
 }
 
 /// Records the purchase before anybody is asked to sell.

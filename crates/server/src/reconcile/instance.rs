@@ -34,7 +34,7 @@ pub async fn reconcile(deps: &Deps, id: InstanceId) -> store::Result<Next> {
         Some(launch) => deps.backends.get(&deps.db, launch.backend_id).await?,
         None => None,
     };
-    let machine = listed(deps, instance, backend.as_ref()).await;
+    let machine = listed(deps, instance, launch.as_ref(), backend.as_ref()).await;
     let around = surroundings(deps, instance, launch.as_ref(), backend.as_ref(), machine.as_ref()).await?;
     let decision = lifecycle::instance::decide(deps.clock.now(), instance, &around);
     save(deps, &loaded, &decision).await?;
@@ -53,9 +53,16 @@ pub async fn reconcile(deps: &Deps, id: InstanceId) -> store::Result<Next> {
 }
 
 /// What the backend lists of the instance: none if it could not be asked, none within if it does not list it.
-async fn listed(deps: &Deps, instance: &Instance, backend: Option<&OpenBackend>) -> Option<Option<Machine>> {
+async fn listed(
+    deps: &Deps,
+    instance: &Instance,
+    launch: Option<&Launch>,
+    backend: Option<&OpenBackend>,
+) -> Option<Option<Machine>> {
     let (launch_id, index) = (instance.launch_id?, instance.launch_index?);
-    let machines = deps.backends.machines(backend?).await?;
+    // What was listed before it was bought or its end was ordered says nothing of that.
+    let bought_at = launch.and_then(|launch| launch.state.requested_at);
+    let machines = deps.backends.machines(backend?, bought_at.max(instance.state.terminate_sent_at)).await?;
     let key = MachineKey { launch_id, index };
     Some(machines.iter().find(|machine| machine.key == key).cloned())
 }
@@ -160,11 +167,11 @@ async fn save(deps: &Deps, loaded: &Versioned<Instance>, decision: &InstanceDeci
     Ok(())
 }
 
-/// A gang waits for the addresses of all its machines, so the peers on other machines look too.
+/// A gang waits for the addresses of all its machines, and its first node is who looks for them.
 async fn touch_gangs(deps: &Deps, tx: &mut store::Tx, instance: &Instance) -> store::Result<()> {
     for job in jobs::list_active_by_instance(&mut *tx, instance.id).await? {
         if job.value.spec.jobs_per_replica > 1 {
-            jobs::touch_by_run(&mut *tx, job.value.run_id, deps.clock.now()).await?;
+            jobs::touch_first(&mut *tx, job.value.run_id, deps.clock.now()).await?;
         }
     }
     Ok(())
@@ -238,7 +245,6 @@ async fn act(
             if let Err(error) = answer(open.backend.terminate(&key)).await {
                 tracing::warn!(instance.id = %instance.id, "cannot end `{}`, trying again: {error}", instance.state.name);
             }
-            deps.backends.changed(open.id);
         }
     }
 }

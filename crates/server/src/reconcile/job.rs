@@ -1,10 +1,10 @@
 //! Moves jobs on.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 
 use api::agent::{AgentError, AgentErrorCode, ClusterInfo, GoOrder};
 use api::configurations::RunConfiguration;
-use api::ids::{InstanceId, JobId};
+use api::ids::JobId;
 use api::jobs::{JobStatus, JobTerminationReason};
 use lifecycle::events::Target;
 use lifecycle::instance::Instance;
@@ -81,42 +81,23 @@ fn silent_since(deps: &Deps, instance: &Instance, is_ending: bool) -> Option<jif
     }
 }
 
-/// The ranks and addresses of the job's gang, once every node has an address. On the way the job learns what its
-/// machine turned out to be: where it was placed, the machine had perhaps not been bought.
+/// The addresses of the job's gang, once every node has one. On the way the job learns what its machine turned out to
+/// be: where it was placed, the machine had perhaps not been bought.
 async fn cluster_of(
     deps: &Deps,
     job: &mut Job,
     seen: &Seen,
     instance: Option<&Instance>,
-) -> store::Result<Option<ClusterInfo>> {
-    if job.state.cluster.is_some() || *seen != Seen::Absent {
-        return Ok(job.state.cluster.clone());
-    }
-    let Some(instance) = instance else { return Ok(None) };
+) -> store::Result<Option<Arc<ClusterInfo>>> {
+    let is_before_start = job.status == JobStatus::Provisioning && job.state.phase.is_none();
+    let (Some(instance), true) = (instance, is_before_start && *seen != Seen::Unknown) else { return Ok(None) };
     let Some(run) = runs::get(&deps.db, job.run_id).await? else { return Ok(None) };
     task_spec::describe(job, &run.value, instance);
-    let mut cluster = ClusterInfo { node_rank: job.job_num, ..ClusterInfo::default() };
-    if job.spec.jobs_per_replica <= 1 {
-        let Some(address) = task_spec::address_of(job, &run.value, instance) else { return Ok(None) };
-        let gpus = task_spec::gpus_of(job, instance);
-        return Ok(Some(ClusterInfo { node_ips: vec![address], gpus_per_node: vec![gpus], ..cluster }));
+    if let Some(known) = gang::find(deps, job).await? {
+        return Ok(Some(known.cluster.clone()));
     }
-    let peers = jobs::list_latest(&deps.db, job.run_id).await?;
-    let peers = peers.iter().map(|peer| &peer.value).filter(|peer| peer.replica_num == job.replica_num);
-    let machines: HashMap<InstanceId, Instance> = instances::list_of_run(&deps.db, job.run_id)
-        .await?
-        .into_iter()
-        .map(|machine| (machine.value.id, machine.value))
-        .collect();
-    for peer in peers {
-        let Some(machine) = peer.instance_id.and_then(|id| machines.get(&id)) else { return Ok(None) };
-        let joined = machine.state.joined_at.is_some();
-        let address = task_spec::address_of(peer, &run.value, machine).filter(|_| joined);
-        let Some(address) = address else { return Ok(None) };
-        cluster.node_ips.push(address);
-        cluster.gpus_per_node.push(task_spec::gpus_of(peer, machine));
-    }
-    Ok(Some(cluster))
+    // The first node looks for all, and the others are woken when it has found them.
+    if job.job_num == 0 { gang::find_out(deps, job, &run.value).await } else { Ok(None) }
 }
 
 async fn save(
@@ -147,6 +128,9 @@ async fn save(
     if decision.concerns_run {
         record::touch_run(deps, &mut tx, job.run_id).await?;
     }
+    if decision.concerns_gang {
+        jobs::touch_by_run(&mut tx, job.run_id, deps.clock.now()).await?;
+    }
     tx.commit().await?;
     ring(deps, decision);
     Ok(())
@@ -155,6 +139,9 @@ async fn save(
 fn ring(deps: &Deps, decision: &JobDecision) {
     if decision.concerns_run {
         deps.wake.ring(Table::Runs);
+    }
+    if decision.concerns_gang {
+        deps.wake.ring(Table::Jobs);
     }
     if decision.releases_slot {
         deps.wake.ring(Table::Instances);

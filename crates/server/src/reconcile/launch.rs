@@ -42,7 +42,10 @@ async fn observe(deps: &Deps, launch: &Launch, backend: Option<&OpenBackend>) ->
         return Seen::Unknown;
     }
     let Some(open) = backend else { return Seen::Unknown };
-    let Some(machines) = deps.backends.machines(open).await else { return Seen::Unknown };
+    // What was listed before the request says nothing of it.
+    let Some(machines) = deps.backends.machines(open, launch.state.requested_at).await else {
+        return Seen::Unknown;
+    };
     let listed = machines.iter().filter(|machine| machine.key.launch_id == launch.id).count();
     Seen::Listed(u32::try_from(listed).unwrap_or(u32::MAX))
 }

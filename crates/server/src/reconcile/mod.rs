@@ -24,7 +24,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use store::leases::{self, NEVER, Table};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -37,11 +37,21 @@ const CONCURRENCY: usize = 16;
 /// must not keep an order from those that do.
 const JOB_CONCURRENCY: usize = 256;
 
+/// Instances that are reconciled at the same time: most of that time they wait for their backend, and those that end
+/// together are ended by few calls.
+const INSTANCE_CONCURRENCY: usize = 64;
+
 /// How often the claims on rows that take long are renewed.
 const RENEWAL: Duration = Duration::from_secs(leases::LEASE_SECS as u64 / 3);
 
 /// The longest sleep of a loop that nobody wakes.
 const SAFETY: Duration = Duration::from_secs(30);
+
+/// A shorter rest is not worth it.
+const SHORTEST_REST: Duration = Duration::from_millis(15);
+
+/// The longest rest after a look in vain.
+const LONGEST_REST: Duration = Duration::from_millis(500);
 
 /// The longest delay after errors in a row, in seconds.
 const MAX_BACKOFF_SECS: i64 = 60;
@@ -54,6 +64,15 @@ pub type Next = Option<Timestamp>;
 
 /// Errors in a row, by what failed.
 type Failures = Arc<Mutex<HashMap<Uuid, u32>>>;
+
+/// Rests after a look in vain at a row that is made of many others, so that it takes a quarter of a core at most: each of a
+/// thousand nodes that moves makes the run due whose rows are all of them. What moved meanwhile is seen by the next look.
+async fn rest(began: Instant) {
+    let rest = began.elapsed() * 3;
+    if SHORTEST_REST < rest {
+        tokio::time::sleep(rest.min(LONGEST_REST)).await;
+    }
+}
 
 /// Starts all reconcilers. They end when `shutdown` is cancelled.
 pub fn start(deps: &Deps, shutdown: &CancellationToken) -> Vec<JoinHandle<()>> {
@@ -107,7 +126,11 @@ impl Drop for InWork {
 async fn run_loop(deps: Deps, table: Table, shutdown: CancellationToken) {
     let owner: Arc<str> = deps.ids.id::<Uuid>().to_string().into();
     let failures = Failures::default();
-    let concurrency = if table == Table::Jobs { JOB_CONCURRENCY } else { CONCURRENCY };
+    let concurrency = match table {
+        Table::Jobs => JOB_CONCURRENCY,
+        Table::Instances => INSTANCE_CONCURRENCY,
+        Table::Fleets | Table::Launches | Table::Runs => CONCURRENCY,
+    };
     let busy = Arc::new(Busy::default());
     // Tasks of their own, because a claim waits for the database's only writer and one of these may hold it.
     let mut working = JoinSet::new();

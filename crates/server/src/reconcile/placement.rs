@@ -16,6 +16,7 @@ use lifecycle::placement::{Gang, Outcome, Slot, place, profile_of};
 use lifecycle::run::Run;
 use store::leases::Table;
 use store::{Tx, Versioned, fleets, instances, jobs, runs};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{fleet, record, run, task_spec};
@@ -37,6 +38,9 @@ const SAFETY: Duration = Duration::from_secs(30);
 /// The shortest time between two passes, so that a burst of submissions is placed together.
 const BREATH: Duration = Duration::from_millis(2);
 
+/// The longest time that is left to others between two passes that take long.
+const LONGEST_BREATH: Duration = Duration::from_millis(200);
+
 /// Gangs by project and run: reading a thousand waiting runs anew for each free slot would be most of the work.
 #[derive(Debug, Default)]
 pub struct GangCache(Mutex<HashMap<ProjectId, HashMap<RunId, CachedGang>>>);
@@ -55,13 +59,15 @@ pub(super) async fn run_loop(deps: Deps, shutdown: CancellationToken) {
     let cache = GangCache::default();
     loop {
         // What goes wrong is in the log already, and the next pass tries again.
+        let began = Instant::now();
         let _ = pass(&deps, &cache).await;
+        let breath = (began.elapsed() / 2).clamp(BREATH, LONGEST_BREATH);
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = deps.wake.placement_bell().notified() => {}
             () = tokio::time::sleep(SAFETY) => {}
         }
-        tokio::time::sleep(BREATH).await;
+        tokio::time::sleep(breath).await;
     }
 }
 

@@ -9,8 +9,9 @@ use lifecycle::planted::{self, Bug};
 use lifecycle::run::{Run, RunDecision, decide};
 use store::leases::Table;
 use store::{Tx, Versioned, jobs, runs};
+use tokio::time::Instant;
 
-use super::{Next, record};
+use super::{Next, record, rest};
 use crate::deps::Deps;
 
 /// Moves one run on.
@@ -19,10 +20,13 @@ pub async fn reconcile(deps: &Deps, id: RunId) -> store::Result<Next> {
     if loaded.value.status.is_finished() && !planted::has(Bug::FinishedRunJudgedAgain) {
         return Ok(None);
     }
+    let began = Instant::now();
     let latest = jobs::list_latest(&deps.db, id).await?;
     let latest: Vec<Job> = latest.into_iter().map(|job| job.value).collect();
     let decision = decide(deps.clock.now(), &loaded.value, &latest);
-    save(deps, &loaded, &latest, &decision).await?;
+    if !save(deps, &loaded, &latest, &decision).await? {
+        rest(began).await;
+    }
     if decision.wants_place {
         deps.wake.ring_placement();
     }
@@ -32,14 +36,20 @@ pub async fn reconcile(deps: &Deps, id: RunId) -> store::Result<Next> {
     if just_began_to_end { Ok(Some(deps.clock.now())) } else { Ok(decision.look_again_at) }
 }
 
-async fn save(deps: &Deps, loaded: &Versioned<Run>, latest: &[Job], decision: &RunDecision) -> store::Result<()> {
+/// Records what was decided. False: nothing was.
+async fn save(
+    deps: &Deps,
+    loaded: &Versioned<Run>,
+    latest: &[Job],
+    decision: &RunDecision,
+) -> store::Result<bool> {
     let run = &decision.run;
     let nothing = *run == loaded.value
         && decision.end_jobs.is_empty()
         && decision.release_jobs.is_empty()
         && !decision.resubmit;
     if nothing {
-        return Ok(());
+        return Ok(false);
     }
     let now = deps.clock.now();
     let mut tx = deps.db.begin().await?;
@@ -63,7 +73,7 @@ async fn save(deps: &Deps, loaded: &Versioned<Run>, latest: &[Job], decision: &R
         deps.wake.ring(Table::Fleets);
     }
     deps.wake.tell_watchers();
-    Ok(())
+    Ok(true)
 }
 
 /// Adds the next submission of a job, already placed if `placed` says where.

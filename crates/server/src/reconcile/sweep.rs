@@ -97,7 +97,7 @@ async fn tell_draining(deps: &Deps, row: &BackendRow, unclaimed: &Unclaimed) -> 
 
 async fn sweep_machines(deps: &Deps, backend: BackendId, unclaimed: &Unclaimed) -> store::Result<()> {
     let Some(open) = deps.backends.get(&deps.db, backend).await? else { return Ok(()) };
-    let Some(machines) = deps.backends.machines(&open).await else { return Ok(()) };
+    let Some(machines) = deps.backends.machines(&open, None).await else { return Ok(()) };
     let now = deps.clock.now();
     let claims = Claims::load(deps, backend).await?;
     for machine in machines.iter().filter(|machine| machine.state != MachineState::Gone) {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use api::agent::{
-    ContainerNetwork, ContainerSpec, FileDelivery, HostShare, InstanceMount, RegistryAuth, Runtime, SSH_PORT,
-    SshListen, SshServer, Stay, TaskSpec, WayOverHost,
+    ClusterInfo, ContainerNetwork, ContainerSpec, FileDelivery, HostShare, InstanceMount, RegistryAuth, Runtime,
+    SSH_PORT, SshListen, SshServer, Stay, TaskSpec, WayOverHost,
 };
 use api::backends::BackendType;
 use api::configurations::{Memory, Mount, RunConfiguration};
@@ -223,7 +223,12 @@ async fn spec_of(
     if let Err(missing) = resolved {
         return Ok(Err(format!("Secrets interpolation error: {missing}")));
     }
-    let cluster = job.state.cluster.clone().unwrap_or_default();
+    let Some(gang) = super::gang::find(deps, job).await? else {
+        return Ok(Err("nobody knows where the nodes of its gang are".to_owned()));
+    };
+    let in_container = runs_in_container(run, instance);
+    let cluster = super::gang::as_seen_by(job, &gang);
+    let ssh = ssh_of(deps, job, run, instance, in_container, &cluster);
     // What a dev environment does on the wire is said to the agent in parts.
     let (commands, stay) = match &run.spec.configuration {
         RunConfiguration::DevEnvironment(environment) => {
@@ -236,7 +241,6 @@ async fn spec_of(
         Ok(argv) => argv,
         Err(message) => return Ok(Err(message)),
     };
-    let in_container = runs_in_container(run, instance);
     let argv = if in_container { argv } else { for_processes(&argv) };
     let files = match file_deliveries(deps, &job_spec).await? {
         Ok(files) => files,
@@ -268,9 +272,9 @@ async fn spec_of(
         max_duration_secs: job_spec.max_duration,
         stop_grace_secs: stop_grace_secs(&job_spec),
         released: job.released_at.is_some(),
-        ssh: Some(ssh_of(deps, job, run, instance, in_container)),
+        ssh: Some(ssh),
         stay,
-        gang: super::gang::access_of(deps, job).await?,
+        gang: super::gang::access_of(deps, job, &gang).await?,
     }))
 }
 
@@ -278,14 +282,20 @@ async fn spec_of(
 /// nodes of its gang at the address that they know.
 ///
 /// Clients that have nothing but OpenSSH go over a machine of the user's own, unless there is a proxy for them.
-fn ssh_of(deps: &Deps, job: &Job, run: &Run, instance: &Instance, in_container: bool) -> SshServer {
+fn ssh_of(
+    deps: &Deps,
+    job: &Job,
+    run: &Run,
+    instance: &Instance,
+    in_container: bool,
+    cluster: &ClusterInfo,
+) -> SshServer {
     let keys: Vec<String> = run.spec.ssh_key_pub.iter().map(|key| key.trim().to_owned()).collect();
     let entry_key = deps.sealer.job_entry_key(job.id).public.trim().to_owned();
     let host = instance.state.host.as_ref().filter(|_| deps.settings.ssh_proxy.is_none());
     let bridge = job.state.runtime.as_ref().is_some_and(|runtime| runtime.network_mode == "bridge");
     let gang = super::gang::key_of(deps, job).map(|pair| pair.public.trim().to_owned());
-    let cluster = job.state.cluster.as_ref().filter(|_| gang.is_some());
-    let address = cluster.and_then(|cluster| cluster.node_ips.get(cluster.node_rank as usize));
+    let address = cluster.node_ips.get(cluster.node_rank as usize).filter(|_| gang.is_some());
     SshServer {
         host_key: deps.sealer.job_host_key(job.id).private,
         authorized_keys: keys.iter().cloned().chain([entry_key]).chain(gang).collect(),

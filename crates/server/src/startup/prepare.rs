@@ -283,6 +283,7 @@ pub(super) async fn build_deps(
     };
     let agents = Arc::new(AgentPool::new(around, shutdown.clone()));
     Ok(Deps {
+        gangs: Arc::default(),
         server_id,
         backends: Arc::new(BackendPool::new(context, sealer.clone(), clock.clone())),
         db,

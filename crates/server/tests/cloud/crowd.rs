@@ -25,10 +25,17 @@ async fn gang(nodes: u32) {
     println!(
         "{nodes} nodes: asked after {asked:.2?}, idle after {idle:.2?}; a task on all ran {running:.2?} later"
     );
+    let stopped = Instant::now();
     world.stop_run(run).await;
     world.wait_for_run(run, RunStatus::Terminated).await;
+    let ended = stopped.elapsed();
     world.delete_fleet().await;
     world.wait_for_end().await;
+    let gone = stopped.elapsed() - ended;
+    let calls = world.count("TerminateInstances");
+    println!(
+        "{nodes} nodes: the task was over {ended:.2?} after its stop, and all was gone {gone:.2?} later by {calls} calls"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -39,4 +46,9 @@ async fn two_machines_are_one_call_and_run_one_task() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_machines_are_one_call_and_run_one_task() {
     gang(200).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_machines_are_one_call_and_run_one_task() {
+    gang(1000).await;
 }

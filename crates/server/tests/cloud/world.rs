@@ -317,6 +317,7 @@ fn build(db: &Db, ids: &Ids, sealer: &Arc<Sealer>, folder: &tempfile::TempDir, p
     let logs = Arc::new(LogStore::open(folder.join("logs")).unwrap());
     let clock = Clock::System;
     Deps {
+        gangs: Arc::default(),
         server_id,
         db: db.clone(),
         clock: clock.clone(),

@@ -144,6 +144,7 @@ impl Outside {
         };
         let agents = Arc::new(SimAgents::new(self, self.seed ^ (starts << 32)));
         let deps = Deps {
+            gangs: Arc::default(),
             server_id: api::ids::ServerId(uuid::Uuid::nil()),
             db,
             clock: self.clock.clone(),
