@@ -1,10 +1,10 @@
 //! A cluster with EFA on this machine alone: a simulated EC2 whose machines are containers, a server of ours that
 //! launches two of them, and a task on both.
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -16,7 +16,7 @@ use crate::http::Client;
 use crate::sandbox::Sandbox;
 use crate::test::{docker, ec2_hosts};
 use crate::workspace::{self, Profile, Programs};
-use crate::{shell, workspace::cargo};
+use crate::{cloud, shell, workspace::cargo};
 
 const FLEET: &str = "examples/efa/fleet.dstack.yml";
 const TASK: &str = "examples/efa/task.dstack.yml";
@@ -49,23 +49,6 @@ const PATIENCE: Duration = Duration::from_mins(2);
 /// What may be left of a project: the group that its next machines are launched into, with its rules.
 const MAY_STAY: &str = "security-group";
 
-const CONFIG: &str = "\
-projects:
-- name: main
-  backends:
-    - type: aws
-      creds:
-        type: default
-      regions: [us-west-2]
-      public_ips: false
-      vpc_name: my-vpc
-      os_images:
-        nvidia:
-          name: Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04) 20241115
-          owner: 898082745236
-          user: ubuntu
-";
-
 /// Shows a task on two machines of EC2 that are none.
 pub(crate) fn run() -> Result<()> {
     let sandbox = Sandbox::new()?;
@@ -76,14 +59,11 @@ pub(crate) fn run() -> Result<()> {
     docker::prepare(&sandbox)?;
     ec2_hosts::prepare(&sandbox)?;
 
-    let (cloud, simulator) = start_cloud(&sandbox)?;
+    let mut hosts = vec!["--hosts", "containers", "--host-image", ec2_hosts::IMAGE];
+    hosts.extend(CIDRS.iter().flat_map(|(option, cidr)| [option, cidr]));
+    let (cloud, simulator) = cloud::start(&sandbox, Profile::Dev, &hosts)?;
     let mut place = Place::new(&sandbox, "lab", &programs)?;
-    place.set("AWS_ENDPOINT_URL", format!("http://{cloud}"));
-    // The key of AWS's own documentation, which the simulator takes.
-    place.set("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE".to_owned());
-    place.set("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY".to_owned());
-    place.set("AWS_EC2_METADATA_DISABLED", "true".to_owned());
-    place.write_config(CONFIG)?;
+    cloud::configure(&mut place, cloud)?;
     let task = sandbox.subdir("task")?.join("task.dstack.yml");
     fs::write(&task, task_text()?).context("write the task")?;
     let result = show(&place, (cloud, simulator), &task);
@@ -115,23 +95,6 @@ fn show(place: &Place<'_>, (cloud, simulator): (SocketAddr, u32), task: &Path) -
     is_empty.with_context(|| format!("this is left in the cloud: {}", left.join(", ")))?;
     println!("\nAll was given back to the cloud, but for the group that the next machines are launched into.");
     server.stop()
-}
-
-/// Starts the cloud, and answers where it is and which process.
-fn start_cloud(sandbox: &Sandbox) -> Result<(SocketAddr, u32)> {
-    let dir = sandbox.subdir("ec2sim")?;
-    let log = File::create(dir.join("log")).context("make the simulator's log")?;
-    let url_file = dir.join("url");
-    let program: PathBuf = workspace::program("dstack-ec2sim", Profile::Dev)?;
-    let mut command = sandbox.command(program);
-    command.args(["--listen", "127.0.0.1:0", "--hosts", "containers", "--host-image", ec2_hosts::IMAGE]);
-    command.args(CIDRS.iter().flat_map(|(option, cidr)| [option, cidr])).arg("--url-file").arg(&url_file);
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    let simulator = command.spawn().context("start the simulator")?.id();
-    let url = shell::wait_for("the simulator's first answer", PATIENCE, || fs::read_to_string(&url_file).ok())
-        .with_context(|| fs::read_to_string(dir.join("log")).unwrap_or_default())?;
-    let address = url.trim_start_matches("http://").parse().context("read the simulator's address")?;
-    Ok((address, simulator))
 }
 
 /// Makes the image that stands in for the default one. It has the Python that the example asks for by name only: that

@@ -6,6 +6,7 @@
 #![expect(clippy::disallowed_methods, reason = "chores drive real programs in real time")]
 
 mod bench;
+mod cloud;
 mod demo;
 mod dist;
 mod dstack;

@@ -75,6 +75,20 @@ pub(crate) fn build_workspace() -> Result<Programs> {
     programs(Profile::Dev)
 }
 
+/// Builds `dstack` with all backends, the simulated cloud, and the program that measures gangs, whose place is answered.
+pub(crate) fn build_with_clouds(profile: Profile) -> Result<PathBuf> {
+    // One call, so that the largest libraries are built once.
+    let targets = ["--bin", "dstack", "--bin", "dstack-ec2sim", "--bench", "gangs"];
+    let mut build = cargo(&["build", "--workspace", "--message-format", "json-render-diagnostics"]);
+    let messages = shell::capture(build.args(targets).args(profile.flags()))?;
+    let is_bench = |message: &serde_json::Value| {
+        message["target"]["name"] == "gangs" && message["target"]["kind"][0] == "bench"
+    };
+    let mut messages = messages.lines().filter_map(|line| serde_json::from_str(line).ok());
+    let built = messages.find(is_bench).context("cargo does not tell of the program that measures gangs")?;
+    built["executable"].as_str().map(PathBuf::from).context("cargo does not tell where it put a program")
+}
+
 fn programs(profile: Profile) -> Result<Programs> {
     Ok(Programs { dstack: program("dstack", profile)?, agent: program("dstack-agent", profile)? })
 }

@@ -18,7 +18,8 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<()> {
     server.stop()
 }
 
-fn time(place: &Place<'_>, args: &[&str], count: usize) -> Result<Samples> {
+/// How long the command line takes with these arguments.
+pub(super) fn time(place: &Place<'_>, args: &[&str], count: usize) -> Result<Samples> {
     let mut samples = Samples::new("ms");
     // The first one pays for reading the program from the disk.
     for nth in 0..=count {

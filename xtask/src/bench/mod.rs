@@ -5,6 +5,7 @@
 
 mod command_line;
 mod entering;
+mod gangs;
 mod hosts;
 mod logs;
 mod requests;
@@ -54,7 +55,7 @@ const GROUPS: [Group; 9] = [
 ];
 
 /// Groups that are measured only where they are named.
-const NAMED_GROUPS: [Group; 1] = [("hosts-cut", hosts::measure_cut)];
+const NAMED_GROUPS: [Group; 2] = [("hosts-cut", hosts::measure_cut), ("gangs", gangs::measure)];
 
 /// What every group is given.
 #[derive(Debug)]

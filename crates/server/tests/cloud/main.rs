@@ -13,5 +13,6 @@
 mod crashes;
 mod crowd;
 mod faults;
+mod gang;
 mod park;
 mod world;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use api::fleets::{FleetSpec, FleetStatus};
 use api::ids::{BackendId, FleetId, ProjectId, RunId, UserId};
 use api::instances::InstanceStatus;
+use api::jobs::JobStatus;
 use api::runs::{RunSpec, RunStatus};
 use ec2sim::{ACCESS_KEY, Kind, Options, SECRET_KEY, Settings as Sky, Simulator, serve};
 use lifecycle::fleet::{Fleet, FleetState};
@@ -208,7 +209,7 @@ impl World {
                 job_num: spec.job_num,
                 submission_num: 0,
                 submitted_at: now,
-                status: api::jobs::JobStatus::Submitted,
+                status: JobStatus::Submitted,
                 instance_id: None,
                 end: None,
                 released_at: None,
@@ -263,6 +264,15 @@ impl World {
     pub(crate) async fn wait_for_run(&self, run: RunId, status: RunStatus) {
         self.wait_until(&format!("the run is {status:?}"), async || {
             runs::get(&self.deps.db, run).await.unwrap().unwrap().value.status == status
+        })
+        .await;
+    }
+
+    /// Waits until all jobs of a run are so far.
+    pub(crate) async fn wait_for_jobs(&self, run: RunId, status: JobStatus) {
+        self.wait_until(&format!("all jobs are {status:?}"), async || {
+            let latest = jobs::list_latest(&self.deps.db, run).await.unwrap();
+            latest.iter().all(|job| job.value.status == status)
         })
         .await;
     }

@@ -1,0 +1,54 @@
+//! The life of one gang: bought, used by one task, and given back.
+
+use std::time::Duration;
+
+use api::instances::InstanceStatus;
+use api::jobs::JobStatus;
+use api::runs::RunStatus;
+use ec2sim::Settings as Sky;
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::world::World;
+
+/// How long each part of a gang's life took, and how often AWS was called for it.
+#[derive(Debug)]
+pub(crate) struct Times {
+    /// From the fleet's row to the request for its machines; nothing was known of the account before.
+    pub(crate) asked: Duration,
+    /// From there until all were idle. They boot at once.
+    pub(crate) idle: Duration,
+    /// From a task's row until it ran on all.
+    pub(crate) running: Duration,
+    /// From its stop to its end.
+    pub(crate) over: Duration,
+    /// From the fleet's end until nothing was left.
+    pub(crate) gone: Duration,
+    pub(crate) run_instances: u64,
+    pub(crate) terminate_instances: u64,
+}
+
+/// A gang on so many machines from the purchase to its end.
+pub(crate) async fn live(nodes: u32) -> Times {
+    let mut world = World::start(Sky::immediate()).await;
+    let mut began = Instant::now();
+    let mut lap = || std::mem::replace(&mut began, Instant::now()).elapsed();
+    world.add_fleet(json!(nodes), json!({})).await;
+    world.wait_until("machines are asked for", async || world.count("RunInstances") > 0).await;
+    let asked = lap();
+    world.wait_for_instances(InstanceStatus::Idle, nodes as usize).await;
+    let idle = lap();
+    assert_eq!(world.made(), nodes as usize);
+    let run = world.submit(nodes, json!({})).await;
+    world.wait_for_run(run, RunStatus::Running).await;
+    world.wait_for_jobs(run, JobStatus::Running).await;
+    let running = lap();
+    world.stop_run(run).await;
+    world.wait_for_run(run, RunStatus::Terminated).await;
+    let over = lap();
+    world.delete_fleet().await;
+    world.wait_for_end().await;
+    let gone = lap();
+    let (run_instances, terminate_instances) = (world.count("RunInstances"), world.count("TerminateInstances"));
+    Times { asked, idle, running, over, gone, run_instances, terminate_instances }
+}
