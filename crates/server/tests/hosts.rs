@@ -19,7 +19,9 @@ use std::time::Duration;
 
 use api::ids::{InstanceId, ServerId};
 use nix::fcntl::{Flock, FlockArg};
-use server::agents::hosts::{AgentProgram, HostAccess, JoinError, JoinStep, Joined, Left, Roots, join, leave};
+use server::agents::hosts::{
+    AgentProgram, HostAccess, JoinError, JoinStep, Joined, Left, Roots, join, leave, visit,
+};
 use server::clock::Clock;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
@@ -67,6 +69,25 @@ async fn a_fresh_host_is_joined_found_again_and_left_as_it_was() {
     assert_eq!(site.agent_pid(), None);
     assert!(!site.path("state").exists() && !site.path("programs").exists());
     assert_eq!(leave(&known, &Clock::System).await, Ok(Left::Nothing));
+}
+
+#[tokio::test]
+async fn a_visit_finds_the_agent_of_whichever_instance_and_changes_nothing() {
+    let Some(site) = Site::start("").await else { return };
+    let access = site.access();
+    assert!(visit(&access, &Clock::System).await.unwrap().is_none());
+    assert!(!site.path("state").exists() && !site.path("programs").exists());
+    site.join(&access, &site.agent).await.0.unwrap();
+    let pid = site.agent_pid().unwrap();
+    let stranger = HostAccess { instance: InstanceId(Uuid::nil()), others: BTreeSet::new(), ..access.clone() };
+    assert!(visit(&stranger, &Clock::System).await.unwrap().is_some());
+    assert_eq!(site.agent_pid(), Some(pid));
+    // The one that joined it finds all as it was.
+    let (again, steps) = site.join(&access, &site.agent).await;
+    again.unwrap();
+    assert_eq!(steps, [JoinStep::Connect, JoinStep::Check, JoinStep::Greet]);
+    let other = HostAccess { server: ServerId(Uuid::from_u128(77)), ..access };
+    assert!(visit(&other, &Clock::System).await.unwrap().is_none(), "an agent of another server is none of ours");
 }
 
 #[tokio::test]

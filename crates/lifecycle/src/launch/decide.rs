@@ -50,7 +50,7 @@ pub fn decide(now: Timestamp, launch: &Launch, seen: Seen, consistent_list: bool
         LaunchStatus::Wanted if launch.cancelled => decision.launch.status = LaunchStatus::Failed,
         LaunchStatus::Wanted => request(now, &mut decision),
         LaunchStatus::Requested if launch.state.maybe_heard == 0 => {
-            not_heard(now, seen, consistent_list, &mut decision);
+            not_heard(now, &mut decision);
         }
         LaunchStatus::Requested => await_machines(now, seen, consistent_list, &mut decision),
         LaunchStatus::Done | LaunchStatus::Failed => return decision,
@@ -69,21 +69,40 @@ fn request(now: Timestamp, decision: &mut LaunchDecision) {
     decision.launch.status = LaunchStatus::Requested;
     state.requested_at = Some(now);
     state.attempts += 1;
-    // Until a refusal is recorded. A crash in between leaves it so.
-    state.maybe_heard += 1;
     decision.effect = Some(Effect::Launch);
 }
 
 /// Nothing can have been made yet, so what was said last is all there is to know.
-fn not_heard(now: Timestamp, seen: Seen, consistent_list: bool, decision: &mut LaunchDecision) {
+fn not_heard(now: Timestamp, decision: &mut LaunchDecision) {
+    let is_over = is_asked_no_more(now, &decision.launch);
     match decision.launch.state.error.as_ref().map(|error| error.verdict) {
         // A plain refusal leaves nothing behind; that is the backend's promise.
         Some(Verdict::Refused(_)) => decision.launch.status = LaunchStatus::Failed,
-        Some(Verdict::Later) if decision.launch.cancelled || asked_too_long(now, &decision.launch) => {
-            decision.launch.status = LaunchStatus::Failed;
-        }
+        _ if is_over => decision.launch.status = LaunchStatus::Failed,
         Some(Verdict::Later) => ask_later(now, decision),
-        Some(Verdict::Unanswered) | None => await_machines(now, seen, consistent_list, decision),
+        // Before the request went out, something else was to be asked and got no answer.
+        Some(Verdict::Unanswered) => ask_again(now, decision),
+        // Whoever was about to ask was cut off before.
+        None => request(now, decision),
+    }
+}
+
+/// Whether the backend need not be asked once more.
+fn is_asked_no_more(now: Timestamp, launch: &Launch) -> bool {
+    launch.cancelled || launch.state.attempts >= ATTEMPTS || asked_too_long(now, launch)
+}
+
+/// The same is asked for again, after longer and longer pauses.
+fn ask_again(now: Timestamp, decision: &mut LaunchDecision) {
+    let launch = &decision.launch;
+    let requested_at = launch.state.requested_at.unwrap_or(launch.created_at);
+    let delay = SignedDuration::from_secs(1 << launch.state.attempts.min(6));
+    let repeat_at = (requested_at + delay).max(launch.next_try_at().unwrap_or(requested_at));
+    if repeat_at <= now {
+        request(now, decision);
+    } else {
+        let watch_at = now + SignedDuration::from_secs(WATCH_SECS);
+        decision.look_again_at = Some(repeat_at.min(watch_at));
     }
 }
 
@@ -118,25 +137,14 @@ fn await_machines(now: Timestamp, seen: Seen, consistent_list: bool, decision: &
     }
     let verdict = state.error.as_ref().map(|error| error.verdict);
     let refused = matches!(verdict, Some(Verdict::Refused(_)));
-    let asked_in_vain = refused
-        || decision.launch.cancelled
-        || state.attempts >= ATTEMPTS
-        || asked_too_long(now, &decision.launch);
-    if asked_in_vain {
+    if refused || is_asked_no_more(now, &decision.launch) {
         if settled_at <= now {
             decision.launch.status = LaunchStatus::Failed;
         }
         return;
     }
     // Nobody knows whether the request was heard, so it is repeated: the token makes that harmless.
-    let delay = SignedDuration::from_secs(1 << state.attempts.min(6));
-    let repeat_at = (requested_at + delay).max(decision.launch.next_try_at().unwrap_or(requested_at));
-    if repeat_at <= now {
-        request(now, decision);
-    } else {
-        let watch_at = now + SignedDuration::from_secs(WATCH_SECS);
-        decision.look_again_at = Some(repeat_at.min(watch_at));
-    }
+    ask_again(now, decision);
 }
 
 fn finish(made: u32, decision: &mut LaunchDecision) {

@@ -90,9 +90,9 @@ pub struct LaunchState {
     pub made: Option<u32>,
     /// The gang needs a fast network between them.
     pub cluster: bool,
-    /// When the backend was last asked.
+    /// When the backend was last to be asked.
     pub requested_at: Option<Timestamp>,
-    /// How many times it was asked.
+    /// How many times it was to be asked.
     pub attempts: u32,
     /// What the backend answered, if it refused.
     pub error: Option<LaunchError>,
@@ -120,18 +120,32 @@ pub struct LaunchState {
 const MAX_PAUSE_SHIFT: u32 = 6;
 
 impl LaunchState {
+    /// The request goes out as soon as this is recorded: until an answer is, nobody knows whether it was heard.
+    pub fn ask(&mut self) {
+        self.maybe_heard = self.maybe_heard.saturating_add(1);
+    }
+
     /// Takes down what the backend answered to the last request.
     pub fn hear(&mut self, answer: Result<(), LaunchError>) {
-        let error = answer.err();
+        if let Err(LaunchError { verdict: Verdict::Refused(_) | Verdict::Later, .. }) = answer {
+            self.maybe_heard = self.maybe_heard.saturating_sub(1);
+        }
+        self.note(answer.err());
+    }
+
+    /// Takes down what kept the request from going out at all.
+    pub fn hold_back(&mut self, error: LaunchError) {
+        self.note(Some(error));
+    }
+
+    fn note(&mut self, error: Option<LaunchError>) {
         match error.as_ref().map(|error| error.verdict) {
-            Some(Verdict::Refused(_)) => self.maybe_heard = self.maybe_heard.saturating_sub(1),
             Some(Verdict::Later) => {
-                self.maybe_heard = self.maybe_heard.saturating_sub(1);
                 self.attempts = self.attempts.saturating_sub(1);
                 self.limited = self.limited.saturating_add(1);
                 self.limited_since = self.limited_since.or(error.as_ref().and_then(|error| error.at));
             }
-            None | Some(Verdict::Unanswered) => {}
+            None | Some(Verdict::Refused(_) | Verdict::Unanswered) => {}
         }
         self.error = error;
     }

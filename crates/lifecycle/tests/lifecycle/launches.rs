@@ -169,17 +169,21 @@ fn launches_that_were_told_to_ask_later_at_once_do_not_ask_at_once_again() {
 #[test]
 fn a_crash_between_the_record_and_the_answer_counts_as_no_answer() {
     // The record says that it was asked, and nobody wrote down what was said.
-    let launch = decide(at(0), &wanted(), Seen::Unknown, false).launch;
-    assert_eq!(launch.state.maybe_heard, 1);
+    let ask = |now, launch: &Launch| {
+        let mut asked = decide(at(now), launch, Seen::Listed(0), false).launch;
+        asked.state.ask();
+        asked
+    };
+    let launch = ask(0, &wanted());
     // The next request is refused, which says nothing about the first.
-    let again = decide(at(2), &launch, Seen::Listed(0), false).launch;
+    let again = ask(2, &launch);
     let refused = answered(again, Verdict::Refused(Scope::Zone), 2);
     assert_eq!(refused.state.maybe_heard, 1);
     check(3, &refused, Seen::Listed(0), "requested");
     check(122, &refused, Seen::Listed(0), "failed");
     check(3, &refused, Seen::Listed(2), "done");
     // It is not refused but asked to wait: what is listed still counts.
-    let again = decide(at(2), &launch, Seen::Listed(0), false).launch;
+    let again = ask(2, &launch);
     let limited = answered(again, Verdict::Later, 2);
     check(3, &limited, Seen::Listed(2), "done");
     check(3, &limited, Seen::Listed(0), "requested");
@@ -192,7 +196,8 @@ fn a_refusal_after_a_yes_does_not_undo_it() {
     // The list was old, so the backend was asked again; it should have remembered, and refused.
     let mut accepted = requested();
     accepted.state.hear(Ok(()));
-    let again = decide(at(2), &accepted, Seen::Listed(0), false).launch;
+    let mut again = decide(at(2), &accepted, Seen::Listed(0), false).launch;
+    again.state.ask();
     let refused = answered(again, Verdict::Refused(Scope::Zone), 2);
     check(3, &refused, Seen::Listed(0), "requested");
     check(3, &refused, Seen::Listed(2), "done");
@@ -223,4 +228,27 @@ fn final_is_final() {
             assert_eq!((decision.launch, decision.effect, decision.look_again_at), (over, None, None));
         }
     }
+}
+
+#[test]
+fn a_launch_that_never_went_out_is_not_waited_for() {
+    // The record says that it was to be asked for, and whoever wrote that was cut off.
+    let launch = decide(at(0), &wanted(), Seen::Unknown, false).launch;
+    assert_eq!(launch.state.maybe_heard, 0);
+    check(1, &launch, Seen::Unknown, "requested, launch");
+    check(1, &Launch { cancelled: true, ..launch.clone() }, Seen::Listed(0), "failed");
+    // What had to be known before could not be found out.
+    let mut held_back = launch;
+    let no_answer = with_error(Verdict::Unanswered).state.error.unwrap();
+    held_back.state.hold_back(no_answer.clone());
+    check(1, &held_back, Seen::Listed(0), "requested");
+    check(2, &held_back, Seen::Listed(0), "requested, launch");
+    check(1, &Launch { cancelled: true, ..held_back.clone() }, Seen::Listed(0), "failed");
+    let mut now = 0;
+    while !held_back.status.is_final() {
+        now += 64;
+        held_back = decide(at(now), &held_back, Seen::Unknown, false).launch;
+        held_back.state.hold_back(no_answer.clone());
+    }
+    assert_eq!(held_back.state.attempts, 8);
 }

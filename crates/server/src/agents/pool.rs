@@ -136,6 +136,10 @@ impl Agents for AgentPool {
         self.around.superseded.load(Ordering::Relaxed)
     }
 
+    async fn visit(&self, route: Route) -> anyhow::Result<Option<Vec<TaskState>>> {
+        connection::visit(&self.around, route).await
+    }
+
     fn leaving(&self, instance: InstanceId) -> Leaving {
         self.left().get(&instance).cloned().flatten().unwrap_or(Leaving::NotYet)
     }

@@ -104,6 +104,25 @@ impl Route {
         }
     }
 
+    /// Goes the way to an agent that is there already, and changes nothing on the machine. None: there is none.
+    pub(super) async fn visit(&mut self, clock: &Clock) -> Result<Option<AgentStream>, NoWay> {
+        let access = match self {
+            Route::Machine(backend, machine, Some(access)) => {
+                let AgentAccess::Ssh { address, login, jump, .. } = backend.agent_access(machine).await? else {
+                    return Err(anyhow::anyhow!("the machine is not reached over SSH").into());
+                };
+                aim(access, address, login, jump)?;
+                access
+            }
+            Route::Machine(_, _, None) => {
+                return Err(anyhow::anyhow!("nobody knows the key of the machine").into());
+            }
+            Route::Host(access) => access,
+        };
+        let stream = hosts::visit(access, clock).await?;
+        Ok(stream.map(|stream| AgentStream::Host(Box::new(stream))))
+    }
+
     /// How the machine is joined over SSH, if it is.
     pub(super) fn host(&self) -> Option<&HostAccess> {
         match self {

@@ -76,14 +76,16 @@ async fn save(deps: &Deps, loaded: Versioned<Launch>, launch: Launch) -> store::
 /// Asks the backend, and records what it answered.
 async fn act(deps: &Deps, launch: &Versioned<Launch>, open: &OpenBackend) -> store::Result<()> {
     let mut order = order_of(deps, &launch.value).await?;
-    let (launch, result) = match prepare(deps, launch, open, &mut order).await? {
-        Ok(prepared) => (prepared, answer(open.backend.launch(&order)).await),
-        Err(error) => (launch.clone(), Err(error)),
-    };
-    deps.backends.changed(open.id);
-    let now = deps.clock.now();
     let mut answered = launch.clone();
-    answered.value.state.hear(result.map_err(|error| told(error, now)));
+    match prepare(deps, &mut answered, open, &mut order).await? {
+        Ok(()) => {
+            let result = answer(open.backend.launch(&order)).await;
+            deps.backends.changed(open.id);
+            answered.value.state.hear(result.map_err(|error| told(error, deps.clock.now())));
+        }
+        Err(error) => answered.value.state.hold_back(told(error, deps.clock.now())),
+    }
+    let now = deps.clock.now();
     let mut tx = deps.db.begin().await?;
     launches::save(&mut tx, &answered).await?;
     let bought_for = instances::list_by_launch(&mut tx, launch.value.id).await?;
@@ -112,6 +114,7 @@ fn event_of(launch: &Launch) -> Option<String> {
             Some(at) => format!("It is asked again from {} on, with growing pauses", at.strftime("%H:%M:%S UTC")),
             None => "It is asked again later".to_owned(),
         },
+        Verdict::Unanswered if state.maybe_heard == 0 => "It was not asked for yet, and is tried again".to_owned(),
         Verdict::Unanswered => "Nobody knows whether it was heard, so the same is asked again".to_owned(),
         Verdict::Refused(_) if state.maybe_heard > 0 => {
             "An earlier request may have been heard, so what that one may have made is waited for".to_owned()
@@ -169,31 +172,26 @@ fn verdict(kind: ErrorKind) -> Verdict {
 }
 
 /// Finds out what exactly is asked for, and records it before it is: the same token must never come with another
-/// request.
+/// request. What is recorded as well is that the request goes out now.
 async fn prepare(
     deps: &Deps,
-    launch: &Versioned<Launch>,
+    launch: &mut Versioned<Launch>,
     open: &OpenBackend,
     order: &mut backends::LaunchOrder,
-) -> store::Result<backends::Result<Versioned<Launch>>> {
-    if launch.value.state.prepared.is_some() {
-        return Ok(Ok(launch.clone()));
+) -> store::Result<backends::Result<()>> {
+    if launch.value.state.prepared.is_none() {
+        order.prepared = match answer(open.backend.prepare(order)).await {
+            Ok(prepared) => prepared,
+            Err(error) => return Ok(Err(error)),
+        };
+        // A backend that has nothing to find out has nothing to keep.
+        launch.value.state.prepared = Some(order.prepared.clone()).filter(|prepared| !prepared.is_null());
     }
-    let prepared = match answer(open.backend.prepare(order)).await {
-        Ok(prepared) => prepared,
-        Err(error) => return Ok(Err(error)),
-    };
-    // A backend that has nothing to find out has nothing to keep.
-    if prepared.is_null() {
-        return Ok(Ok(launch.clone()));
-    }
-    order.prepared = prepared.clone();
-    let mut saved = launch.clone();
-    saved.value.state.prepared = Some(prepared);
-    launches::save(&deps.db, &saved).await?;
-    saved.version += 1;
+    launch.value.state.ask();
+    launches::save(&deps.db, launch).await?;
+    launch.version += 1;
     deps.db.settle().await?;
-    Ok(Ok(saved))
+    Ok(Ok(()))
 }
 
 async fn order_of(deps: &Deps, launch: &Launch) -> store::Result<backends::LaunchOrder> {

@@ -6,16 +6,22 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::agent::{TaskPhase, TaskState};
+use api::events::EventTargetType;
 use api::ids::{BackendId, InstanceId, LaunchId};
-use backends::{MachineKey, MachineState};
+use backends::{Machine, MachineKey, MachineState};
+use futures_util::future::join_all;
 use jiff::{SignedDuration, Timestamp};
+use lifecycle::events::Target;
 use store::backends::BackendRow;
 use store::{instances, jobs, launches};
 use tokio_util::sync::CancellationToken;
 
 use super::job::GENERATION;
+use super::record;
 use crate::accounts::draining_note;
-use crate::backend_pool::answer;
+use crate::agents::Route;
+use crate::backend_pool::{OpenBackend, answer};
+use crate::bought_machines;
 use crate::deps::Deps;
 
 /// How often the sweep looks.
@@ -27,15 +33,61 @@ const GRACE: SignedDuration = SignedDuration::from_secs(60);
 /// Old events that are forgotten at once, so that nobody waits for the database.
 const EVENTS_AT_ONCE: u32 = 1000;
 
+/// How long a machine that is unclaimed and does not tell what runs on it is spared.
+const SILENT_GRACE: SignedDuration = SignedDuration::from_mins(5);
+
+/// How long the agent of a machine that is unclaimed may take to tell what runs there.
+const VISIT: Duration = Duration::from_secs(15);
+
+/// Machines that are visited at the same time.
+const VISITS_AT_ONCE: usize = 16;
+
 /// What the sweep remembers from one pass to the next.
 #[derive(Debug, Default)]
 pub struct Unclaimed {
-    /// Since when each machine is seen unclaimed.
-    since: Mutex<HashMap<MachineKey, Timestamp>>,
+    machines: Mutex<HashMap<MachineKey, Sighting>>,
     /// How many machines each backend that is let go had when that was told last.
     draining: Mutex<HashMap<BackendId, usize>>,
     /// It was told that another server knows better.
     told_superseded: AtomicBool,
+}
+
+/// A machine that no row claims.
+#[derive(Debug)]
+struct Sighting {
+    since: Timestamp,
+    /// How many tasks it was told to run.
+    told: usize,
+}
+
+impl Unclaimed {
+    /// The machines that no row has claimed for a while, and since when; the others are forgotten.
+    fn older_than_grace<'a>(
+        &self,
+        listed: &'a [Machine],
+        claims: &Claims,
+        now: Timestamp,
+    ) -> Vec<(&'a Machine, Timestamp)> {
+        let mut known = self.machines.lock().expect("nobody panics while sweeping");
+        let mut old = vec![];
+        for machine in listed {
+            if machine.state == MachineState::Gone || claims.has(&machine.key) {
+                known.remove(&machine.key);
+                continue;
+            }
+            let sighting = known.entry(machine.key.clone()).or_insert(Sighting { since: now, told: 0 });
+            if sighting.since + GRACE <= now {
+                old.push((machine, sighting.since));
+            }
+        }
+        old
+    }
+
+    /// Whether it was not told yet that a machine runs so many tasks.
+    fn is_news(&self, key: &MachineKey, tasks: usize) -> bool {
+        let mut known = self.machines.lock().expect("nobody panics while sweeping");
+        known.get_mut(key).is_some_and(|sighting| std::mem::replace(&mut sighting.told, tasks) != tasks)
+    }
 }
 
 pub(super) async fn run_loop(deps: Deps, shutdown: CancellationToken) {
@@ -98,27 +150,89 @@ async fn tell_draining(deps: &Deps, row: &BackendRow, unclaimed: &Unclaimed) -> 
 async fn sweep_machines(deps: &Deps, backend: BackendId, unclaimed: &Unclaimed) -> store::Result<()> {
     let Some(open) = deps.backends.get(&deps.db, backend).await? else { return Ok(()) };
     let Some(machines) = deps.backends.machines(&open, None).await else { return Ok(()) };
-    let now = deps.clock.now();
     let claims = Claims::load(deps, backend).await?;
-    for machine in machines.iter().filter(|machine| machine.state != MachineState::Gone) {
-        let claimed = claims.has(&machine.key);
-        let since = {
-            let mut unclaimed = unclaimed.since.lock().expect("nobody panics while sweeping");
-            if claimed {
-                unclaimed.remove(&machine.key);
-                continue;
+    let old = unclaimed.older_than_grace(&machines, &claims, deps.clock.now());
+    let (mut ended, mut swept) = (vec![], Ok(()));
+    // Each may be visited, and one that does not answer keeps nobody long from the others.
+    for some in old.chunks(VISITS_AT_ONCE) {
+        let looks = some.iter().map(|(machine, since)| may_be_ended(deps, &open, machine, *since, unclaimed));
+        for ((machine, _), may_go) in some.iter().zip(join_all(looks).await) {
+            match may_go {
+                Ok(may_go) => ended.extend(may_go.then_some(*machine)),
+                Err(error) => swept = Err(error),
             }
-            *unclaimed.entry(machine.key.clone()).or_insert(now)
-        };
-        if since + GRACE <= now {
-            tracing::warn!("ending machine `{}` of `{}`: no row claims it", machine.provider_id, open.kind);
-            if let Err(error) = answer(open.backend.terminate(&machine.key)).await {
-                tracing::warn!("cannot end machine `{}`, trying again: {error}", machine.provider_id);
-            }
-            deps.backends.changed(open.id);
         }
     }
-    Ok(())
+    let ends = ended.iter().map(|machine| async {
+        tracing::warn!("ending machine `{}` of `{}`: no row claims it", machine.provider_id, open.kind);
+        if let Err(error) = answer(open.backend.terminate(&machine.key)).await {
+            tracing::warn!("cannot end machine `{}`, trying again: {error}", machine.provider_id);
+        }
+    });
+    join_all(ends).await;
+    if !ended.is_empty() {
+        deps.backends.changed(open.id);
+    }
+    swept
+}
+
+/// Whether a machine that no row claims may be ended. A database that was put back may have forgotten it, and somebody's
+/// work may run there: that is told, and left alone.
+async fn may_be_ended(
+    deps: &Deps,
+    open: &OpenBackend,
+    machine: &Machine,
+    since: Timestamp,
+    unclaimed: &Unclaimed,
+) -> store::Result<bool> {
+    if machine.login.is_none() || machine.state != MachineState::Running {
+        return Ok(true);
+    }
+    let access = match bought_machines::access_to_unclaimed(deps, open.project_id).await {
+        Ok(access) => access,
+        Err(error) => {
+            tracing::error!("machine `{}` cannot be looked at: {error:#}", machine.provider_id);
+            return Ok(false);
+        }
+    };
+    let route = Route::Machine(open.backend.clone(), Box::new(machine.clone()), Some(Box::new(access)));
+    let visited = tokio::time::timeout(VISIT, deps.agents.visit(route)).await;
+    // Whoever answered may have said that another server knows better.
+    if deps.agents.is_superseded() {
+        return Ok(false);
+    }
+    match visited.unwrap_or_else(|_| Err(anyhow::anyhow!("it has not answered for {} s", VISIT.as_secs()))) {
+        Ok(tasks) => {
+            let running = tasks.iter().flatten().filter(|task| task.phase < TaskPhase::Exited).count();
+            if running > 0 && unclaimed.is_news(&machine.key, running) {
+                tell_running(deps, open, machine, running).await?;
+            }
+            Ok(running == 0)
+        }
+        Err(error) => {
+            tracing::warn!(
+                "machine `{}` that no row claims does not tell what runs on it: {error:#}",
+                machine.provider_id
+            );
+            Ok(since + SILENT_GRACE <= deps.clock.now())
+        }
+    }
+}
+
+async fn tell_running(deps: &Deps, open: &OpenBackend, machine: &Machine, running: usize) -> store::Result<()> {
+    let tasks = if running == 1 { "1 task".to_owned() } else { format!("{running} tasks") };
+    let (id, kind, region) = (&machine.provider_id, &open.kind, &machine.region);
+    let message = format!(
+        "Machine {id} of {kind} in {region} runs {tasks} that this server knows nothing of; its database may be an \
+         old copy. The machine is left running and is paid for: end it in the console when its work is done"
+    );
+    tracing::error!("{message}");
+    let project = store::projects::get(&deps.db, open.project_id).await?;
+    let name = project.map(|project| project.name).unwrap_or_default();
+    let target = Target::other(EventTargetType::Project, Some(open.project_id), open.project_id.0, &name);
+    let mut tx = deps.db.begin().await?;
+    record::events(deps, &mut tx, &[message], &[target]).await?;
+    tx.commit().await
 }
 
 /// What rows of ours still want to know of a backend's machines.

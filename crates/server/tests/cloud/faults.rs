@@ -1,9 +1,12 @@
 //! What may go wrong in the cloud, and what users are told of it.
 
+use std::time::Duration;
+
 use api::instances::InstanceStatus;
 use api::runs::RunStatus;
 use ec2sim::Settings as Sky;
 use serde_json::json;
+use server::reconcile::sweep;
 
 use crate::world::{REGION, World, quick};
 
@@ -163,4 +166,47 @@ async fn a_gang_of_spot_machines_ends_whole_when_one_is_taken_back() {
     assert!(reasons.iter().any(|reason| reason.as_str() == "interrupted_by_no_capacity"), "{reasons:?}");
     world.delete_fleet().await;
     world.wait_for_end().await;
+}
+
+/// Of three machines that a database that was put back knows nothing of, one works, one is idle, and one says nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_that_work_are_told_of_and_not_ended_by_a_server_that_does_not_know_them() {
+    let mut world = World::start(quick()).await;
+    world.add_fleet(json!(3), json!({})).await;
+    world.wait_for_instances(InstanceStatus::Idle, 3).await;
+    let run = world.submit(1, json!({})).await;
+    world.wait_for_run(run, RunStatus::Running).await;
+    let there = world.wait_for_busy(1).await;
+    let id_of = |status: InstanceStatus, nth: usize| {
+        let ids = there.iter().filter(|instance| instance.status == status);
+        ids.map(|instance| instance.state.provider_id.clone().unwrap()).nth(nth).unwrap()
+    };
+    let (works, idle, silent) =
+        (id_of(InstanceStatus::Busy, 0), id_of(InstanceStatus::Idle, 0), id_of(InstanceStatus::Idle, 1));
+    world.put_database_back().await;
+    world.park.deafen(&silent);
+    let unclaimed = sweep::Unclaimed::default();
+    let alive = |world: &World| {
+        let alive = world.sim.alive();
+        let ids = alive.iter().filter(|entry| entry.kind == ec2sim::Kind::Instance).map(|entry| entry.id.clone());
+        ids.collect::<std::collections::BTreeSet<String>>()
+    };
+    let all = [&works, &idle, &silent].map(Clone::clone).into();
+    sweep::pass(&world.deps, &unclaimed).await.unwrap();
+    assert_eq!(alive(&world), all, "nobody is ended at first sight");
+    let minute = Duration::from_secs(61);
+    sweep::pass(&world.later(minute), &unclaimed).await.unwrap();
+    world.wait_until("the idle one is gone", async || !alive(&world).contains(&idle)).await;
+    assert_eq!(alive(&world), [&works, &silent].map(Clone::clone).into());
+    sweep::pass(&world.later(minute * 5), &unclaimed).await.unwrap();
+    world.wait_until("the silent one is gone", async || !alive(&world).contains(&silent)).await;
+    sweep::pass(&world.later(minute * 60), &unclaimed).await.unwrap();
+    assert_eq!(alive(&world), [works.clone()].into());
+    let told =
+        world.story().await.into_iter().filter(|message| message.contains("knows nothing of")).collect::<Vec<_>>();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains(&works) && told[0].contains("1 task"), "{told:?}");
+    world.park.finish_tasks(&works);
+    sweep::pass(&world.later(minute * 61), &unclaimed).await.unwrap();
+    world.wait_until("nothing is left in the cloud", async || world.orphans().is_empty()).await;
 }

@@ -34,6 +34,8 @@ struct Machine {
     instance_type: String,
     efa: u32,
     is_up: bool,
+    /// Its agent does not answer.
+    is_deaf: bool,
     interruption: Option<Interruption>,
     tasks: HashMap<JobId, TaskState>,
 }
@@ -60,6 +62,18 @@ impl Park {
         }
     }
 
+    /// The agent of a machine does not answer any more.
+    pub(crate) fn deafen(&self, provider_id: &str) {
+        self.change(provider_id, |machine| machine.is_deaf = true);
+    }
+
+    /// The tasks on a machine come to their end.
+    pub(crate) fn finish_tasks(&self, provider_id: &str) {
+        self.change(provider_id, |machine| {
+            machine.tasks.values_mut().for_each(|task| task.phase = TaskPhase::Sealed);
+        });
+    }
+
     fn tell(&self, news: News) {
         if let Some(listener) = self.listener.lock().unwrap().as_ref() {
             let _ = listener.news.send(news);
@@ -74,7 +88,7 @@ impl Park {
     fn reached<T>(&self, instance: InstanceId, ask: impl FnOnce(&str, &mut Machine) -> T) -> Option<T> {
         let id = self.provider_id(instance)?;
         let mut machines = self.machines.lock().unwrap();
-        let machine = machines.get_mut(&id).filter(|machine| machine.is_up)?;
+        let machine = machines.get_mut(&id).filter(|machine| machine.is_up && !machine.is_deaf)?;
         Some(ask(&id, machine))
     }
 }
@@ -194,6 +208,17 @@ impl Agents for ParkAgents {
         if let Some(listener) = self.park.listener.lock().unwrap().as_mut() {
             listener.kept.remove(&instance);
         }
+    }
+
+    async fn visit(&self, route: Route) -> anyhow::Result<Option<Vec<TaskState>>> {
+        let Route::Machine(_, machine, access) = route else { panic!("there are no such hosts here") };
+        assert!(access.is_some(), "nobody logs in without a key");
+        let machines = self.park.machines.lock().unwrap();
+        let up = machines.get(&machine.provider_id).filter(|machine| machine.is_up && !machine.is_deaf);
+        let tasks = up.map(|machine| machine.tasks.values().cloned().collect::<Vec<_>>());
+        tasks
+            .map(|tasks| Some(tasks).filter(|tasks| !tasks.is_empty()))
+            .ok_or_else(|| anyhow::anyhow!("no answer"))
     }
 
     fn host(&self, instance: InstanceId) -> HostSeen {

@@ -137,6 +137,31 @@ impl World {
         }
     }
 
+    /// The server dies, and another one starts on a database that was put back: what was bought since is forgotten.
+    pub(crate) async fn put_database_back(&mut self) {
+        self.crash().await;
+        let (projects, backends) = {
+            let db = &self.deps.db;
+            (store::projects::all(db).await.unwrap(), store::backends::all(db).await.unwrap())
+        };
+        let db = Db::open_sqlite(&self.folder.path().join("old.db")).await.unwrap();
+        store::migrate(&db).await.unwrap();
+        for project in &projects {
+            store::projects::insert(&db, project).await.unwrap();
+        }
+        for backend in &backends {
+            store::backends::insert(&db, backend).await.unwrap();
+        }
+        self.deps.db = db;
+        self.restart().await;
+    }
+
+    /// The same server, some time later.
+    pub(crate) fn later(&self, by: Duration) -> Deps {
+        let now = self.deps.clock.now().checked_add(by).unwrap();
+        Deps { clock: Clock::manual(now), ..self.deps.clone() }
+    }
+
     /// Gives the simulation an order.
     pub(crate) fn control(&self, name: &str, body: Value) {
         self.sim.control(name, &body).unwrap_or_else(|error| panic!("{name} {body}: {error:?}"));
@@ -250,6 +275,15 @@ impl World {
             }
             sleep(Duration::from_millis(25)).await;
         }
+    }
+
+    /// Waits until so many of the fleet's instances have work.
+    pub(crate) async fn wait_for_busy(&self, count: usize) -> Vec<Instance> {
+        self.wait_until(&format!("{count} instances are busy"), async || {
+            self.instances().await.iter().filter(|one| one.status == InstanceStatus::Busy).count() == count
+        })
+        .await;
+        self.instances().await
     }
 
     pub(crate) async fn wait_for_end(&self) {

@@ -459,12 +459,16 @@ fn is_superseded_by(error: &OrderError) -> bool {
     matches!(error, OrderError::Refused(refusal) if refusal.code == api::agent::AgentErrorCode::Fenced)
 }
 
-async fn listen<S>(
-    connection: &Arc<Connection>,
-    around: &Surroundings,
-    route: &Route,
-    stream: S,
-) -> anyhow::Result<()>
+/// Asks the agent of a machine once for its tasks, and leaves everything there as it is. None: there is no agent.
+pub(super) async fn visit(around: &Surroundings, mut route: Route) -> anyhow::Result<Option<Vec<TaskState>>> {
+    let opened = route.visit(&around.clock).await.map_err(|no_way| anyhow::anyhow!(no_way.error))?;
+    let Some(stream) = opened else { return Ok(None) };
+    let (_, hello) = greet(around, &route, stream).await?;
+    Ok(Some(hello.tasks))
+}
+
+/// Says who we are and hears who answers.
+async fn greet<S>(around: &Surroundings, route: &Route, stream: S) -> anyhow::Result<(Sender, Hello)>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -477,6 +481,19 @@ where
         }
     })?;
     check_machine(route, hello.host.cloud.as_ref())?;
+    Ok((sender, hello))
+}
+
+async fn listen<S>(
+    connection: &Arc<Connection>,
+    around: &Surroundings,
+    route: &Route,
+    stream: S,
+) -> anyhow::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, hello) = greet(around, route, stream).await?;
     if let Some(why) = route.lacks_docker(&hello.host) {
         anyhow::bail!(why);
     }

@@ -201,6 +201,18 @@ pub async fn join(
     }
 }
 
+/// Connects to the agent of this server that is on a host, whichever program and instance it is, and changes nothing
+/// there. None: there is no agent.
+pub async fn visit(access: &HostAccess, clock: &Clock) -> Result<Option<Stream>, JoinError> {
+    let session = connect(access).await?;
+    let facts = probe(&session, clock).await?;
+    let host = Host { access, session: &session, place: Place::choose(&facts, access)? };
+    let (layout, seen) = host.look("").await?;
+    let Some(installed) = seen.installed else { return Ok(None) };
+    let greeted = host.greet(&layout.program(&installed.program), &layout.socket()).await;
+    greeted.map(Some).map_err(|silent| silent.error)
+}
+
 /// Leaves a host: ends the agent, its tasks and their containers, and removes what this server has put there. Safe to
 /// repeat.
 pub async fn leave(access: &HostAccess, clock: &Clock) -> Result<Left, JoinError> {
