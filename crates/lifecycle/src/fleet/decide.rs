@@ -11,7 +11,7 @@ use super::round::Round;
 use super::{Fleet, Home};
 use crate::events::status_changed;
 use crate::instance::{EndOrder, Instance};
-use crate::launch::{Launch, LaunchStatus};
+use crate::launch::Launch;
 
 /// How often a fleet is looked at when nothing happens to it, in seconds.
 const SAFETY_SECS: i64 = 300;
@@ -196,8 +196,8 @@ fn is_bought(instance: &Instance, around: &Surroundings<'_>) -> bool {
         return true;
     }
     let Some(launch_id) = instance.launch_id else { return instance.status != InstanceStatus::Pending };
-    let has_failed = |launch: &Launch| launch.id == launch_id && launch.status == LaunchStatus::Failed;
-    instance.state.unsold != Some(launch_id) && !around.failed_launches.iter().any(has_failed)
+    let is_in_vain = |launch: &Launch| launch.id == launch_id && instance.has_given_up(launch);
+    instance.state.unsold != Some(launch_id) && !around.failed_launches.iter().any(is_in_vain)
 }
 
 /// The fleet's least and greatest number of instances. A fleet of given hosts buys nothing.

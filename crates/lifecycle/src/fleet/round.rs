@@ -4,7 +4,7 @@
 //! have none again, and the next offer is tried at once: the next zone, or else the next dearer offer. The round ends
 //! with machines, or when nothing is left. The next one has new instances, so nothing of this one is remembered.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use api::ids::{InstanceId, LaunchId};
 
@@ -23,6 +23,8 @@ const MAX_SAID: usize = 200;
 pub(super) struct Round<'a> {
     /// Oldest first.
     tried: Vec<&'a Launch>,
+    /// What became of machines that were made.
+    whys: HashMap<LaunchId, &'a str>,
 }
 
 /// What is an offer for people: a type at a place, for that kind of price.
@@ -30,15 +32,17 @@ type OfferKey<'a> = (api::ids::BackendId, &'a str, &'a str, bool);
 
 impl<'a> Round<'a> {
     /// The round of those instances, from the purchases that came to nothing.
-    pub(super) fn of(failed: &'a [Launch], instances: &[&Instance]) -> Round<'a> {
+    pub(super) fn of(failed: &'a [Launch], instances: &[&'a Instance]) -> Round<'a> {
         let ids: HashSet<InstanceId> = instances.iter().map(|instance| instance.id).collect();
         let bound: HashSet<LaunchId> = instances.iter().filter_map(|instance| instance.launch_id).collect();
         let is_theirs = |launch: &&Launch| {
             bound.contains(&launch.id) || launch.state.instances.iter().any(|instance| ids.contains(instance))
         };
+        let in_vain = instances.iter().flat_map(|instance| &instance.state.in_vain);
+        let whys = in_vain.filter_map(|one| Some((one.launch, one.why.as_deref()?))).collect();
         let mut tried: Vec<&Launch> = failed.iter().filter(is_theirs).collect();
         tried.sort_by_key(|launch| (launch.created_at, launch.id));
-        Round { tried }
+        Round { tried, whys }
     }
 
     /// Whether something was tried.
@@ -86,7 +90,7 @@ impl<'a> Round<'a> {
         let plural = if offers == 1 { "" } else { "s" };
         let mut told: Vec<(String, Vec<&str>)> = vec![];
         for launch in &self.tried {
-            let words = format!("{}{}", spot(launch), refusal(launch));
+            let words = format!("{}{}", spot(launch), self.refusal(launch));
             let key = format!("{} in %: {words}", launch.state.offer.instance.name);
             match told.iter_mut().find(|(known, _)| *known == key) {
                 Some((_, places)) if places.contains(&launch.state.place()) => {}
@@ -111,7 +115,13 @@ impl<'a> Round<'a> {
     pub(super) fn refused_by(&self) -> Option<String> {
         let of_backend = |launch: &&&Launch| verdict_of(launch) == Some(Verdict::Refused(Scope::Backend));
         let launch = self.tried.iter().find(of_backend)?;
-        Some(format!("`{}` refuses to sell: {}", launch.state.backend, refusal(launch)))
+        Some(format!("`{}` refuses to sell: {}", launch.state.backend, self.refusal(launch)))
+    }
+
+    /// Why a purchase came to nothing, in a few words.
+    fn refusal(&self, launch: &Launch) -> String {
+        let why = self.whys.get(&launch.id).map(|why| (*why).to_owned());
+        why.unwrap_or_else(|| refusal(launch))
     }
 }
 
@@ -168,7 +178,7 @@ fn spot(launch: &Launch) -> &'static str {
     if launch.state.offer.instance.resources.spot { "spot, " } else { "" }
 }
 
-/// Why a purchase came to nothing, in a few words.
+/// What its backend said of a purchase, in a few words.
 fn refusal(launch: &Launch) -> String {
     let Some(error) = &launch.state.error else {
         return match (launch.status, launch.state.made) {

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use std::collections::BTreeMap;
 
-use super::purchase::{describe, go_back, is_in_vain, never_came};
+use super::purchase::{describe, go_back, never_came, taken_back};
 use super::{ContainerNetwork, Instance, Login, host, observe};
 use crate::events::status_changed;
 use crate::launch::{Launch, LaunchStatus};
@@ -259,7 +259,7 @@ fn pending(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDec
         decision.effect = Some(Effect::Connect);
         return;
     }
-    let launch = around.launch.filter(|launch| !is_in_vain(launch, &decision.instance));
+    let launch = around.launch.filter(|launch| !decision.instance.has_given_up(launch));
     if let Some(launch) = launch {
         describe(launch, around, decision);
         decision.instance.status = InstanceStatus::Provisioning;
@@ -310,8 +310,8 @@ fn provisioning(now: Timestamp, around: &Surroundings<'_>, decision: &mut Instan
         return;
     }
     if let Some(launch) = around.launch {
-        if is_in_vain(launch, &decision.instance) {
-            go_back(launch, decision);
+        if decision.instance.has_given_up(launch) {
+            go_back(launch, None, decision);
             return;
         }
         // Another purchase was made meanwhile.
@@ -321,9 +321,7 @@ fn provisioning(now: Timestamp, around: &Surroundings<'_>, decision: &mut Instan
     }
     match &around.machine {
         MachineSeen::Present(machine) if machine.gone => {
-            let why = machine.ended_because.clone().unwrap_or_else(|| "its backend gave no reason".to_owned());
-            let message = format!("The machine ended while it started: {why}");
-            finish(InstanceTerminationReason::Error, Some(message), decision);
+            taken_back(machine.ended_because.as_deref(), around, decision);
             return;
         }
         MachineSeen::Present(machine) => {

@@ -33,6 +33,8 @@ use api::instances::{GpuDriver, InstanceStatus, InstanceTerminationReason, Insta
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::launch::{Launch, LaunchStatus};
+
 /// An instance's row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Instance {
@@ -74,12 +76,26 @@ impl Instance {
         Some(since.saturating_add(SignedDuration::from_secs(secs)).unwrap_or(Timestamp::MAX))
     }
 
+    /// Whether it does not expect a machine of that purchase any more, so that its fleet is to make another.
+    pub fn has_given_up(&self, launch: &Launch) -> bool {
+        launch.status == LaunchStatus::Failed || self.state.unsold == Some(launch.id)
+    }
+
     /// Whether nobody ends it: what ends is of no use to jobs any more, and does not count for its fleet.
     pub fn is_kept(&self) -> bool {
         self.end.is_none()
             && self.state.notice.is_none()
             && !matches!(self.status, InstanceStatus::Terminating | InstanceStatus::Terminated)
     }
+}
+
+/// A purchase that was made, and of which an instance got no machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InVain {
+    /// The purchase.
+    pub launch: LaunchId,
+    /// Why, if its backend says so.
+    pub why: Option<String>,
 }
 
 /// Why an instance is to end.
@@ -105,6 +121,8 @@ pub struct InstanceState {
     pub facts_of: Option<LaunchId>,
     /// The purchase that came to nothing for it, so that another is to be made.
     pub unsold: Option<LaunchId>,
+    /// The purchases that were made and of which it got no machine, oldest first.
+    pub in_vain: Vec<InVain>,
     /// The kind of backend that sold it.
     pub backend: Option<String>,
     /// Only global admins may use it: its jobs run beside the server's secrets.

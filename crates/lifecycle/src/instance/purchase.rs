@@ -3,14 +3,9 @@
 use api::instances::{InstanceStatus, InstanceTerminationReason};
 use jiff::Timestamp;
 
-use super::Instance;
+use super::InVain;
 use super::decide::{Effect, InstanceDecision, Surroundings, blocks_of, finish};
 use crate::launch::{Launch, LaunchStatus};
-
-/// Whether that purchase came to nothing for the instance, so that its fleet is to make another.
-pub(super) fn is_in_vain(launch: &Launch, instance: &Instance) -> bool {
-    launch.status == LaunchStatus::Failed || instance.state.unsold == Some(launch.id)
-}
 
 /// Takes down what is being bought for the instance.
 pub(super) fn describe(launch: &Launch, around: &Surroundings<'_>, decision: &mut InstanceDecision) {
@@ -68,11 +63,28 @@ fn efa_of(backend_data: &serde_json::Value) -> Option<u32> {
 }
 
 /// A purchase came to nothing: the instance waits for the next one, which is its fleet's business.
-pub(super) fn go_back(launch: &Launch, decision: &mut InstanceDecision) {
+pub(super) fn go_back(launch: &Launch, why: Option<String>, decision: &mut InstanceDecision) {
     forget_facts(decision);
+    // What failed as a whole is known to the fleet.
+    if launch.status != LaunchStatus::Failed {
+        decision.instance.state.in_vain.push(InVain { launch: launch.id, why });
+    }
     decision.instance.state.unsold = Some(launch.id);
     decision.instance.status = InstanceStatus::Pending;
     decision.effect = Some(Effect::Disconnect);
+}
+
+/// The backend took the order, made the machine and ended it: it has no room after all, as it may say.
+pub(super) fn taken_back(why: Option<&str>, around: &Surroundings<'_>, decision: &mut InstanceDecision) {
+    let why = why.unwrap_or("its backend gave no reason");
+    let message = format!("The machine ended while it started: {why}");
+    match around.launch {
+        Some(launch) => {
+            decision.events.push(message.clone());
+            go_back(launch, Some(message), decision);
+        }
+        None => finish(InstanceTerminationReason::Error, Some(message), decision),
+    }
 }
 
 /// Its launch is over, and the machine is not there.
@@ -81,7 +93,7 @@ pub(super) fn never_came(around: &Surroundings<'_>, decision: &mut InstanceDecis
     if let Some(launch) = around.launch.filter(|launch| launch.is_in_vain_for(index)) {
         let (made, count) = (launch.state.made.unwrap_or_default(), launch.state.count);
         decision.events.push(format!("The backend made only {made} of {count} machines, and not this one"));
-        go_back(launch, decision);
+        go_back(launch, None, decision);
     } else {
         let message = "The backend does not list the machine that was launched".to_owned();
         finish(InstanceTerminationReason::Error, Some(message), decision);

@@ -158,7 +158,13 @@ fn a_provisioning_instance_ends_with_its_launch_its_machine_or_its_time() {
         ..case(provisioning(), MachineSeen::Absent, silent(None))
     };
     check(&refused, "pending, disconnect");
-    check(&case(provisioning(), gone(), silent(None)), "terminated, error, disconnect");
+    // It was sold and taken back, and the fleet knows why.
+    let taken_back = case(provisioning(), gone(), silent(None));
+    check(&taken_back, "pending, disconnect");
+    let in_vain = taken_back.decide().instance.state.in_vain;
+    assert_eq!(in_vain.len(), 1);
+    assert!(in_vain[0].why.as_deref().unwrap().starts_with("The machine ended while it started: "), "{in_vain:?}");
+    check(&Case { launch: None, ..taken_back }, "terminated, error, disconnect");
     // Its time begins when it is asked for, and not when it was first wanted.
     let late = |now, requested_at: Option<i64>| {
         let mut asked = launch(LaunchStatus::Done);

@@ -231,7 +231,7 @@ fn next_of(now: Timestamp, instance: &Instance, launch: Option<&Launch>) -> Vec<
             told(None, format!("{name}: the host is joined over SSH"))
         }
         InstanceStatus::Pending | InstanceStatus::Provisioning => match launch {
-            Some(launch) if launch.is_in_vain_for(instance.launch_index) => {
+            Some(launch) if instance.has_given_up(launch) || launch.is_in_vain_for(instance.launch_index) => {
                 told(None, format!("{name}: its fleet buys the next offer"))
             }
             Some(launch) => next_of_launch(name, launch),

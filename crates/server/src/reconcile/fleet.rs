@@ -134,7 +134,7 @@ fn unbound(instance: &Instance, around: &Surroundings<'_>) -> Instance {
     let has_failed = around
         .failed_launches
         .iter()
-        .any(|launch| Some(launch.id) == instance.launch_id && launch.is_in_vain_for(instance.launch_index));
+        .any(|launch| Some(launch.id) == instance.launch_id && instance.has_given_up(launch));
     if has_failed {
         instance.launch_id = None;
         instance.launch_index = None;
@@ -152,9 +152,9 @@ async fn failed_launches(deps: &Deps, id: FleetId, rows: &[Versioned<Instance>])
     let Some(since) = waiting.iter().map(|instance| instance.created_at).min() else { return Ok(vec![]) };
     let failed = launches::list_failed(&deps.db, id, since, FAILED_LIMIT).await?;
     let mut failed: Vec<Launch> = failed.into_iter().map(|row| row.value).collect();
-    // What was made only in part is not among the failed ones.
-    let partly: HashSet<LaunchId> = waiting.iter().filter_map(|instance| instance.state.unsold).collect();
-    for launch in partly {
+    // What was made in part, or was taken back, is not among the failed ones.
+    let made = waiting.iter().flat_map(|instance| instance.state.in_vain.iter().map(|one| one.launch));
+    for launch in made.collect::<HashSet<LaunchId>>() {
         if failed.iter().all(|known| known.id != launch) {
             failed.extend(launches::get(&deps.db, launch).await?.map(|row| row.value));
         }

@@ -135,6 +135,25 @@ async fn a_machine_that_aws_ends_before_it_runs_tells_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_gang_that_aws_takes_and_ends_for_want_of_room_is_bought_in_the_next_zone() {
+    let mut world = World::start(Sky { boot_ms: 400, ..quick() }).await;
+    world.control(
+        "late-refusals",
+        json!({ "region": REGION, "instance_type": "p5.48xlarge", "zone": null, "times": 2,
+        "code": "Server.InsufficientInstanceCapacity",
+        "message": "Server.InsufficientInstanceCapacity: Insufficient capacity to satisfy instance request" }),
+    );
+    world.add_fleet(json!(2), json!({})).await;
+    let there = world.wait_for_instances(InstanceStatus::Idle, 2).await;
+    assert_eq!((world.count("RunInstances"), world.made()), (2, 4));
+    assert_eq!(there[0].state.zone, there[1].state.zone);
+    let story = world.story().await.join("\n");
+    assert!(story.contains("ended while it started: Server.InsufficientInstanceCapacity"), "{story}");
+    world.delete_fleet().await;
+    world.wait_for_end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_is_ended_in_the_console_is_missed() {
     let mut world = World::start(quick()).await;
     world.add_fleet(json!(2), json!({})).await;
