@@ -188,6 +188,8 @@ fn prepare(sandbox: &Sandbox, prepared: &mut Prepared) {
             vec![("DSTACK_TEST_DSTACK", path(programs.dstack)), ("DSTACK_TEST_AGENT", path(programs.agent))]
         }),
     );
+    let simulator = workspace::program("dstack-ec2sim", workspace::Profile::Dev);
+    prepared.add("the simulated EC2", simulator.map(|program| vec![("DSTACK_TEST_EC2SIM", path(program))]));
     let agent = workspace::build_static_agent(workspace::Profile::Dev);
     prepared.add("the static agent", agent.map(|agent| vec![("DSTACK_TEST_AGENT_STATIC", path(agent))]));
 }

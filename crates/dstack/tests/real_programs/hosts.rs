@@ -340,6 +340,11 @@ impl TestHost {
         self.filter_network("-D");
     }
 
+    /// Puts the host into one more network.
+    pub(crate) fn join_network(&self, network: &str, address: &str) {
+        docker(&["network", "connect", "--ip", address, network, &self.container]).expect_status(0);
+    }
+
     /// Lets only one other host connect to sshd: the way in is a jump over that.
     pub(crate) fn hide_behind(&self, other: &TestHost) {
         let rule = "iptables -w -I INPUT -i eth0 -p tcp --dport 22 ! -s";

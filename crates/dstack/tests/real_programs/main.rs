@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod attached;
+mod aws_boots;
 mod cloud_machines;
 mod containers;
 mod crashes;
