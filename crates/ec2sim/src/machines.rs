@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Plays the machines of a simulation.
 ///
@@ -16,7 +16,7 @@ pub trait Machines: Send + Sync + fmt::Debug {
 }
 
 /// Something that happened to a machine.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MachineEvent {
     /// It was launched, and is to boot.
@@ -53,7 +53,7 @@ pub enum MachineEvent {
 }
 
 /// A machine as it was launched.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Machine {
     /// The instance.
     pub instance_id: String,
@@ -122,7 +122,7 @@ pub struct Machine {
 }
 
 /// The network that a machine is in.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MachineNetwork {
     /// The VPC.
     pub vpc_id: String,
@@ -137,7 +137,7 @@ pub struct MachineNetwork {
 }
 
 /// GPUs of one kind.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineGpus {
     /// Who made them.
     pub manufacturer: String,
@@ -163,7 +163,7 @@ pub enum HostTrouble {
 }
 
 /// An interface of a machine.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MachineInterface {
     /// The interface.
     pub id: String,

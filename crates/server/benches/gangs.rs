@@ -1,6 +1,6 @@
 //! One gang of machines in the simulated EC2, from the fleet's row to its end, as a line of JSON: `cargo xtask bench gangs`
-//! starts it, once for each sample. The reconcilers and the backend are the server's; the cloud and the machines' agents
-//! are those of its tests, in the same process.
+//! starts it, once for each sample. The reconcilers and the backend are the server's, and the machines' agents are those
+//! of its tests. The cloud is another process, which this one starts the other half in, so that each has its memory.
 
 #![expect(
     clippy::unwrap_used,
@@ -18,14 +18,63 @@ mod park;
 mod world;
 
 use std::fs;
+use std::io::{BufRead as _, Write as _};
+use std::net::Ipv4Addr;
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 
+use ec2sim::{MachineEvent, Machines, Options, Settings as Sky, Simulator, serve};
 use serde_json::json;
+
+use crate::park::Park;
+use crate::world::World;
 
 #[tokio::main]
 async fn main() {
-    let nodes = std::env::args().skip(1).find_map(|word| word.parse().ok()).expect("a number of nodes");
-    let times = gang::live(nodes).await;
-    let milliseconds = |time: std::time::Duration| time.as_secs_f64() * 1000.0;
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match &words[..] {
+        [nodes] => cloud(nodes).await,
+        [nodes, address] => server(nodes.parse().unwrap(), address).await,
+        _ => panic!("say how many nodes"),
+    }
+}
+
+/// The cloud, and whoever is told what becomes of its machines: a line for each event.
+async fn cloud(nodes: &str) {
+    let pipe = Arc::new(Pipe::default());
+    let sim = Simulator::with_machines(Options { settings: Sky::immediate(), ..Options::default() }, pipe.clone());
+    let served = serve(sim, (Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
+    let address = served.url().trim_start_matches("http://").to_owned();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let mut child = command.args([nodes, &address]).stdin(Stdio::piped()).spawn().unwrap();
+    *pipe.0.lock().unwrap() = child.stdin.take();
+    let ended = tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
+    assert!(ended.success(), "{ended}");
+}
+
+#[derive(Debug, Default)]
+struct Pipe(Mutex<Option<ChildStdin>>);
+
+impl Machines for Pipe {
+    fn happened(&self, event: &MachineEvent) {
+        let line = format!("{}\n", serde_json::to_string(event).unwrap());
+        self.0.lock().unwrap().as_mut().unwrap().write_all(line.as_bytes()).unwrap();
+    }
+}
+
+async fn server(nodes: u32, address: &str) {
+    let park = Arc::new(Park::default());
+    let machines = park.clone();
+    thread::spawn(move || {
+        for line in std::io::stdin().lock().lines() {
+            machines.happened(&serde_json::from_str(&line.unwrap()).unwrap());
+        }
+    });
+    let world = World::start_elsewhere(address.to_owned(), park).await;
+    let times = gang::live(world, nodes).await;
+    let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
     let line = json!({
         "run_instances": times.run_instances,
         "asked_ms": milliseconds(times.asked),

@@ -13,11 +13,20 @@ use crate::clock::Clock;
 /// How long a failure is taken for the answer.
 const FAILURE_MAX_AGE: SignedDuration = SignedDuration::from_secs(2);
 
+/// How fresh an answer must be to be used again.
+#[derive(Debug, Clone, Copy)]
+pub struct Fresh {
+    /// It came this long ago at the most.
+    pub max_age: SignedDuration,
+    /// It was asked for after this.
+    pub later_than: Option<Timestamp>,
+}
+
 /// Answers by question.
 #[derive(Debug)]
 pub struct Answers<K, T> {
     clock: Clock,
-    /// How long an answer may be used again.
+    /// How long an answer may be used again at the most.
     max_age: SignedDuration,
     questions: Mutex<HashMap<K, Question<T>>>,
 }
@@ -60,28 +69,28 @@ impl<K: Eq + Hash + Clone, T: Clone> Answers<K, T> {
         patience: Duration,
         ask: impl Future<Output = backends::Result<T>>,
     ) -> backends::Result<T> {
-        self.get_telling(key, None, patience, ask, |_| {}).await
+        self.get_telling(key, Fresh { max_age: self.max_age, later_than: None }, patience, ask, |_| {}).await
     }
 
-    /// Like [`Answers::get`], but only an answer is good that was asked for after `later_than`; `tell` is told of a failure once,
+    /// Like [`Answers::get`], but only an answer is good that is as fresh as is wanted; `tell` is told of a failure once,
     /// and not by each of those whom it is the answer for.
     pub async fn get_telling(
         &self,
         key: &K,
-        later_than: Option<Timestamp>,
+        fresh: Fresh,
         patience: Duration,
         ask: impl Future<Output = backends::Result<T>>,
         tell: impl FnOnce(&backends::Error),
     ) -> backends::Result<T> {
         let deadline = tokio::time::Instant::now() + patience;
-        let turn = match self.known(key, later_than, patience) {
+        let turn = match self.known(key, fresh, patience) {
             Ok(answer) => return answer,
             Err(turn) => turn,
         };
         let Ok(_turn) = tokio::time::timeout_at(deadline, turn.lock()).await else {
             return Err(silence(patience));
         };
-        if let Ok(answer) = self.known(key, later_than, patience) {
+        if let Ok(answer) = self.known(key, fresh, patience) {
             return answer;
         }
         let changes = self.with(key, |question| question.changes);
@@ -104,7 +113,7 @@ impl<K: Eq + Hash + Clone, T: Clone> Answers<K, T> {
         }
         questions.retain(|_, question| {
             let is_asked = Arc::strong_count(&question.turn) > 1;
-            is_asked || question.kept.as_ref().is_some_and(|kept| self.is_good(kept, now))
+            is_asked || question.kept.as_ref().is_some_and(|kept| Self::is_good(kept, now, self.max_age))
         });
     }
 
@@ -121,14 +130,14 @@ impl<K: Eq + Hash + Clone, T: Clone> Answers<K, T> {
     fn known(
         &self,
         key: &K,
-        later_than: Option<Timestamp>,
+        fresh: Fresh,
         patience: Duration,
     ) -> Result<backends::Result<T>, Arc<tokio::sync::Mutex<()>>> {
         let now = self.clock.now();
-        let is_late = |kept: &Kept<T>| later_than.is_some_and(|change| kept.asked_at <= change);
+        let is_late = |kept: &Kept<T>| fresh.later_than.is_some_and(|change| kept.asked_at <= change);
         self.with(key, |question| match &question.kept {
             Some(kept)
-                if self.is_good(kept, now)
+                if Self::is_good(kept, now, fresh.max_age)
                     && !is_late(kept)
                     && kept.in_vain.is_none_or(|waited| patience <= waited) =>
             {
@@ -138,8 +147,8 @@ impl<K: Eq + Hash + Clone, T: Clone> Answers<K, T> {
         })
     }
 
-    fn is_good(&self, kept: &Kept<T>, now: Timestamp) -> bool {
-        let max_age = if kept.answer.is_ok() { self.max_age } else { FAILURE_MAX_AGE };
+    fn is_good(kept: &Kept<T>, now: Timestamp, max_age: SignedDuration) -> bool {
+        let max_age = if kept.answer.is_ok() { max_age } else { FAILURE_MAX_AGE };
         now.duration_since(kept.at) < max_age
     }
 
@@ -163,6 +172,8 @@ mod tests {
     use super::*;
 
     const PATIENCE: Duration = Duration::from_millis(100);
+
+    const ANY: Fresh = Fresh { max_age: SignedDuration::from_millis(500), later_than: None };
 
     fn answers(clock: &Clock) -> Answers<&'static str, u32> {
         Answers::new(clock.clone(), SignedDuration::from_millis(500))
@@ -217,8 +228,8 @@ mod tests {
         };
         let hang = std::future::pending::<backends::Result<u32>>;
         let both = [
-            answers.get_telling(&"a", None, PATIENCE, hang(), tell),
-            answers.get_telling(&"a", None, PATIENCE, hang(), tell),
+            answers.get_telling(&"a", ANY, PATIENCE, hang(), tell),
+            answers.get_telling(&"a", ANY, PATIENCE, hang(), tell),
         ];
         assert!(futures_util::future::join_all(both).await.iter().all(Result::is_err));
         assert_eq!(told.load(Ordering::SeqCst), 1);
@@ -230,7 +241,7 @@ mod tests {
         let answers = answers(&clock);
         let get = async |later_than, number| {
             let say = async move { Ok(number) };
-            answers.get_telling(&"a", later_than, PATIENCE, say, |_| {}).await
+            answers.get_telling(&"a", Fresh { later_than, ..ANY }, PATIENCE, say, |_| {}).await
         };
         assert_eq!(get(None, 1).await, Ok(1));
         clock.advance(Duration::from_millis(100));
@@ -242,6 +253,21 @@ mod tests {
         clock.advance(Duration::from_millis(1));
         assert_eq!(get(Some(change), 5).await, Ok(5));
         assert_eq!(get(Some(change), 6).await, Ok(5));
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_too_old_for_some_and_good_enough_for_others() {
+        let clock = Clock::manual(Timestamp::UNIX_EPOCH);
+        let answers = answers(&clock);
+        let get = async |millis, number| {
+            let fresh = Fresh { max_age: SignedDuration::from_millis(millis), later_than: None };
+            answers.get_telling(&"a", fresh, PATIENCE, async move { Ok(number) }, |_| {}).await
+        };
+        assert_eq!(get(500, 1).await, Ok(1));
+        clock.advance(Duration::from_millis(100));
+        assert_eq!(get(500, 2).await, Ok(1));
+        assert_eq!(get(100, 3).await, Ok(3));
+        assert_eq!(get(500, 4).await, Ok(3));
     }
 
     #[tokio::test]

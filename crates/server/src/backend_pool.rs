@@ -6,16 +6,20 @@ use std::time::Duration;
 
 use api::ids::{BackendId, ProjectId};
 use backends::{Backend, BackendConfig, BackendOffer, Machine, OffersWanted, OpenContext};
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use store::Db;
 use store::backends::BackendRow;
 
-use crate::backend_answers::Answers;
+use crate::backend_answers::{Answers, Fresh};
 use crate::clock::Clock;
 use crate::sealing::Sealer;
 
-/// How long a listing may be used again: many instances of one backend are looked at together.
-const LISTING_MAX_AGE: SignedDuration = SignedDuration::from_millis(500);
+/// How long a listing may be used again for machines that come and go: many of one backend are looked at together.
+pub const MOVING: SignedDuration = SignedDuration::from_millis(500);
+
+/// How long a listing may be used again for machines whose agents answer: ten thousand of them must not be listed all the
+/// time.
+pub const STEADY: SignedDuration = SignedDuration::from_secs(10);
 
 /// How long offers may be used again: a fleet is often decided about again before it can buy.
 const OFFERS_MAX_AGE: SignedDuration = SignedDuration::from_secs(5);
@@ -60,7 +64,7 @@ pub struct OpenBackend {
 impl BackendPool {
     /// A pool that opens backends with `context`.
     pub fn new(context: OpenContext, sealer: Arc<Sealer>, clock: Clock) -> BackendPool {
-        let listings = Answers::new(clock.clone(), LISTING_MAX_AGE);
+        let listings = Answers::new(clock.clone(), STEADY);
         let offers = Answers::new(clock, OFFERS_MAX_AGE);
         BackendPool { context, sealer, opened: Mutex::default(), listings, offers }
     }
@@ -113,13 +117,13 @@ impl BackendPool {
         answer(backend.check()).await
     }
 
-    /// What a backend lists, not older than half a second and asked for after `later_than`; none if it does not answer.
-    pub async fn machines(&self, open: &OpenBackend, later_than: Option<Timestamp>) -> Option<Arc<Vec<Machine>>> {
+    /// What a backend lists, as fresh as is wanted; none if it does not answer.
+    pub async fn machines(&self, open: &OpenBackend, fresh: Fresh) -> Option<Arc<Vec<Machine>>> {
         let ask = async { open.backend.list().await.map(Arc::new) };
         let tell = |error: &backends::Error| {
             tracing::warn!(backend.id = %open.id, "cannot list the machines of `{}`: {error}", open.kind);
         };
-        self.listings.get_telling(&open.id, later_than, ANSWER_TIMEOUT, ask, tell).await.ok()
+        self.listings.get_telling(&open.id, fresh, ANSWER_TIMEOUT, ask, tell).await.ok()
     }
 
     /// What a backend would sell, not older than some seconds, or why it does not say so within `patience`.

@@ -24,7 +24,7 @@ const ROWS: [(&str, &str, &str); 8] = [
     ("its stop to its end", "over_ms", "ms"),
     ("the fleet's end until nothing is left", "gone_ms", "ms"),
     ("calls of TerminateInstances", "terminate_instances", ""),
-    ("most memory, the cloud and all agents included", "peak_mib", "MiB"),
+    ("most memory of the server, the simulated agents included", "peak_mib", "MiB"),
 ];
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<()> {

@@ -15,7 +15,8 @@ use store::{Versioned, fleets, instances, jobs, launches};
 
 use super::{Next, blocks, record, sweep};
 use crate::agents::{HostSeen, Route};
-use crate::backend_pool::{OpenBackend, answer};
+use crate::backend_answers::Fresh;
+use crate::backend_pool::{MOVING, OpenBackend, STEADY, answer};
 use crate::deps::Deps;
 use crate::{bought_machines, own_hosts};
 
@@ -62,7 +63,11 @@ async fn listed(
     let (launch_id, index) = (instance.launch_id?, instance.launch_index?);
     // What was listed before it was bought or its end was ordered says nothing of that.
     let bought_at = launch.and_then(|launch| launch.state.requested_at);
-    let machines = deps.backends.machines(backend?, bought_at.max(instance.state.terminate_sent_at)).await?;
+    let later_than = bought_at.max(instance.state.terminate_sent_at);
+    let is_steady = matches!(instance.status, InstanceStatus::Idle | InstanceStatus::Busy)
+        && matches!(deps.agents.host(instance.id), HostSeen::Connected(_));
+    let max_age = if is_steady { STEADY } else { MOVING };
+    let machines = deps.backends.machines(backend?, Fresh { max_age, later_than }).await?;
     let key = MachineKey { launch_id, index };
     Some(machines.iter().find(|machine| machine.key == key).cloned())
 }

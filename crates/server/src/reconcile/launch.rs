@@ -10,7 +10,8 @@ use store::leases::{Table, touch};
 use store::{Versioned, fleets, instances, launches};
 
 use super::{Next, record};
-use crate::backend_pool::{OpenBackend, answer};
+use crate::backend_answers::Fresh;
+use crate::backend_pool::{MOVING, OpenBackend, answer};
 use crate::deps::Deps;
 
 /// Moves one launch on.
@@ -43,7 +44,8 @@ async fn observe(deps: &Deps, launch: &Launch, backend: Option<&OpenBackend>) ->
     }
     let Some(open) = backend else { return Seen::Unknown };
     // What was listed before the request says nothing of it.
-    let Some(machines) = deps.backends.machines(open, launch.state.requested_at).await else {
+    let fresh = Fresh { max_age: MOVING, later_than: launch.state.requested_at };
+    let Some(machines) = deps.backends.machines(open, fresh).await else {
         return Seen::Unknown;
     };
     let listed = machines.iter().filter(|machine| machine.key.launch_id == launch.id).count();

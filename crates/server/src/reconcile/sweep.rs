@@ -20,7 +20,8 @@ use super::job::GENERATION;
 use super::record;
 use crate::accounts::draining_note;
 use crate::agents::Route;
-use crate::backend_pool::{OpenBackend, answer};
+use crate::backend_answers::Fresh;
+use crate::backend_pool::{MOVING, OpenBackend, answer};
 use crate::bought_machines;
 use crate::deps::Deps;
 
@@ -149,7 +150,9 @@ async fn tell_draining(deps: &Deps, row: &BackendRow, unclaimed: &Unclaimed) -> 
 
 async fn sweep_machines(deps: &Deps, backend: BackendId, unclaimed: &Unclaimed) -> store::Result<()> {
     let Some(open) = deps.backends.get(&deps.db, backend).await? else { return Ok(()) };
-    let Some(machines) = deps.backends.machines(&open, None).await else { return Ok(()) };
+    let Some(machines) = deps.backends.machines(&open, Fresh { max_age: MOVING, later_than: None }).await else {
+        return Ok(());
+    };
     let claims = Claims::load(deps, backend).await?;
     let old = unclaimed.older_than_grace(&machines, &claims, deps.clock.now());
     let (mut ended, mut swept) = (vec![], Ok(()));

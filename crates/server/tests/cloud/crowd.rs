@@ -1,9 +1,12 @@
 //! Many machines at once. How long that takes is measured by `cargo xtask bench gangs`.
 
+use ec2sim::Settings as Sky;
+
 use crate::gang;
+use crate::world::World;
 
 async fn check(nodes: u32) {
-    let times = gang::live(nodes).await;
+    let times = gang::live(World::start(Sky::immediate()).await, nodes).await;
     let gang::Times { asked, idle, running, over, gone, .. } = times;
     println!(
         "{nodes} nodes: asked after {asked:.2?}, idle {idle:.2?} later; a task on all ran after {running:.2?}, was over \

@@ -5,7 +5,6 @@ use std::time::Duration;
 use api::instances::InstanceStatus;
 use api::jobs::JobStatus;
 use api::runs::RunStatus;
-use ec2sim::Settings as Sky;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -29,8 +28,7 @@ pub(crate) struct Times {
 }
 
 /// A gang on so many machines from the purchase to its end.
-pub(crate) async fn live(nodes: u32) -> Times {
-    let mut world = World::start(Sky::immediate()).await;
+pub(crate) async fn live(mut world: World, nodes: u32) -> Times {
     let mut began = Instant::now();
     let mut lap = || std::mem::replace(&mut began, Instant::now()).elapsed();
     world.add_fleet(json!(nodes), json!({})).await;
