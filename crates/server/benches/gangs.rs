@@ -18,18 +18,18 @@ mod park;
 mod world;
 
 use std::fs;
-use std::io::{BufRead as _, Write as _};
-use std::net::Ipv4Addr;
+use std::io::{BufRead as _, Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use ec2sim::{MachineEvent, Machines, Options, Settings as Sky, Simulator, serve};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::park::Park;
-use crate::world::World;
+use crate::world::{Account, World};
 
 #[tokio::main]
 async fn main() {
@@ -64,6 +64,25 @@ impl Machines for Pipe {
     }
 }
 
+/// The account of the other process.
+struct Elsewhere(String);
+
+impl Account for Elsewhere {
+    fn url(&self) -> String {
+        format!("http://{}", self.0)
+    }
+
+    fn look(&self, what: &str) -> Value {
+        let mut stream = TcpStream::connect(&self.0).unwrap();
+        let request = format!("GET /_ec2sim/{what} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = vec![];
+        stream.read_to_end(&mut answer).unwrap();
+        let body = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        serde_json::from_slice(&answer[body..]).unwrap()
+    }
+}
+
 async fn server(nodes: u32, address: &str) {
     let park = Arc::new(Park::default());
     let machines = park.clone();
@@ -72,7 +91,9 @@ async fn server(nodes: u32, address: &str) {
             machines.happened(&serde_json::from_str(&line.unwrap()).unwrap());
         }
     });
-    let world = World::start_elsewhere(address.to_owned(), park).await;
+    // Nobody asks the simulator of this process.
+    let sim = Simulator::new(Options::default());
+    let world = World::in_account(Box::new(Elsewhere(address.to_owned())), sim, park).await;
     let times = gang::live(world, nodes).await;
     let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
     let line = json!({

@@ -1,7 +1,6 @@
 //! A simulated account, and servers on one database that come and go.
 
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,24 +55,31 @@ pub(crate) struct World {
     ids: Ids,
     sealer: Arc<Sealer>,
     folder: tempfile::TempDir,
-    cloud: Cloud,
+    account: Box<dyn Account>,
 }
 
-/// Where the simulated account is.
-enum Cloud {
-    /// In this process; it answers for as long as this lives.
-    Here(ec2sim::Server),
-    /// In another one, at this address.
-    #[allow(dead_code, reason = "only the bench has it elsewhere")]
-    There(String),
+/// The simulated account as it is seen from here.
+pub(crate) trait Account: Send + Sync {
+    /// Where it answers, for as long as this lives.
+    fn url(&self) -> String;
+
+    /// What it shows.
+    fn look(&self, what: &str) -> Value;
 }
 
-impl Cloud {
+/// An account in this process.
+struct Here {
+    sim: Simulator,
+    server: ec2sim::Server,
+}
+
+impl Account for Here {
     fn url(&self) -> String {
-        match self {
-            Cloud::Here(server) => server.url(),
-            Cloud::There(address) => format!("http://{address}"),
-        }
+        self.server.url()
+    }
+
+    fn look(&self, what: &str) -> Value {
+        self.sim.look(what).unwrap()
     }
 }
 
@@ -101,16 +107,12 @@ impl World {
         let park = Arc::new(Park::default());
         let sim = Simulator::with_machines(Options { settings: sky, ..Options::default() }, park.clone());
         let cloud = serve(sim.clone(), (Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
-        World::under(Cloud::Here(cloud), sim, park).await
+        let account = Here { sim: sim.clone(), server: cloud };
+        World::in_account(Box::new(account), sim, park).await
     }
 
-    /// The same with an account in another process, which tells the machines what happens.
-    #[allow(dead_code, reason = "only the bench has it elsewhere")]
-    pub(crate) async fn start_elsewhere(address: String, park: Arc<Park>) -> World {
-        World::under(Cloud::There(address), Simulator::new(Options::default()), park).await
-    }
-
-    async fn under(cloud: Cloud, sim: Simulator, park: Arc<Park>) -> World {
+    /// The same in any account.
+    pub(crate) async fn in_account(account: Box<dyn Account>, sim: Simulator, park: Arc<Park>) -> World {
         let folder = tempfile::tempdir().unwrap();
         let db = Db::open_sqlite(&folder.path().join("sqlite.db")).await.unwrap();
         store::migrate(&db).await.unwrap();
@@ -120,12 +122,23 @@ impl World {
         let config = json!({
             "type": "aws",
             "creds": { "type": "access_key", "access_key": ACCESS_KEY, "secret_key": SECRET_KEY },
-            "regions": [REGION], "public_ips": false, "vpc_name": "my-vpc", "endpoint_url": cloud.url(),
+            "regions": [REGION], "public_ips": false, "vpc_name": "my-vpc", "endpoint_url": account.url(),
         });
         let project = add_project(&deps, &config).await;
         let (user, fleet) = (project.owner_id, ids.id());
-        let mut world =
-            World { sim, park, project: project.id, user, deps, fleet, server: None, ids, sealer, folder, cloud };
+        let mut world = World {
+            sim,
+            park,
+            project: project.id,
+            user,
+            deps,
+            fleet,
+            server: None,
+            ids,
+            sealer,
+            folder,
+            account,
+        };
         world.restart().await;
         world
     }
@@ -341,7 +354,7 @@ impl World {
 
     /// What stands in the cloud and costs something or is in the way of others.
     pub(crate) fn orphans(&self) -> Vec<String> {
-        let alive = self.look("orphans");
+        let alive = self.account.look("orphans");
         let told = alive.as_array().unwrap().iter().map(|entry| format!("{} {}", entry["kind"], entry["id"]));
         // A thousand machines have tens of thousands of interfaces, and nobody reads them all.
         told.filter(|told| !told.starts_with("\"security-group")).take(20).collect()
@@ -349,29 +362,14 @@ impl World {
 
     /// How many machines were ever made.
     pub(crate) fn made(&self) -> usize {
-        self.look("ledger").as_array().unwrap().iter().filter(|entry| entry["kind"] == "instance").count()
+        self.account.look("ledger").as_array().unwrap().iter().filter(|entry| entry["kind"] == "instance").count()
     }
 
     /// How often an action was called.
     pub(crate) fn count(&self, action: &str) -> u64 {
-        let counts = self.look("counts");
+        let counts = self.account.look("counts");
         let of_action = counts.as_object().unwrap().iter().filter(|(name, _)| name.ends_with(action));
         of_action.map(|(_, count)| count.as_u64().unwrap()).sum()
-    }
-
-    /// What the simulation shows.
-    fn look(&self, what: &str) -> Value {
-        let address = match &self.cloud {
-            Cloud::Here(_) => return self.sim.look(what).unwrap(),
-            Cloud::There(address) => address,
-        };
-        let mut stream = TcpStream::connect(address).unwrap();
-        let request = format!("GET /_ec2sim/{what} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = vec![];
-        stream.read_to_end(&mut answer).unwrap();
-        let body = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
-        serde_json::from_slice(&answer[body..]).unwrap()
     }
 
     /// The messages of all events, the oldest first.
