@@ -63,6 +63,13 @@ pub struct Why {
     pub notes: Vec<String>,
 }
 
+/// What all users of a project should know. An addition of ours: the official server does not know the question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ProjectNotes {
+    /// One sentence each.
+    pub notes: Vec<String>,
+}
+
 /// Something that happens next.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NextStep {

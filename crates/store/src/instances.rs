@@ -56,6 +56,23 @@ pub async fn list_by_fleet(mut db: impl Executor, fleet: FleetId) -> Result<Vec<
     instances(&rows)
 }
 
+/// The newest instance in a slot of a fleet, also a terminated one.
+pub async fn get_last(
+    mut db: impl Executor,
+    fleet: FleetId,
+    instance_num: u32,
+) -> Result<Option<Versioned<Instance>>> {
+    let row = db
+        .row(
+            "SELECT version, id, project_id, fleet_id, instance_num, created_at, status, end_order, launch_id, \
+             launch_index, state FROM instances WHERE fleet_id = $1 AND instance_num = $2 \
+             ORDER BY created_at DESC, id LIMIT 1",
+            values![fleet, instance_num],
+        )
+        .await?;
+    row.as_ref().map(instance).transpose()
+}
+
 /// The numbers of a fleet's instances that are not terminated.
 pub async fn list_numbers(mut db: impl Executor, fleet: FleetId) -> Result<Vec<u32>> {
     let rows = db

@@ -23,7 +23,7 @@ use crate::runs::{
 use crate::secrets::{DeleteSecretsRequest, GetSecretRequest, Secret, SetSecretRequest};
 use crate::users::UserWithCreds;
 use crate::volumes::{CreateVolumeRequest, DeleteVolumesRequest, GetVolumeRequest, Volume};
-use crate::why::{Why, WhyRequest};
+use crate::why::{ProjectNotes, Why, WhyRequest};
 
 /// One call of the API. `Q` is the body of the request, `()` for none; `A` is the answer.
 #[derive(Debug)]
@@ -99,6 +99,9 @@ pub const LIST_EVENTS: Endpoint<ListEventsRequest, Vec<Event>> = Endpoint::new("
 
 /// Why a run, a fleet or an instance is as it is.
 pub const WHY: Endpoint<WhyRequest, Why> = Endpoint::new("/api/project/{project}/why");
+
+/// What all users of a project should know.
+pub const PROJECT_NOTES: Endpoint<(), ProjectNotes> = Endpoint::bare("/api/project/{project}/notes");
 
 /// The secrets of a project, without their values.
 pub const LIST_SECRETS: Endpoint<(), Vec<Secret>> = Endpoint::bare("/api/project/{project}/secrets/list");

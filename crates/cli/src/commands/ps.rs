@@ -25,7 +25,21 @@ pub(super) async fn run(session: &mut Session, args: &PsArgs) -> anyhow::Result<
     }
     let table = async |now| Ok(runs::table(&list(&project, args).await?, args.verbose, &Times::Since(now)));
     super::show(session, args.watch, false, table).await?;
+    if !args.watch {
+        tell_notes(session, &project).await?;
+    }
     Ok(Outcome::Done)
+}
+
+/// What else users of the project should know, such as machines of a backend that was let go. A server that does not
+/// tell is asked for no more.
+async fn tell_notes(session: &mut Session, project: &Project) -> anyhow::Result<()> {
+    if let Ok(told) = project.client.call(&endpoints::PROJECT_NOTES, &project.name, &()).await {
+        for note in told.notes {
+            session.printer.warning(&note)?;
+        }
+    }
+    Ok(())
 }
 
 async fn list(project: &Project, args: &PsArgs) -> anyhow::Result<Vec<Run>> {

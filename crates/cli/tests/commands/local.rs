@@ -476,3 +476,65 @@ fn a_fleet_is_retried_while_it_owes_instances() {
         assert_eq!(ran.code, 1);
     }
 }
+
+#[test]
+fn ps_tells_of_backends_that_are_let_go() {
+    let server = Server::start();
+    server.answer("/api/runs/list", 200, &json!([]));
+    server.answer(PROJECT, 200, &json!({"project_name": "main"}));
+    let note = "backend aws of project main is draining: 2 machines left";
+    server.answer("/api/project/main/notes", 200, &json!({ "notes": [note] }));
+    let ran = User::of(&server).runs("ps");
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.out.ends_with(&format!("{note}\n")), "{}", ran.out);
+}
+
+#[test]
+fn why_tells_what_is_next_before_what_was() {
+    let server = Server::start();
+    let at = |time: &str| format!("2026-03-01T12:{time}Z");
+    let attempt = |time: &str, zone: &str, outcome: &str, code: Option<&str>, message: Option<&str>| {
+        json!({
+            "at": at(time), "backend": "aws", "instance_type": "p5.48xlarge", "region": "us-west-2", "zone": zone,
+            "spot": false, "price": 55.04, "count": 2, "least": 2, "outcome": outcome, "made": null,
+            "kind": code.map(|_| "no_capacity"), "code": code, "message": message, "next_try_at": null,
+        })
+    };
+    let why = json!({
+        "kind": "fleet", "name": "my-efa-fleet", "id": "80b0f384-8ca7-4baa-bf48-2e3cf3f42b7b",
+        "project_name": "main", "status": "active", "reason": "aws has no room in us-west-2a",
+        "next": [{"at": at("05:00"), "what": "it buys again"}, {"at": null, "what": "raise the quota L-417A185B"}],
+        "attempts": [
+            attempt("00:00", "us-west-2a", "failed", Some("InsufficientInstanceCapacity"), Some("no p5.48xlarge here")),
+            attempt("00:01", "us-west-2b", "bought", None, None),
+        ],
+        "story": [{"at": at("00:00"), "about": ["fleet my-efa-fleet"], "actor": null, "message": "Fleet created"}],
+        "notes": ["backend aws of project main is draining: 1 machine left"],
+    });
+    server.answer(PROJECT, 200, &json!({"project_name": "main"}));
+    server.answer("/api/project/main/why", 200, &why);
+    let ran = User::of(&server).runs("why my-efa-fleet");
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    let expected = [
+        "fleet my-efa-fleet is active",
+        "aws has no room in us-west-2a",
+        "backend aws of project main is draining: 1 machine left",
+        "",
+        "What happens next",
+        " - 2026-03-01 12:05:00: it buys again",
+        " - raise the quota L-417A185B",
+        "",
+        "What was tried",
+        " TIME                 BACKEND           INSTANCE TYPE    PRICE   RESULT  ERROR",
+        " 2026-03-01 12:00:00  aws (us-west-2a)  2 × p5.48xlarge  $55.04  failed  InsufficientInstanceCapacity: no p5.48xlarge here",
+        " 2026-03-01 12:00:01  aws (us-west-2b)  2 × p5.48xlarge  $55.04  bought",
+        "",
+        "What happened",
+        "[2026-03-01 12:00:00] Fleet created",
+    ];
+    assert_eq!(ran.out.lines().map(str::trim_end).collect::<Vec<_>>(), expected);
+    let asked = server.bodies("/api/project/main/why").pop().unwrap();
+    assert_eq!(asked["name"], "my-efa-fleet");
+    let ran = User::of(&server).runs("why my-efa-fleet --json");
+    assert_eq!(serde_json::from_str::<Value>(&ran.out).unwrap()["next"], why["next"]);
+}

@@ -30,7 +30,7 @@ use api::users::{
     AddPublicKeyRequest, CreateUserRequest, DeletePublicKeysRequest, DeleteUsersRequest, ListUsersRequest,
     PublicKeyInfo, User, UserList, UserWithCreds, UsernameRequest,
 };
-use api::why::{Why, WhyRequest};
+use api::why::{ProjectNotes, Why, WhyRequest};
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::middleware::{self, Next};
@@ -246,6 +246,7 @@ fn fleet_routes(routes: Routes) -> Routes {
             instances::get_health_checks,
         )
         .post::<WhyRequest, Why, _, _>("/api/project/{project_name}/why", why::why)
+        .post::<(), ProjectNotes, _, _>("/api/project/{project_name}/notes", why::project_notes)
 }
 
 fn run_routes(routes: Routes) -> Routes {

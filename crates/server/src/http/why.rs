@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 
 use api::fleets::FleetStatus;
-use api::ids::{FleetId, InstanceId};
+use api::ids::{FleetId, InstanceId, ProjectId};
 use api::instances::InstanceStatus;
 use api::runs::RunStatus;
-use api::why::{Attempt, AttemptOutcome, NextStep, StoryLine, Why, WhyKind, WhyRequest};
+use api::why::{Attempt, AttemptOutcome, NextStep, ProjectNotes, StoryLine, Why, WhyKind, WhyRequest};
 use axum::extract::State;
 use jiff::Timestamp;
 use lifecycle::fleet::Fleet;
@@ -32,7 +32,7 @@ const MOST_LAUNCHES: u32 = 200;
 /// Purchases that are told, the newest.
 const MOST_ATTEMPTS: usize = 30;
 
-/// Instances that are looked for by name, the newest.
+/// Instances of fleets that are gone which are looked for by name, the newest.
 const MOST_INSTANCES: u32 = 1000;
 
 /// Machines of a fleet that are asked what happens to them next.
@@ -80,6 +80,10 @@ pub async fn why(
     Ok(Json(answer))
 }
 
+pub async fn project_notes(State(deps): State<Deps>, member: ProjectMember) -> Result<Json<ProjectNotes>> {
+    Ok(Json(ProjectNotes { notes: notes(&deps, &member).await? }))
+}
+
 fn kind_of(subject: &Subject) -> WhyKind {
     match subject {
         Subject::Run(_) => WhyKind::Run,
@@ -103,14 +107,26 @@ async fn find(deps: &Deps, member: &ProjectMember, request: &WhyRequest) -> Resu
         found.push(Subject::Fleet(Box::new(row.value)));
     }
     if wants(WhyKind::Instance) {
-        let filter =
-            InstanceFilter { projects: vec![project], limit: MOST_INSTANCES, ..InstanceFilter::default() };
-        let rows = instances::list(&deps.db, &filter).await?;
-        // The newest of that name: what is terminated leaves its name to its successor.
-        let named = rows.into_iter().map(|row| row.value).find(|instance| instance.state.name == request.name);
-        found.extend(named.map(|instance| Subject::Instance(Box::new(instance))));
+        let instance = find_instance(deps, project, &request.name).await?;
+        found.extend(instance.map(|instance| Subject::Instance(Box::new(instance))));
     }
     Ok(found)
+}
+
+/// The newest instance of that name: what is terminated leaves its name to its successor.
+async fn find_instance(deps: &Deps, project: ProjectId, name: &str) -> Result<Option<Instance>> {
+    // It is called by its fleet and its number.
+    if let Some((fleet, number)) = name.rsplit_once('-')
+        && let Ok(number) = number.parse()
+        && let Some(fleet) = fleets::get_by_name(&deps.db, project, fleet).await?
+        && let Some(instance) = instances::get_last(&deps.db, fleet.value.id, number).await?
+    {
+        return Ok(Some(instance.value));
+    }
+    // Its fleet may be gone.
+    let filter = InstanceFilter { projects: vec![project], limit: MOST_INSTANCES, ..InstanceFilter::default() };
+    let rows = instances::list(&deps.db, &filter).await?;
+    Ok(rows.into_iter().map(|row| row.value).find(|instance| instance.state.name == name))
 }
 
 fn empty(kind: WhyKind, name: &str, id: uuid::Uuid, status: &str) -> Why {

@@ -6,7 +6,8 @@ use api::instances::InstanceStatus;
 use api::runs::RunStatus;
 use ec2sim::Settings as Sky;
 use serde_json::json;
-use server::reconcile::sweep;
+use server::reconcile::{self, sweep};
+use store::leases::Table;
 
 use crate::world::{REGION, World, quick};
 
@@ -228,4 +229,34 @@ async fn machines_that_work_are_told_of_and_not_ended_by_a_server_that_does_not_
     world.park.finish_tasks(&works);
     sweep::pass(&world.later(minute * 61), &unclaimed).await.unwrap();
     world.wait_until("nothing is left in the cloud", async || world.orphans().is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_boots_and_never_answers_is_given_back_with_the_reason() {
+    let mut world = World::start(quick()).await;
+    world.park.silence(true);
+    world.add_fleet(json!(1), json!({})).await;
+    world
+        .wait_until("the machine runs", async || {
+            world.instances().await.iter().any(|instance| instance.state.internal_ip.is_some())
+        })
+        .await;
+    let silent = world.instances().await.remove(0).state.provider_id.unwrap();
+    world.crash().await;
+    let patience = Duration::from_mins(20);
+    for (late, status) in [(patience / 2, InstanceStatus::Provisioning), (patience, InstanceStatus::Terminating)] {
+        let deps = world.later(late + Duration::from_secs(1));
+        reconcile::touch_all(&deps).await.unwrap();
+        reconcile::pass(&deps, Table::Instances, "late", 10).await.unwrap();
+        assert_eq!(world.instances().await[0].status, status);
+    }
+    let told = world.instances().await.remove(0).state.termination_message.unwrap();
+    assert!(told.contains("did not become reachable in 1200 s: no answer"), "{told}");
+    world.park.silence(false);
+    world.restart().await;
+    world
+        .wait_until("the machine is gone", async || !world.sim.alive().iter().any(|entry| entry.id == silent))
+        .await;
+    world.delete_fleet().await;
+    world.wait_for_end().await;
 }

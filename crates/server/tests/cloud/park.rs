@@ -1,6 +1,7 @@
 //! The machines of the simulated EC2, and the agents on them as a server sees them.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use api::agent::{
@@ -26,6 +27,8 @@ pub(crate) enum News {
 #[derive(Debug, Default)]
 pub(crate) struct Park {
     machines: Mutex<HashMap<String, Machine>>,
+    /// Machines that are launched now never answer.
+    is_silent: AtomicBool,
     listener: Mutex<Option<Listener>>,
 }
 
@@ -60,6 +63,11 @@ impl Park {
         for (instance, _) in listener.kept.iter().filter(|(_, id)| *id == provider_id) {
             let _ = listener.news.send(News::Instance(*instance));
         }
+    }
+
+    /// Whether machines that are launched from now on never answer.
+    pub(crate) fn silence(&self, is_silent: bool) {
+        self.is_silent.store(is_silent, Ordering::Relaxed);
     }
 
     /// The agent of a machine does not answer any more.
@@ -101,6 +109,7 @@ impl Machines for Park {
                 self.change(&launched.instance_id, |machine| {
                     machine.instance_type.clone_from(&launched.instance_type);
                     machine.efa = efa as u32;
+                    machine.is_deaf = self.is_silent.load(Ordering::Relaxed);
                 });
             }
             MachineEvent::Running { instance_id } => self.change(instance_id, |machine| machine.is_up = true),
