@@ -24,6 +24,7 @@ use api::agent::Cloud;
 use api::ids::{FleetId, LaunchId};
 use api::instances::{InstanceAvailability, InstanceType};
 use async_trait::async_trait;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// A source of machines, configured for one project.
@@ -116,6 +117,9 @@ pub struct BackendOffer {
     pub availability: InstanceAvailability,
     /// Why it cannot be had, in words.
     pub unavailable_because: Option<String>,
+    /// When it can be had, if that is known and not now.
+    #[serde(default)]
+    pub available_from: Option<Timestamp>,
     /// The disk may be chosen, up to this size.
     #[serde(default)]
     pub most_disk_mib: Option<u64>,

@@ -11,6 +11,7 @@ use api::instances::{Offer, Resources};
 use api::jobs::Requirements;
 use backends::{BackendOffer, Capabilities, OffersWanted};
 use futures_util::future::join_all;
+use jiff::Timestamp;
 use lifecycle::fleet::{Home, LaunchPlan};
 use lifecycle::instance::split;
 use lifecycle::placement::is_listed;
@@ -54,6 +55,8 @@ pub struct Collected {
     pub obstacles: Vec<String>,
     /// Some backend did not answer, so nobody knows what it has.
     pub unknown: bool,
+    /// When something that would suit can be had, if a backend says so.
+    pub opens_at: Option<Timestamp>,
 }
 
 /// Something that would suit, were it there.
@@ -178,6 +181,8 @@ fn judge(open: &OpenBackend, offers: &[BackendOffer], query: &OffersQuery<'_>, c
         let offer = wire_offer(backend_offer.clone(), wire_type);
         if !offer.availability.is_usable() {
             sold_out = sold_out.or_else(|| because.clone());
+            let opens_at = [collected.opens_at, backend_offer.available_from];
+            collected.opens_at = opens_at.into_iter().flatten().min();
             collected.unavailable.push(UnavailableOffer { offer, because, admins_only });
             continue;
         }
@@ -324,6 +329,7 @@ mod tests {
             price_usd_per_hour: 2.0,
             availability: InstanceAvailability::Available,
             unavailable_because: None,
+            available_from: None,
             most_disk_mib: None,
             backend_data: json!(null),
         }

@@ -15,7 +15,7 @@ use crate::{Login, Machine, MachineKey, MachineState, Result};
 const UNSEEN: Duration = Duration::from_mins(2);
 
 /// Machines in one answer. Each of the largest has 33 interfaces, whose text is 50 KB.
-const PAGE: i32 = 200;
+const PAGE: i32 = 100;
 
 /// A machine as it was seen, with what only this backend needs.
 #[derive(Debug, Clone)]

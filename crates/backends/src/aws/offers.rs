@@ -104,6 +104,7 @@ fn offer(
         price_usd_per_hour: price,
         availability,
         unavailable_because: because,
+        available_from: None,
         most_disk_mib: Some(MOST_DISK_MIB),
         backend_data: serde_json::to_value(&data).expect("numbers and text are JSON"),
     }
@@ -131,6 +132,7 @@ fn of_reservation(
     if let Err(because) = found.check(now, wanted.nodes) {
         offer.availability = InstanceAvailability::NotAvailable;
         offer.unavailable_because = Some(because);
+        offer.available_from = found.awaited_until();
     }
     let efa_interfaces = efa_interfaces(config, one, wanted);
     let data = OfferData {

@@ -52,6 +52,11 @@ impl ReservationFacts {
         self.ends_at.filter(|_| self.reservation.is_block).map(|ends_at| ends_at - ENDS_EARLY)
     }
 
+    /// When it begins, if it has not yet.
+    pub(super) fn awaited_until(&self) -> Option<Timestamp> {
+        self.starts_at.filter(|_| self.state == ReservationState::Awaited)
+    }
+
     /// Whether so many machines can be had from it now, or why not, in words.
     pub(super) fn check(&self, now: Timestamp, machines: u32) -> std::result::Result<(), String> {
         let id = &self.reservation.id;

@@ -241,6 +241,7 @@ fn backend_offer(offer: &FakeOffer) -> BackendOffer {
         price_usd_per_hour: offer.price_usd_per_hour,
         availability: InstanceAvailability::Available,
         unavailable_because: None,
+        available_from: None,
         most_disk_mib: None,
         backend_data: serde_json::Value::Null,
     }

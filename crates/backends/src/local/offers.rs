@@ -52,6 +52,7 @@ fn offer(host: &HostInfo, portion: &Portion) -> BackendOffer {
         price_usd_per_hour: 0.0,
         availability: InstanceAvailability::Available,
         unavailable_because: None,
+        available_from: None,
         most_disk_mib: None,
         backend_data: serde_json::to_value(portion).expect("numbers and text are JSON"),
     }

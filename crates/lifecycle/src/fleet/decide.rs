@@ -13,6 +13,12 @@ use crate::events::status_changed;
 use crate::instance::{EndOrder, Instance};
 use crate::launch::Launch;
 
+/// How soon a fleet asks again for what should be sold already and is not, in seconds.
+const OPENING_SECS: i64 = 15;
+
+/// How late what should be sold may be, in seconds. From then on it is asked for as anything else.
+const OPENING_LASTS_SECS: i64 = 15 * 60;
+
 /// How often a fleet is looked at when nothing happens to it, in seconds.
 const SAFETY_SECS: i64 = 300;
 
@@ -50,6 +56,8 @@ pub enum OffersSeen {
         offers: Vec<LaunchPlan>,
         /// Why there is nothing, in words.
         obstacle: Option<String>,
+        /// When there will be something, if somebody says so.
+        opens_at: Option<Timestamp>,
     },
 }
 
@@ -330,14 +338,17 @@ fn buy_missing(
                 }
                 look_again(now + SignedDuration::from_secs(ASK_AGAIN_SECS), decision);
             }
-            Some(OffersSeen::Known { offers, obstacle }) => {
+            Some(OffersSeen::Known { offers, obstacle, opens_at }) => {
                 let order =
                     Order { buyer: *buyer, instances, round: Round::of(around.failed_launches, instances) };
                 match next_plan(&order, offers, kept, around, decision) {
                     Next::Buy(plan) => buy(now, &order, plan, bought, around.most_offers, decision),
                     // It is looked at again when that is over.
                     Next::Wait => {}
-                    Next::Nothing => give_up(now, &order, obstacle.clone(), around.most_offers, decision),
+                    Next::Nothing => {
+                        let nothing = Nothing { obstacle: obstacle.clone(), opens_at: *opens_at };
+                        give_up(now, &order, nothing, around.most_offers, decision);
+                    }
                 }
             }
         }
@@ -455,10 +466,16 @@ fn told(count: u32, plan: &LaunchPlan, round: &Round<'_>, most_offers: u32) -> S
     format!("Buying {count} × {name}{spot} on {backend} in {place} for ${price} an hour each{tried}")
 }
 
+/// Why there is nothing to buy, and until when.
+struct Nothing {
+    obstacle: Option<String>,
+    opens_at: Option<Timestamp>,
+}
+
 fn give_up(
     now: Timestamp,
     order: &Order<'_>,
-    obstacle: Option<String>,
+    Nothing { obstacle, opens_at }: Nothing,
     most_offers: u32,
     decision: &mut FleetDecision,
 ) {
@@ -485,12 +502,24 @@ fn give_up(
     } else {
         put_off(now, order.buyer, decision);
     }
+    if order.buyer == Buyer::Fleet {
+        be_there_when_it_opens(now, opens_at, decision);
+    }
     if let (Buyer::Fleet, Some(at)) = (order.buyer, decision.fleet.state.not_before) {
         let count = order.instances.len();
         let at = at.strftime("%H:%M:%S UTC");
         let plural = if count == 1 { "machine" } else { "machines" };
         decision.events.push(format!("No offer for {count} {plural} is left, next tries from {at} on"));
     }
+}
+
+/// Shortens the pause of a fleet, so that what is sold from some moment on is bought then, or soon after it: clocks differ.
+fn be_there_when_it_opens(now: Timestamp, opens_at: Option<Timestamp>, decision: &mut FleetDecision) {
+    let opening = SignedDuration::from_secs(OPENING_LASTS_SECS);
+    let Some(opens_at) = opens_at.filter(|opens_at| now <= *opens_at + opening) else { return };
+    let soon = now + SignedDuration::from_secs(OPENING_SECS);
+    let state = &mut decision.fleet.state;
+    state.not_before = state.not_before.map(|not_before| not_before.min(opens_at.max(soon)));
 }
 
 /// Puts the next purchase for the fleet's own store off, longer with each failure. A run has pauses of its own.

@@ -51,7 +51,7 @@ impl Case {
 
 fn sold(prices: &[f64]) -> OffersSeen {
     let obstacle = prices.is_empty().then(|| "No offers found: sold out".to_owned());
-    OffersSeen::Known { offers: prices.iter().map(|price| plan(*price)).collect(), obstacle }
+    OffersSeen::Known { offers: prices.iter().map(|price| plan(*price)).collect(), obstacle, opens_at: None }
 }
 
 fn of_run(number: u128, group: u32) -> Buyer {
@@ -289,7 +289,7 @@ fn two_in_vain(failed: Vec<Launch>) -> Case {
         (instance, busy)
     };
     let buyer = of_run(31, 0);
-    let offers = vec![(buyer, OffersSeen::Known { offers: market(), obstacle: None })];
+    let offers = vec![(buyer, OffersSeen::Known { offers: market(), obstacle: None, opens_at: None })];
     let buyers = vec![(id(200), buyer), (id(201), buyer)];
     let cluster = fleet(json!({"nodes": "0..4", "placement": "cluster"}));
     let instances = vec![bound(0), bound(1)];
@@ -370,7 +370,7 @@ fn no_more_offers_are_tried_than_allowed_and_all_zones_are_one() {
         (0..40).map(|number| at_place(f64::from(number), &format!("t{number}"), "west", "west-a")).collect();
     let failed: Vec<Launch> = (0..25).map(|n| refused(n as u128, &many[n], Scope::Zone, &[0, 1])).collect();
     let buyer = of_run(31, 0);
-    let offers = |offers| vec![(buyer, OffersSeen::Known { offers, obstacle: None })];
+    let offers = |offers| vec![(buyer, OffersSeen::Known { offers, obstacle: None, opens_at: None })];
     let full = Case { offers: offers(many.clone()), ..two_in_vain(failed.clone()) };
     let message = full.decide().end_instances[0].1.message.clone().unwrap();
     assert!(message.starts_with("Tried 25 offers in vain: t0 in west-a: SoldOut"), "{message}");
@@ -396,7 +396,7 @@ fn a_round_for_the_fleets_own_store_is_counted_once_and_the_pause_comes_after_it
     let own = |now, fleet: Fleet, failed: Vec<Launch>, offers: Vec<LaunchPlan>| {
         let (mut instance, _) = pending(0);
         instance.launch_id = failed.last().map(|launch: &Launch| launch.id);
-        let offers = vec![(Buyer::Fleet, OffersSeen::Known { offers, obstacle: None })];
+        let offers = vec![(Buyer::Fleet, OffersSeen::Known { offers, obstacle: None, opens_at: None })];
         Case { now, failed, offers, ..case(fleet, vec![(instance, 0)]) }.decide()
     };
     let first = own(0, nodes("1..4"), vec![], market());
@@ -449,7 +449,7 @@ fn a_cluster_that_is_there_does_not_take_another_kind_because_its_own_is_sold_ou
         let mut other = plan(2.0);
         name.clone_into(&mut other.offer.instance.name);
         other.offer.region = "fake-2".to_owned();
-        let offers = vec![(buyer, OffersSeen::Known { offers: vec![other], obstacle: None })];
+        let offers = vec![(buyer, OffersSeen::Known { offers: vec![other], obstacle: None, opens_at: None })];
         let cluster = fleet(json!({"nodes": "0..4", "placement": "cluster"}));
         let instances = vec![busy(0), (waiting.clone(), held)];
         Case { buyers: vec![(id(201), buyer)], failed: failed.clone(), offers, ..case(cluster, instances) }
@@ -469,7 +469,10 @@ fn where_a_cluster_is_to_be_is_open_until_something_is_bought_there() {
     let waits = two_in_vain(vec![refused(0, &market()[0], Scope::Zone, &[0, 1])]);
     let mut instances = waits.instances.clone();
     instances.push((other, other_busy));
-    let offers = vec![(of_run(31, 0), OffersSeen::Known { offers: market()[..1].to_vec(), obstacle: None })];
+    let offers = vec![(
+        of_run(31, 0),
+        OffersSeen::Known { offers: market()[..1].to_vec(), obstacle: None, opens_at: None },
+    )];
     let waits = Case { instances, offers, launches: vec![open], ..waits };
     check(&waits, "active");
     check(&Case { launches: vec![], ..waits }, "active, ends 0 no_offers, ends 1 no_offers");
@@ -610,4 +613,22 @@ fn final_is_final() {
             assert_eq!((told(&decision), decision.fleet), (status.as_str().to_owned(), over));
         }
     }
+}
+
+#[test]
+fn what_is_sold_from_some_moment_on_is_asked_for_then() {
+    let next = |opens_at: i64| {
+        let mut fleet = nodes("1..4");
+        // After many failures it pauses for half an hour.
+        fleet.state.failures = 9;
+        let nothing = OffersSeen::Known { offers: vec![], obstacle: None, opens_at: Some(at(opens_at)) };
+        let asked =
+            Case { now: 10_000, offers: vec![(Buyer::Fleet, nothing)], ..case(fleet, vec![pending(0)]) }.decide();
+        asked.fleet.state.not_before.unwrap().duration_since(at(0)).as_secs()
+    };
+    assert_eq!(next(20_000), 11_800, "it may be had before, after all");
+    assert_eq!(next(11_000), 11_000);
+    // It should be there already, or the clocks differ.
+    assert_eq!([next(10_001), next(10_000), next(9_100)], [10_015; 3]);
+    assert_eq!(next(9_099), 11_800, "nobody knows when");
 }

@@ -168,7 +168,7 @@ fn seen(collected: Collected) -> OffersSeen {
     }
     let obstacle =
         (!collected.obstacles.is_empty()).then(|| format!("No offers found: {}", collected.obstacles.join("; ")));
-    OffersSeen::Known { offers: collected.plans, obstacle }
+    OffersSeen::Known { offers: collected.plans, obstacle, opens_at: collected.opens_at }
 }
 
 /// Records what was decided. False: nothing was.

@@ -216,6 +216,7 @@ async fn order_of(deps: &Deps, launch: &Launch) -> store::Result<backends::Launc
             price_usd_per_hour: state.offer.price,
             availability: state.offer.availability,
             unavailable_because: None,
+            available_from: None,
             most_disk_mib: None,
             backend_data: state.offer.backend_data.clone(),
         },
