@@ -189,6 +189,9 @@ pub struct Machine {
     /// Who logs in over SSH, where that is how it is reached.
     #[serde(default)]
     pub login: Option<Login>,
+    /// The switches above it, the highest first, where its backend tells them.
+    #[serde(default)]
+    pub network_path: Vec<String>,
 }
 
 /// Who logs in to a machine.

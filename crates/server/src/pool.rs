@@ -105,6 +105,7 @@ fn pool_instance(instance: &Instance, taken: &[u32], silent_before: Timestamp) -
         backend: state.backend.as_deref().map(backends::wire_type_of),
         region: state.region.clone(),
         zone: state.zone.clone(),
+        network_path: state.network_path.clone(),
         price: state.price.unwrap_or_default(),
         instance_type: state.instance_type.clone(),
         total_blocks,

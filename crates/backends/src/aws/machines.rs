@@ -24,6 +24,8 @@ pub(super) struct Sighting {
     /// The interface that a public address goes to.
     pub(super) primary_interface: Option<String>,
     pub(super) interfaces: usize,
+    /// It was bought to be near others.
+    pub(super) is_in_group: bool,
 }
 
 /// What was last seen, and what must be there although no list shows it yet.
@@ -99,11 +101,16 @@ pub(super) fn sighting(instance: &Instance, region: &str) -> Option<Sighting> {
         zone: instance.placement().and_then(|placement| placement.availability_zone()).map(str::to_owned),
         ended_because: ended_because(instance),
         login: tags::value(instance.tags(), tags::LOGIN).map(|user| Login { user: user.to_owned(), port: 22 }),
+        network_path: vec![],
     };
     Some(Sighting {
         machine,
         primary_interface: primary.and_then(|interface| some(interface.network_interface_id())),
         interfaces: instance.network_interfaces().len(),
+        is_in_group: instance
+            .placement()
+            .and_then(|placement| placement.group_name())
+            .is_some_and(|name| !name.is_empty()),
     })
 }
 

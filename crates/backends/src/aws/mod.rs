@@ -6,6 +6,7 @@
 //! | `types`, `prices`, `quotas`, `reservations`, `network`, `images` | what is asked of AWS and kept for a while |
 //! | `layout`, `user_data`, `prepare` | what a machine gets; pure |
 //! | `offers`, `launch`, `machines`, `placement_groups`, `security_groups`, `addresses`, `terminate`, `tidy` | the verbs |
+//! | `topology` | where machines are in the network |
 //!
 //! A launch is put together first (`prepare`) and recorded by the caller; from then on its token comes with exactly that
 //! request, however often it is repeated. Everything made carries marks by which it is found again.
@@ -33,6 +34,7 @@ mod security_groups;
 mod tags;
 mod terminate;
 mod tidy;
+mod topology;
 mod types;
 mod user_data;
 
@@ -62,6 +64,7 @@ use self::quotas::Quotas;
 use self::regions::Regions;
 use self::tags::Owner;
 use self::terminate::Ends;
+use self::topology::Topology;
 use self::types::{TypeFacts, Types};
 use crate::keys::invalid;
 use crate::registry::{Entry, OpenContext};
@@ -112,6 +115,7 @@ fn open(config: &Value, context: &OpenContext, id: BackendId) -> Result<Arc<dyn 
         reservations: Cached::new(MOMENT),
         seen: Seen::default(),
         ends: Ends::default(),
+        topology: Topology::default(),
         tidied: Mutex::default(),
         served: Mutex::default(),
         unclaimed: tidy::Unclaimed::default(),
@@ -141,6 +145,7 @@ struct Account {
     reservations: Cached<(String, String), Option<reservations::ReservationFacts>>,
     seen: Seen,
     ends: Ends,
+    topology: Topology,
     /// When each region need not be looked through before; a region in which something ended is taken out.
     tidied: Mutex<HashMap<String, Instant>>,
     /// The fleets and launches that lived when it was last looked.
@@ -370,9 +375,12 @@ impl Account {
         let watched = self.regions.watched();
         let regions = watched.iter().map(|region| async move {
             let ec2 = self.clients.ec2(region).await;
-            machines::list(&ec2, self.owner, region).await
+            let mut listed = machines::list(&ec2, self.owner, region).await?;
+            self.topology.add(&ec2, region, &mut listed).await;
+            Ok::<_, Error>(listed)
         });
-        let listed = try_join_all(regions).await?.into_iter().flatten().collect();
+        let listed: Vec<_> = try_join_all(regions).await?.into_iter().flatten().collect();
+        self.topology.keep(&listed);
         Ok(self.seen.listed(listed))
     }
 

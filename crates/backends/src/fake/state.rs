@@ -280,5 +280,6 @@ fn view(setup: &FakeSetup, number: usize, made: &MadeMachine, tick: u64) -> Opti
         zone: made.zone.clone(),
         ended_because: ended.and_then(|ended| ended.vanished_because.clone()),
         login: None,
+        network_path: vec![],
     })
 }

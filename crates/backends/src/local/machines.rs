@@ -302,6 +302,7 @@ impl Machines {
     fn machine(&self, record: Record) -> Machine {
         let state = if self.is_wanted(&record.key) { MachineState::Running } else { MachineState::Stopping };
         Machine {
+            network_path: vec![],
             provider_id: format!("{}-{}", record.key.launch_id, record.key.index),
             key: record.key,
             state,

@@ -187,3 +187,26 @@ async fn a_reservation_is_bought_from_and_a_block_has_no_group() {
         rig.backend.terminate(&key(number, index)).await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn it_is_asked_once_how_machines_are_connected() {
+    let rig = Rig::private().await;
+    rig.launch(rig.order(1, 2).await).await.unwrap();
+    let machines = rig.machines(MachineState::Running, 2).await;
+    assert!(machines.iter().all(|machine| machine.network_path.len() == 3), "{machines:?}");
+    rig.backend.list().await.unwrap();
+    assert_eq!(rig.count("DescribeInstanceTopology"), 1);
+    // Who may not know it does without.
+    rig.control(
+        "faults",
+        json!({ "action": "DescribeInstanceTopology", "times": 9, "what": "error_before",
+        "code": "UnauthorizedOperation", "message": "no", "status": 403 }),
+    );
+    let backend = rig.restarted();
+    for _ in 0..3 {
+        let listed = backend.list().await.unwrap();
+        assert!(listed.len() == 2 && listed.iter().all(|machine| machine.network_path.is_empty()), "{listed:?}");
+    }
+    assert_eq!(rig.count("DescribeInstanceTopology"), 2);
+    rig.end_everything().await;
+}

@@ -81,6 +81,8 @@ pub struct Machine {
     pub ended_because: Option<String>,
     /// Who logs in over SSH, where that is how it is reached.
     pub login: Option<Login>,
+    /// The switches above it, the highest first, where its backend tells them.
+    pub network_path: Vec<String>,
 }
 
 /// An instance's agent.
@@ -427,6 +429,9 @@ fn learn(machine: &Machine, decision: &mut InstanceDecision) {
     state.internal_ip = known(&machine.internal_ip, state.internal_ip.take());
     state.zone = known(&machine.zone, state.zone.take());
     state.login = machine.login.clone().or(state.login.take());
+    if !machine.network_path.is_empty() {
+        state.network_path.clone_from(&machine.network_path);
+    }
     state.container_network = machine.container_network.clone().or(state.container_network.take());
 }
 

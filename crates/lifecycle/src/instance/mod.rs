@@ -149,6 +149,8 @@ pub struct InstanceState {
     pub ends_at: Option<Timestamp>,
     /// Who logs in over SSH, where that is how it is reached.
     pub login: Option<Login>,
+    /// The switches above it, the highest first, where its backend tells them.
+    pub network_path: Vec<String>,
     /// The keys that it and the hosts on the way to it have shown, by address. Others are refused from then on.
     pub known_keys: BTreeMap<String, String>,
     /// Blocks that it is split into.

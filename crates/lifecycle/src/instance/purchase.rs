@@ -47,6 +47,7 @@ fn forget_facts(decision: &mut InstanceDecision) {
     state.internal_ip = None;
     state.container_network = None;
     state.login = None;
+    state.network_path.clear();
     state.known_keys.clear();
     state.efa_expected = None;
     state.ends_at = None;

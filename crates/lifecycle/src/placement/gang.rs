@@ -1,6 +1,6 @@
 //! The placement of whole gangs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use api::configurations::{InstanceGroupPlacement, ProfileParams};
 use api::ids::{FleetId, InstanceId, RunId};
@@ -9,6 +9,7 @@ use api::jobs::Requirements;
 use api::runs::RunSpec;
 
 use super::suits::{free_blocks, needed_blocks};
+use super::topology::{self, Home, homes};
 use crate::planted::{self, Bug};
 
 /// A run that waits for its nodes.
@@ -98,6 +99,8 @@ pub struct PoolInstance {
     pub region: Option<String>,
     /// Its zone.
     pub zone: Option<String>,
+    /// The switches above it, the highest first, where its backend tells them.
+    pub network_path: Vec<String>,
     /// US dollars per hour.
     pub price: f64,
     /// What it has; unknown for a machine that nobody has seen yet.
@@ -296,25 +299,11 @@ fn is_better(left: &Try, right: &Try) -> bool {
     by_need.then(left.price.total_cmp(&right.price)).is_lt()
 }
 
-/// Where a gang's machines are: its region and zone.
-type Home<'a> = (Option<&'a str>, Option<&'a str>);
-
-/// The places where the gang may be whole. A cluster's fabric does not reach beyond a zone; a job without peers may
-/// be anywhere.
-fn homes<'a>(gang: &Gang, fleet: &'a PoolFleet) -> BTreeSet<Option<Home<'a>>> {
-    let places =
-        fleet.instances.iter().map(|instance| Some((instance.region.as_deref(), instance.zone.as_deref())));
-    let homes: BTreeSet<_> = places.filter(|_| gang.nodes.len() > 1).collect();
-    if homes.is_empty() { BTreeSet::from([None]) } else { homes }
-}
-
-fn fit_in(gang: &Gang, fleet: &PoolFleet, home: Option<Home<'_>>, market: &dyn Market) -> Result<Try, Misfit> {
-    let is_near = |instance: &&PoolInstance| {
-        home.is_none_or(|home| home == (instance.region.as_deref(), instance.zone.as_deref()))
-    };
-    let near: Vec<&PoolInstance> = fleet.instances.iter().filter(is_near).collect();
+fn fit_in(gang: &Gang, fleet: &PoolFleet, home: Home<'_>, market: &dyn Market) -> Result<Try, Misfit> {
+    let near: Vec<&PoolInstance> = fleet.instances.iter().filter(|instance| home.has(instance)).collect();
     let options: Vec<Vec<Candidacy>> = gang.nodes.iter().map(|node| candidacies(gang, node, &near)).collect();
-    let chosen = assign(&options, near.len());
+    let mut chosen = assign(&options, near.len());
+    topology::put_neighbours_together(&gang.nodes, &near, &mut chosen);
     let mut result = Try { slots: vec![], bought: 0, waiting: 0, price: 0.0 };
     let mut prices = Prices { gang, fleet, market, known: vec![] };
     for (node, chosen) in gang.nodes.iter().zip(chosen) {
@@ -364,9 +353,9 @@ impl<'a> Prices<'a> {
 }
 
 /// An instance that could take a node, by its place among those that are near, and the blocks that it would give.
-struct Candidacy {
-    instance: usize,
-    blocks: Vec<u32>,
+pub(super) struct Candidacy {
+    pub(super) instance: usize,
+    pub(super) blocks: Vec<u32>,
 }
 
 /// The instances that could take a node now, the best first.

@@ -8,6 +8,7 @@ mod compute_capability;
 mod gang;
 pub mod requirements;
 mod suits;
+mod topology;
 
 pub use gang::{
     Candidate, Gang, Growth, Market, Node, Outcome, Pool, PoolFleet, PoolInstance, Slot, is_cluster, place,

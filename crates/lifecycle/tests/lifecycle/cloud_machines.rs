@@ -53,6 +53,7 @@ fn interruption(at_secs: Option<i64>) -> Interruption {
 fn seen(now: i64, instance: &Instance, host: &HostInfo, busy_blocks: u32) -> InstanceDecision {
     let launch = launch(LaunchStatus::Done);
     let machine = Machine {
+        network_path: vec![],
         running: true,
         gone: false,
         provider_id: PROVIDER_ID.to_owned(),

@@ -70,6 +70,7 @@ fn check(case: &Case, expected: &str) {
 
 fn machine(running: bool, gone: bool) -> MachineSeen {
     MachineSeen::Present(Box::new(Machine {
+        network_path: vec![],
         running,
         gone,
         provider_id: "fake-0".to_owned(),

@@ -10,3 +10,4 @@ mod launches;
 mod placement;
 mod properties;
 mod runs;
+mod topology;

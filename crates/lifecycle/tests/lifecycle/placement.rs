@@ -51,6 +51,7 @@ pub(crate) fn free(number: u32) -> PoolInstance {
         backend: Some(api::backends::BackendType::Aws),
         region: Some("r1".to_owned()),
         zone: Some("r1a".to_owned()),
+        network_path: vec![],
         price: 1.0,
         instance_type: Some(instance_type(4)),
         total_blocks: 1,
@@ -106,6 +107,13 @@ fn told(outcome: &Outcome, pool: &Pool) -> String {
             format!("{}: {}", fleet.name, slots.join(" "))
         }
     }
+}
+
+/// The place that a gang gets on these machines.
+pub(crate) fn placed(gang: &Gang, machines: Vec<PoolInstance>) -> String {
+    let pool = pool(machines);
+    let mut left = pool.clone();
+    told(&place(std::slice::from_ref(gang), &mut left, &Growth::Unknown)[0].1, &pool)
 }
 
 #[track_caller]

@@ -137,6 +137,7 @@ fn facts(machine: &Machine) -> lifecycle::instance::Machine {
         zone: machine.zone.clone(),
         ended_because: machine.ended_because.clone(),
         login: machine.login.clone().map(|backends::Login { user, port }| Login { user, port }),
+        network_path: machine.network_path.clone(),
     }
 }
 
@@ -200,6 +201,7 @@ fn recorded(instance: &Instance) -> Option<Machine> {
         zone: state.zone.clone(),
         ended_because: None,
         login: state.login.clone().map(|Login { user, port }| backends::Login { user, port }),
+        network_path: state.network_path.clone(),
     })
 }
 

@@ -1,7 +1,9 @@
 //! The life of one gang: bought, used by one task, and given back.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
+use api::ids::RunId;
 use api::instances::InstanceStatus;
 use api::jobs::JobStatus;
 use api::runs::RunStatus;
@@ -41,6 +43,8 @@ pub(crate) async fn live(mut world: World, nodes: u32) -> Times {
     world.wait_for_run(run, RunStatus::Running).await;
     world.wait_for_jobs(run, JobStatus::Running).await;
     let running = lap();
+    check_neighbours(&world, run).await;
+    lap();
     world.stop_run(run).await;
     world.wait_for_run(run, RunStatus::Terminated).await;
     let over = lap();
@@ -49,4 +53,13 @@ pub(crate) async fn live(mut world: World, nodes: u32) -> Times {
     let gone = lap();
     let (run_instances, terminate_instances) = (world.count("RunInstances"), world.count("TerminateInstances"));
     Times { asked, idle, running, over, gone, run_instances, terminate_instances }
+}
+
+/// Neighbouring ranks are neighbouring machines.
+async fn check_neighbours(world: &World, run: RunId) {
+    let machines = world.instances().await;
+    let paths: HashMap<_, _> = machines.iter().map(|one| (one.id, &one.state.network_path)).collect();
+    let jobs = store::jobs::list_latest(&world.deps.db, run).await.unwrap();
+    let by_rank: Vec<&Vec<String>> = jobs.iter().map(|job| paths[&job.value.instance_id.unwrap()]).collect();
+    assert!(by_rank.iter().all(|path| path.len() == 3) && by_rank.is_sorted(), "{by_rank:?}");
 }

@@ -170,6 +170,7 @@ async fn the_agent_of_another_machine_is_not_spoken_to() {
         zone: None,
         ended_because: None,
         login: None,
+        network_path: vec![],
     };
     let route = Route::Machine(cloud.backend(around.server_id), Box::new(machine), None);
     let expected = "another machine answers at 10.0.0.1: i-0b instead of i-0a";

@@ -222,6 +222,7 @@ mod tests {
             backend: Some(BackendType::Remote),
             region: Some("local".to_owned()),
             zone: None,
+            network_path: vec![],
             price: 0.0,
             instance_type: Some(serde_json::from_value(json!({"name": "local", "resources": resources})).unwrap()),
             total_blocks,

@@ -1,0 +1,45 @@
+//! Which machines a gang gets, and in which order, where it is known how they are connected.
+
+use lifecycle::placement::PoolInstance;
+use serde_json::json;
+
+use crate::placement::{free, gang, placed};
+
+/// A free machine under these switches.
+fn under(number: u32, path: &str) -> PoolInstance {
+    PoolInstance { network_path: path.split_whitespace().map(str::to_owned).collect(), ..free(number) }
+}
+
+/// The numbers of the machines that a gang gets, by rank.
+#[track_caller]
+fn check(nodes: u32, machines: Vec<PoolInstance>, expected: &[u32]) {
+    let words = expected.iter().map(|number| format!(" {number}[0]")).collect::<Vec<_>>();
+    assert_eq!(placed(&gang(nodes, json!({})), machines), format!("fleet:{}", words.concat()));
+}
+
+#[test]
+fn neighbouring_ranks_are_neighbouring_machines() {
+    let paths = ["a b x", "a c y", "a b x", "a c y", "a b w"];
+    check(5, (0..).zip(paths).map(|(number, path)| under(number, path)).collect(), &[4, 0, 2, 1, 3]);
+}
+
+#[test]
+fn a_gang_is_under_as_few_switches_as_can_be() {
+    let paths = ["a b x", "a c y", "a b w", "a c y", "a b x", "a c z"];
+    let machines: Vec<PoolInstance> = (0..).zip(paths).map(|(number, path)| under(number, path)).collect();
+    check(2, machines.clone(), &[0, 4]);
+    check(3, machines.clone(), &[2, 0, 4]);
+    check(4, machines.clone(), &[2, 0, 1, 3]);
+    check(6, machines.clone(), &[2, 0, 4, 1, 3, 5]);
+    // What is busy is no place.
+    let mut busy = machines;
+    busy[4].free_blocks.clear();
+    check(2, busy.clone(), &[1, 3]);
+    check(3, busy, &[1, 3, 5]);
+}
+
+#[test]
+fn where_nobody_tells_how_machines_are_connected_their_numbers_count() {
+    check(3, vec![under(0, "a b x"), under(1, ""), under(2, "a a w")], &[0, 1, 2]);
+    check(2, vec![free(0), free(1), free(2)], &[0, 1]);
+}
