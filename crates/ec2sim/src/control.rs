@@ -92,6 +92,15 @@ struct AddProfile {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct SetPrice {
+    region: String,
+    instance_type: String,
+    /// US dollars an hour, on demand.
+    price: f64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct TakeAddresses {
     region: String,
     subnet_id: String,
@@ -183,6 +192,10 @@ impl World {
             "addresses/taken" => {
                 let asked: TakeAddresses = read(body)?;
                 self.open(&asked.region)?.network.subnet(&asked.subnet_id)?.taken = asked.taken;
+            }
+            "prices" => {
+                let asked: SetPrice = read(body)?;
+                self.changed_prices.insert((asked.instance_type, asked.region), asked.price);
             }
             "reservations" => return self.add_reservation(read(body)?),
             "credentials" => self.credentials = read::<SetCredentials>(body)?.credentials,

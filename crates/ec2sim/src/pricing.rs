@@ -70,7 +70,8 @@ pub(crate) fn get_products(call: &mut Call<'_>) -> Result<Value, ApiError> {
     }
     let mut rows = Vec::new();
     for ((name, region), price) in &catalog().prices {
-        let Some(on_demand) = price.on_demand else { continue };
+        let changed = call.world.changed_prices.get(&(name.clone(), region.clone())).copied();
+        let Some(on_demand) = changed.or(price.on_demand) else { continue };
         let attributes = attributes(name, region, &catalog().types[name]);
         let matches = |filter: &Filter| match filter.field.as_str() {
             "productFamily" => filter.value == "Compute Instance",

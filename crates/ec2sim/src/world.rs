@@ -46,6 +46,8 @@ pub(crate) struct World {
     pub(crate) faults: Faults,
     pub(crate) throttle: Throttle,
     pub(crate) calls: Calls,
+    /// On-demand prices that are not those of the data, by type and region.
+    pub(crate) changed_prices: BTreeMap<(String, String), f64>,
     /// Launches that will be taken and ended all the same.
     pub(crate) late_refusals: Vec<LateRefusal>,
     /// Launches whose machines will run and be of little use.
@@ -186,6 +188,7 @@ impl World {
             faults: Faults::default(),
             throttle: Throttle::default(),
             calls: Calls::default(),
+            changed_prices: BTreeMap::new(),
             late_refusals: Vec::new(),
             host_faults: Vec::new(),
             due: BTreeMap::new(),

@@ -69,14 +69,24 @@ async fn spot_machines_have_their_own_price() {
 }
 
 #[tokio::test]
-async fn the_price_list_is_asked_in_the_background() {
+async fn the_price_list_is_asked_in_the_background_and_kept() {
     let rig = Rig::private().await;
-    rig.backend.offers(&cluster(1)).await.unwrap();
+    rig.control("prices", json!({ "region": REGION, "instance_type": "p5.48xlarge", "price": 31.5 }));
+    let price = async |backend: &std::sync::Arc<dyn backends::Backend>| {
+        let offers = backend.offers(&cluster(1)).await.unwrap();
+        offers.iter().find(|offer| offer.instance_type.name == "p5.48xlarge").unwrap().price_usd_per_hour
+    };
+    // Nobody waits for the list, so the first answer has the prices that are built in.
+    assert!((price(&rig.backend).await - 55.04).abs() < 1e-6);
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_mins(1);
-    while rig.count("GetProducts") == 0 {
+    while (price(&rig.backend).await - 31.5).abs() > 1e-6 {
         assert!(tokio::time::Instant::now() < deadline, "the price list is not asked");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
+    // Who starts later has read it from the disk.
+    let asked = rig.count("GetProducts");
+    assert!((price(&rig.restarted()).await - 31.5).abs() < 1e-6);
+    assert_eq!(rig.count("GetProducts"), asked);
 }
 
 #[tokio::test]
