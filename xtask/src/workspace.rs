@@ -75,12 +75,19 @@ pub(crate) fn build_workspace() -> Result<Programs> {
     programs(Profile::Dev)
 }
 
-/// Builds `dstack` with all backends, the simulated cloud, and the program that measures gangs, whose place is answered.
+/// Builds `dstack` with all backends, and the simulated cloud.
 pub(crate) fn build_with_clouds(profile: Profile) -> Result<PathBuf> {
-    // One call, so that the largest libraries are built once.
-    let targets = ["--bin", "dstack", "--bin", "dstack-ec2sim", "--bench", "gangs"];
-    let mut build = cargo(&["build", "--workspace", "--message-format", "json-render-diagnostics"]);
-    let messages = shell::capture(build.args(targets).args(profile.flags()))?;
+    let targets =
+        ["build", "--package", "dstack", "--package", "ec2sim", "--bin", "dstack", "--bin", "dstack-ec2sim"];
+    shell::run(cargo(&targets).args(profile.flags()))?;
+    program("dstack", profile)
+}
+
+/// Builds the program that measures gangs. It is a test as much as a program, so its libraries are those of tests.
+pub(crate) fn build_gangs(profile: Profile) -> Result<PathBuf> {
+    let mut build =
+        cargo(&["build", "--workspace", "--bench", "gangs", "--message-format", "json-render-diagnostics"]);
+    let messages = shell::capture(build.args(profile.flags()))?;
     let is_bench = |message: &serde_json::Value| {
         message["target"]["name"] == "gangs" && message["target"]["kind"][0] == "bench"
     };

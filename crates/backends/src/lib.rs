@@ -186,6 +186,9 @@ pub struct Machine {
     pub zone: Option<String>,
     /// Why it ended, if its backend says.
     pub ended_because: Option<String>,
+    /// It ended because its backend has no room for it, which may be elsewhere.
+    #[serde(default)]
+    pub lacked_room: bool,
     /// Who logs in over SSH, where that is how it is reached.
     #[serde(default)]
     pub login: Option<Login>,

@@ -38,7 +38,7 @@ pub struct KnownGang {
     pub ports: OnceCell<Vec<u16>>,
 }
 
-/// The gangs that start now.
+/// The last gangs that started, and jobs without peers.
 #[derive(Debug, Default)]
 pub struct Gangs(Mutex<HashMap<Try, Arc<KnownGang>>>);
 

@@ -1,6 +1,6 @@
 //! Gangs of machines in the simulated EC2: how long until they are asked for, usable, used and gone; and offers.
 
-use std::process::Command;
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -28,17 +28,17 @@ const ROWS: [(&str, &str, &str); 8] = [
 ];
 
 pub(super) fn measure(bench: &Bench<'_>) -> Result<()> {
-    let gangs = workspace::build_with_clouds(bench.profile)?;
+    let gangs = workspace::build_gangs(bench.profile)?;
     for (nodes, most) in SIZES {
-        measure_gang(&gangs, nodes, bench.samples.min(most))?;
+        measure_gang(bench, &gangs, nodes, bench.samples.min(most))?;
     }
     measure_offers(bench)
 }
 
-fn measure_gang(program: &std::path::Path, nodes: u32, count: usize) -> Result<()> {
+fn measure_gang(bench: &Bench<'_>, program: &Path, nodes: u32, count: usize) -> Result<()> {
     let mut rows = ROWS.map(|(_, _, unit)| Samples::new(unit));
     for _ in 0..count {
-        let line = shell::capture(Command::new(program).arg(nodes.to_string()))?;
+        let line = shell::capture(bench.sandbox.command(program).arg(nodes.to_string()))?;
         let told: Value = serde_json::from_str(line.trim()).context("read what the gang took")?;
         for ((_, name, _), samples) in ROWS.iter().zip(&mut rows) {
             samples.add(told[*name].as_f64().with_context(|| format!("no `{name}` in {line}"))?);
@@ -52,7 +52,7 @@ fn measure_gang(program: &std::path::Path, nodes: u32, count: usize) -> Result<(
 
 /// What the command line takes to show what a cloud sells, once the server has asked for it before.
 fn measure_offers(bench: &Bench<'_>) -> Result<()> {
-    let dstack = workspace::program("dstack", bench.profile)?;
+    let dstack = workspace::build_with_clouds(bench.profile)?;
     let (address, _) = cloud::start(bench.sandbox, bench.profile, &[])?;
     let mut place = Place::new(bench.sandbox, "offers", &Programs { dstack, ..bench.ours.clone() })?;
     cloud::configure(&mut place, address)?;

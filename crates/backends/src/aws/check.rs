@@ -87,7 +87,6 @@ async fn permissions(account: &Account) -> Result<()> {
     dry_run!("ec2:DescribeInstanceTypeOfferings", ec2.describe_instance_type_offerings());
     dry_run!("ec2:DescribeImages", ec2.describe_images().owners("self"));
     dry_run!("ec2:DescribePlacementGroups", ec2.describe_placement_groups());
-    dry_run!("ec2:DescribeInstanceTopology", ec2.describe_instance_topology());
     dry_run!("ec2:DescribeNetworkInterfaces", ec2.describe_network_interfaces());
     dry_run!("ec2:DescribeVolumes", ec2.describe_volumes());
     dry_run!("ec2:DescribeAddresses", ec2.describe_addresses());

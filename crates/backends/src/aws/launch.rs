@@ -73,6 +73,10 @@ pub(super) async fn launch(
         }
         match run(ec2, order, prepared, part).await {
             Ok(more) => made.extend(more),
+            // A part stands, so it is not true that nothing was made because of this request.
+            Err(error) if error.kind.is_transient() && !made.is_empty() => {
+                return Err(Error { kind: ErrorKind::Unavailable, ..error });
+            }
             Err(error) if error.kind.is_transient() => return Err(error),
             Err(_) if order.least <= made_so_far && !made.is_empty() => break,
             Err(error) => {

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use aws_sdk_ec2::types::{Instance, InstanceNetworkInterface, InstanceStateName, Reservation};
+use aws_sdk_ec2::types::{Instance, InstanceNetworkInterface, InstanceStateName, Reservation, StateReason};
 use tokio::time::Instant;
 
-use super::errors::failure;
+use super::errors::{failure, kind_of};
 use super::tags::{self, Owner};
-use crate::{Login, Machine, MachineKey, MachineState, Result};
+use crate::{ErrorKind, Login, Machine, MachineKey, MachineState, Result};
 
 /// How long a machine that AWS said it made may be missing from AWS's own list.
 const UNSEEN: Duration = Duration::from_mins(2);
@@ -100,6 +100,7 @@ pub(super) fn sighting(instance: &Instance, region: &str) -> Option<Sighting> {
         region: region.to_owned(),
         zone: instance.placement().and_then(|placement| placement.availability_zone()).map(str::to_owned),
         ended_because: ended_because(instance),
+        lacked_room: lacked_room(instance),
         login: tags::value(instance.tags(), tags::LOGIN).map(|user| Login { user: user.to_owned(), port: 22 }),
         network_path: vec![],
     };
@@ -121,6 +122,12 @@ fn is_primary(interface: &InstanceNetworkInterface) -> bool {
     })
 }
 
+/// AWS takes orders and finds out later that there is nothing to fill them with.
+fn lacked_room(instance: &Instance) -> bool {
+    let code = instance.state_reason().and_then(StateReason::code).unwrap_or_default();
+    code == "Server.SpotInstanceTermination" || kind_of(code) == ErrorKind::NoCapacity
+}
+
 fn ended_because(instance: &Instance) -> Option<String> {
     let reason = instance.state_reason()?;
     let code = reason.code().unwrap_or_default();
@@ -134,7 +141,7 @@ fn ended_because(instance: &Instance) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use aws_sdk_ec2::types::{InstanceState, StateReason, Tag};
+    use aws_sdk_ec2::types::{InstanceState, Tag};
 
     use super::*;
 

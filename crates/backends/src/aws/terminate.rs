@@ -35,6 +35,9 @@ struct Waiting {
     told: oneshot::Sender<Result<()>>,
 }
 
+/// What became of each of some machines.
+type Ended = HashMap<String, Result<()>>;
+
 impl Ends {
     /// Ends a machine. One that is gone already is no error.
     pub(super) async fn end(&self, ec2: &Client, region: &str, id: &str) -> Result<()> {
@@ -42,7 +45,7 @@ impl Ends {
             let mut queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             queues.entry(region.to_owned()).or_default().clone()
         };
-        queue.end(id, |ids| async move { terminate(ec2, &ids).await }).await
+        queue.end(id, |ids| async move { end_each(ec2, &ids).await }).await
     }
 }
 
@@ -51,49 +54,89 @@ impl Queue {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn end<C: Future<Output = Result<()>>>(
-        &self,
-        id: &str,
-        call: impl FnOnce(Vec<String>) -> C,
-    ) -> Result<()> {
-        let (told, answer) = oneshot::channel();
-        self.waiting().push(Waiting { id: id.to_owned(), told });
-        let turn = self.turn.lock().await;
-        // Otherwise it was taken along by the call before.
-        if !self.waiting().is_empty() {
-            tokio::time::sleep(GATHER).await;
-            let all = std::mem::take(&mut *self.waiting());
-            let ids: Vec<String> = all.iter().map(|one| one.id.clone()).collect();
-            let ended = call(ids).await;
-            for one in all {
-                let _ = one.told.send(ended.clone());
-            }
-        }
-        drop(turn);
+    async fn end<C: Future<Output = Ended>>(&self, id: &str, call: impl FnOnce(Vec<String>) -> C) -> Result<()> {
         // Whoever called for this one may have been cut off in the middle, and then nobody knows.
         let cut_off = |_| Err(Error::new(ErrorKind::Unavailable, format!("nobody waited for the end of {id}")));
+        let (told, mut answer) = oneshot::channel();
+        self.waiting().push(Waiting { id: id.to_owned(), told });
+        tokio::select! {
+            biased;
+            // It was taken along by another call.
+            told = &mut answer => return told.unwrap_or_else(cut_off),
+            _turn = self.turn.lock() => {
+                tokio::time::sleep(GATHER).await;
+                let all = std::mem::take(&mut *self.waiting());
+                let mut ended = call(all.iter().map(|one| one.id.clone()).collect()).await;
+                for one in all {
+                    let _gone_away = one.told.send(ended.remove(&one.id).unwrap_or(Ok(())));
+                }
+            }
+        }
         answer.await.unwrap_or_else(cut_off)
     }
 }
 
-/// Ends machines. One that is gone already is no error.
+/// Ends machines. One that is gone already is no error. The first failure is told, and the others are ended all the same.
 pub(super) async fn terminate(ec2: &Client, ids: &[String]) -> Result<()> {
-    for some in ids.chunks(ENDED_AT_ONCE) {
-        let Err(error) = ec2.terminate_instances().set_instance_ids(Some(some.to_vec())).send().await else {
-            continue;
+    end_each(ec2, ids).await.into_values().collect()
+}
+
+async fn end_each(ec2: &Client, ids: &[String]) -> Ended {
+    let call =
+        async |some: &[String]| match ec2.terminate_instances().set_instance_ids(Some(some.to_vec())).send().await
+        {
+            Ok(_) => Ok(()),
+            Err(error) if error.code() == Some(UNKNOWN) => {
+                Err(unknown_ones(some, error.message().unwrap_or_default()))
+            }
+            Err(error) => Err(Refused::All(failure("terminate instances", &error))),
         };
-        if error.code() != Some("InvalidInstanceID.NotFound") {
-            return Err(failure("terminate instances", &error));
-        }
-        // One unknown machine keeps AWS from ending the others.
-        if let [_] = some {
-            continue;
-        }
-        for id in some {
-            Box::pin(terminate(ec2, std::slice::from_ref(id))).await?;
+    let mut ended = Ended::new();
+    let mut left: Vec<Vec<String>> = ids.chunks(ENDED_AT_ONCE).map(<[String]>::to_vec).collect();
+    while let Some(some) = left.pop() {
+        match call(&some).await {
+            Ok(()) => ended.extend(some.into_iter().map(|id| (id, Ok(())))),
+            // Those are gone, and keep AWS from ending the others.
+            Err(Refused::Unknown(gone)) => {
+                let rest: Vec<String> = some.into_iter().filter(|id| !gone.contains(id)).collect();
+                ended.extend(gone.into_iter().map(|id| (id, Ok(()))));
+                left.extend((!rest.is_empty()).then_some(rest));
+            }
+            Err(Refused::All(error))
+                if error.kind.is_transient() || error.kind == ErrorKind::InvalidCredentials =>
+            {
+                // It would be said of the others, too.
+                let all = some.into_iter().chain(left.drain(..).flatten());
+                ended.extend(all.map(|id| (id, Err(error.clone()))));
+            }
+            // One that may not be ended keeps AWS from ending the others as well, and nobody says which it is.
+            Err(Refused::All(error)) => match &some[..] {
+                [id] => ended.extend([(id.clone(), Err(error))]),
+                _ => left.extend(some.chunks(some.len().div_ceil(2)).map(<[String]>::to_vec)),
+            },
         }
     }
-    Ok(())
+    ended
+}
+
+/// AWS's word for instances that are gone, or that it does not show yet.
+const UNKNOWN: &str = "InvalidInstanceID.NotFound";
+
+/// Why a call ended nothing.
+enum Refused {
+    /// AWS does not know these.
+    Unknown(Vec<String>),
+    All(Error),
+}
+
+/// The machines that a refusal names; if it names none of them, each of them may be meant.
+fn unknown_ones(ids: &[String], message: &str) -> Refused {
+    let named: Vec<String> = ids.iter().filter(|id| message.contains(id.as_str())).cloned().collect();
+    match (named.is_empty(), ids) {
+        (false, _) => Refused::Unknown(named),
+        (true, [_]) => Refused::Unknown(ids.to_vec()),
+        (true, _) => Refused::All(Error::new(ErrorKind::InvalidRequest, message)),
+    }
 }
 
 #[cfg(test)]
@@ -112,18 +155,19 @@ mod tests {
         let call = async |ids: Vec<String>| {
             calls.lock().unwrap().push(ids.clone());
             yield_now().await;
-            if ids.contains(&"i-0".to_owned()) { Err(Error::new(ErrorKind::RateLimited, "later")) } else { Ok(()) }
+            let later = || Err(Error::new(ErrorKind::RateLimited, "later"));
+            ids.into_iter().map(|id| if id == "i-7" { (id, later()) } else { (id, Ok(())) }).collect::<Ended>()
         };
         let ids: Vec<String> = (0..100).map(|number| format!("i-{number}")).collect();
         let ended = join_all(ids.iter().map(|id| queue.end(id, &call))).await;
         assert_eq!(*calls.lock().unwrap(), [ids]);
-        assert!(ended.iter().all(Result::is_err));
+        assert!(ended.iter().zip(0..).all(|(ended, number)| ended.is_err() == (number == 7)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_is_cut_off_leaves_nobody_waiting() {
         let queue = Arc::new(Queue::default());
-        let hang = |_: Vec<String>| std::future::pending::<Result<()>>();
+        let hang = |_: Vec<String>| std::future::pending::<Ended>();
         let begin = |id: &'static str| {
             let queue = queue.clone();
             tokio::spawn(async move { queue.end(id, hang).await })
@@ -134,7 +178,7 @@ mod tests {
         yield_now().await;
         let third = tokio::spawn({
             let queue = queue.clone();
-            async move { queue.end("i-3", |_| std::future::ready(Ok(()))).await }
+            async move { queue.end("i-3", |_| std::future::ready(Ended::new())).await }
         });
         yield_now().await;
         first.abort();

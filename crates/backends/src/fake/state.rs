@@ -279,6 +279,9 @@ fn view(setup: &FakeSetup, number: usize, made: &MadeMachine, tick: u64) -> Opti
         region: made.region.clone(),
         zone: made.zone.clone(),
         ended_because: ended.and_then(|ended| ended.vanished_because.clone()),
+        lacked_room: ended.is_some_and(|ended| {
+            ended.vanished_because.as_ref().is_some_and(|because| because.contains("Capacity"))
+        }),
         login: None,
         network_path: vec![],
     })

@@ -312,6 +312,7 @@ impl Machines {
             region: REGION.to_owned(),
             zone: None,
             ended_because: None,
+            lacked_room: false,
             login: None,
         }
     }

@@ -165,3 +165,21 @@ async fn an_account_that_may_have_no_address_says_so() {
     assert!(error.message.contains("EC2-VPC Elastic IPs"), "{error}");
     rig.end_everything().await;
 }
+
+#[tokio::test]
+async fn one_machine_that_may_not_be_ended_does_not_keep_the_others() {
+    let rig = Rig::private().await;
+    rig.launch(rig.order(1, 4).await).await.unwrap();
+    let machines = rig.machines(MachineState::Running, 4).await;
+    // All together, then half of them, then one of that half.
+    rig.control(
+        "faults",
+        json!({ "action": "TerminateInstances", "times": 3, "what": "error_before",
+        "code": "OperationNotPermitted", "message": "It is protected", "status": 400 }),
+    );
+    let ends = machines.iter().map(|machine| rig.backend.terminate(&machine.key));
+    let ended = futures_util::future::join_all(ends).await;
+    assert_eq!(ended.iter().filter(|ended| ended.is_err()).count(), 1, "{ended:?}");
+    assert_eq!(rig.count("TerminateInstances"), 5);
+    rig.end_everything().await;
+}

@@ -31,8 +31,8 @@ pub(super) async fn run(session: &mut Session, args: &PsArgs) -> anyhow::Result<
     Ok(Outcome::Done)
 }
 
-/// What else users of the project should know, such as machines of a backend that was let go. A server that does not
-/// tell is asked for no more.
+/// What else users of the project should know, such as machines of a backend that was let go. Servers of others do not
+/// tell, and nobody misses it.
 async fn tell_notes(session: &mut Session, project: &Project) -> anyhow::Result<()> {
     if let Ok(told) = project.client.call(&endpoints::PROJECT_NOTES, &project.name, &()).await {
         for note in told.notes {

@@ -403,6 +403,13 @@ enum Next<'a> {
     Nothing,
 }
 
+/// Whether a machine boots that was bought with one that was taken back.
+fn may_be_taken_back(instance: &Instance, order: &Order<'_>) -> bool {
+    let boots = instance.status == InstanceStatus::Provisioning && instance.state.joined_at.is_none();
+    let in_vain = order.instances.iter().flat_map(|one| &one.state.in_vain).filter(|one| one.why.is_some());
+    boots && in_vain.map(|one| Some(one.launch)).any(|launch| launch == instance.launch_id)
+}
+
 fn next_plan<'a>(
     order: &Order<'_>,
     offers: &'a [LaunchPlan],
@@ -410,6 +417,11 @@ fn next_plan<'a>(
     around: &Surroundings<'_>,
     decision: &FleetDecision,
 ) -> Next<'a> {
+    // What is taken back of one purchase is seen one machine at a time. Until the others of it have joined or are gone as
+    // well, they seem to say where the cluster is.
+    if is_cluster(&decision.fleet) && kept.iter().any(|(instance, _)| may_be_taken_back(instance, order)) {
+        return Next::Wait;
+    }
     let Some(plan) = order.round.next(offers, around.most_offers) else {
         // The other purchase said where the cluster is to be, and may come to nothing as well.
         let home_is_open = is_cluster(&decision.fleet)

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use std::collections::BTreeMap;
 
-use super::purchase::{describe, go_back, never_came, taken_back};
+use super::purchase::{describe, go_back, never_came, refused_late};
 use super::{ContainerNetwork, Instance, Login, host, observe};
 use crate::events::status_changed;
 use crate::launch::{Launch, LaunchStatus};
@@ -79,6 +79,8 @@ pub struct Machine {
     pub zone: Option<String>,
     /// Why it ended.
     pub ended_because: Option<String>,
+    /// It ended because its backend has no room for it, which may be elsewhere.
+    pub lacked_room: bool,
     /// Who logs in over SSH, where that is how it is reached.
     pub login: Option<Login>,
     /// The switches above it, the highest first, where its backend tells them.
@@ -322,8 +324,10 @@ fn provisioning(now: Timestamp, around: &Surroundings<'_>, decision: &mut Instan
         }
     }
     match &around.machine {
+        // What becomes of the purchase decides what is made instead.
+        MachineSeen::Present(machine) if machine.gone && is_open(around.launch) => return,
         MachineSeen::Present(machine) if machine.gone => {
-            taken_back(machine.ended_because.as_deref(), around, decision);
+            refused_late(machine, around, decision);
             return;
         }
         MachineSeen::Present(machine) => {
@@ -416,6 +420,11 @@ fn leaving(now: Timestamp, around: &Surroundings<'_>, decision: &mut InstanceDec
         }
         Leaving::NotYet | Leaving::Failed(_) => send_terminate(now, decision),
     }
+}
+
+/// Whether a purchase may still make machines.
+fn is_open(launch: Option<&Launch>) -> bool {
+    launch.is_some_and(|launch| !launch.status.is_final())
 }
 
 fn learn(machine: &Machine, decision: &mut InstanceDecision) {

@@ -4,7 +4,7 @@ use api::instances::{InstanceStatus, InstanceTerminationReason};
 use jiff::Timestamp;
 
 use super::InVain;
-use super::decide::{Effect, InstanceDecision, Surroundings, blocks_of, finish};
+use super::decide::{Effect, InstanceDecision, Machine, Surroundings, blocks_of, finish};
 use crate::launch::{Launch, LaunchStatus};
 
 /// Takes down what is being bought for the instance.
@@ -75,11 +75,12 @@ pub(super) fn go_back(launch: &Launch, why: Option<String>, decision: &mut Insta
     decision.effect = Some(Effect::Disconnect);
 }
 
-/// The backend took the order, made the machine and ended it: it has no room after all, as it may say.
-pub(super) fn taken_back(why: Option<&str>, around: &Surroundings<'_>, decision: &mut InstanceDecision) {
-    let why = why.unwrap_or("its backend gave no reason");
+/// The backend took the order, made the machine and ended it. Where it had no room after all, that is a refusal which came
+/// late, and the fleet buys elsewhere; whatever else it was, it would happen there too.
+pub(super) fn refused_late(machine: &Machine, around: &Surroundings<'_>, decision: &mut InstanceDecision) {
+    let why = machine.ended_because.as_deref().unwrap_or("its backend gave no reason");
     let message = format!("The machine ended while it started: {why}");
-    match around.launch {
+    match around.launch.filter(|_| machine.lacked_room) {
         Some(launch) => {
             decision.events.push(message.clone());
             go_back(launch, Some(message), decision);

@@ -542,7 +542,7 @@ fn tell_lost_output(bytes: u64, decision: &mut JobDecision) {
 /// The agent does not answer while the job should end.
 fn end_unseen(now: Timestamp, around: &Surroundings<'_>, decision: &mut JobDecision) {
     let machine_is_gone = around.instance.is_none_or(|instance| instance.status == InstanceStatus::Terminated);
-    let was_given = decision.job.state.given;
+    let was_given = decision.job.state.given || decision.job.state.phase.is_some();
     if machine_is_gone || !was_given {
         if was_given {
             blame_machine(lost_machine(around.instance), lost_since(around), decision);

@@ -281,7 +281,14 @@ fn admits(gang: &Gang, fleet: &PoolFleet) -> bool {
 /// Places every node of the gang in one fleet, or nothing.
 fn fit(gang: &Gang, fleet: &PoolFleet, market: &dyn Market) -> Result<Try, Misfit> {
     let mut best: Result<Try, Misfit> = Err(Misfit::NoPlace);
+    let cheapest = fleet.instances.iter().map(|instance| instance.price).fold(f64::INFINITY, f64::min);
     for home in homes(gang, fleet) {
+        // Nothing that is further apart can be better.
+        let is_best =
+            |found: &Try| found.bought + found.waiting == 0 && found.price <= cheapest * gang.nodes.len() as f64;
+        if best.as_ref().is_ok_and(is_best) {
+            break;
+        }
         best = match (best, fit_in(gang, fleet, home, market)) {
             (Ok(left), Ok(right)) => Ok(if is_better(&right, &left) { right } else { left }),
             // Nobody need ask what could be bought where nothing must be.

@@ -63,6 +63,7 @@ fn seen(now: i64, instance: &Instance, host: &HostInfo, busy_blocks: u32) -> Ins
         region: "r1".to_owned(),
         zone: None,
         ended_because: None,
+        lacked_room: false,
         login: None,
     };
     let around = Surroundings {

@@ -6,7 +6,7 @@ use api::instances::{InstanceStatus, InstanceTerminationReason};
 use lifecycle::fleet::{
     Buyer, Effect, Fleet, FleetDecision, Home, LaunchPlan, OffersSeen, Purchase, Surroundings, decide,
 };
-use lifecycle::instance::{EndOrder, Instance};
+use lifecycle::instance::{EndOrder, InVain, Instance};
 use lifecycle::launch::{Launch, LaunchError, LaunchStatus, Scope, Verdict};
 use serde_json::json;
 
@@ -631,4 +631,48 @@ fn what_is_sold_from_some_moment_on_is_asked_for_then() {
     // It should be there already, or the clocks differ.
     assert_eq!([next(10_001), next(10_000), next(9_100)], [10_015; 3]);
     assert_eq!(next(9_099), 11_800, "nobody knows when");
+}
+
+/// Of two machines of one purchase the first is taken back, and the other one still seems to boot.
+fn half_taken_back(other: impl FnOnce(&mut Instance)) -> Case {
+    let made = Launch {
+        status: lifecycle::launch::LaunchStatus::Done,
+        state: lifecycle::launch::LaunchState {
+            error: None,
+            made: Some(2),
+            ..refused(0, &market()[0], Scope::Zone, &[0, 1]).state
+        },
+        ..refused(0, &market()[0], Scope::Zone, &[0, 1])
+    };
+    let mut case = two_in_vain(vec![made.clone()]);
+    let [(first, _), (second, _)] = &mut case.instances[..] else { panic!("there are two") };
+    let gave_up = |instance: &mut Instance| {
+        instance.status = InstanceStatus::Pending;
+        instance.state.unsold = Some(made.id);
+        instance.state.in_vain = vec![InVain { launch: made.id, why: Some("no room".to_owned()) }];
+    };
+    gave_up(first);
+    second.state.provider_id = Some("i-2".to_owned());
+    second.state.backend = Some("fake".to_owned());
+    second.state.region = Some("west".to_owned());
+    second.state.zone = Some("west-a".to_owned());
+    other(second);
+    if second.state.provider_id.is_none() {
+        gave_up(second);
+    }
+    case
+}
+
+#[test]
+fn a_gang_that_is_taken_back_one_by_one_is_bought_elsewhere_as_a_whole() {
+    check(&half_taken_back(|_| ()), "active");
+    // It has joined, so the cluster stays where it is, and nothing is left there for the first.
+    let joined = half_taken_back(|second| {
+        second.state.joined_at = Some(at(5));
+        second.status = InstanceStatus::Idle;
+    });
+    assert!(joined.decide().buy.iter().all(|purchase| purchase.plan.zone.as_deref() != Some("west-a")));
+    let both = half_taken_back(|second| second.state.provider_id = None).decide();
+    let [Purchase { plan, instances, .. }] = &both.buy[..] else { panic!("{:?}", both.buy) };
+    assert_eq!((plan.zone.as_deref(), instances.len()), (Some("west-b"), 2));
 }

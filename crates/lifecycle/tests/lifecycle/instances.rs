@@ -80,6 +80,7 @@ fn machine(running: bool, gone: bool) -> MachineSeen {
         region: "fake-1".to_owned(),
         zone: Some("fake-1a".to_owned()),
         ended_because: gone.then(|| "taken back".to_owned()),
+        lacked_room: gone,
         login: None,
     }))
 }
@@ -165,7 +166,14 @@ fn a_provisioning_instance_ends_with_its_launch_its_machine_or_its_time() {
     let in_vain = taken_back.decide().instance.state.in_vain;
     assert_eq!(in_vain.len(), 1);
     assert!(in_vain[0].why.as_deref().unwrap().starts_with("The machine ended while it started: "), "{in_vain:?}");
-    check(&Case { launch: None, ..taken_back }, "terminated, error, disconnect");
+    // While the purchase is under way nobody knows yet what is bought instead.
+    let open =
+        Case { launch: Some(launch(LaunchStatus::Requested)), ..case(provisioning(), gone(), silent(None)) };
+    check(&open, "provisioning");
+    let MachineSeen::Present(mut machine) = gone() else { panic!("it is listed") };
+    machine.lacked_room = false;
+    let broken = Case { machine: MachineSeen::Present(machine), ..taken_back };
+    check(&broken, "terminated, error, disconnect");
     // Its time begins when it is asked for, and not when it was first wanted.
     let late = |now, requested_at: Option<i64>| {
         let mut asked = launch(LaunchStatus::Done);

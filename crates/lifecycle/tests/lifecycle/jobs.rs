@@ -470,6 +470,7 @@ fn a_job_ends_unseen_when_its_agent_stays_silent_or_its_machine_is_gone() {
     check(&gone, "terminated, terminated_by_user, frees");
     let mut never_given = ending;
     never_given.state.given = false;
+    never_given.state.phase = None;
     check(&case(never_given, Seen::Unknown), "terminated, terminated_by_user, frees");
 }
 

@@ -67,8 +67,8 @@ pub trait Agents: fmt::Debug + Send + Sync {
         false
     }
 
-    /// Asks the agent of a machine that no row claims for its tasks, and leaves everything there as it is. None: there is
-    /// no agent; an error: nobody knows.
+    /// Asks the agent of a machine that no row claims for its tasks. Nothing is changed there, but that the agent learns of
+    /// this server. None: there is no agent; an error: nobody knows.
     async fn visit(&self, _route: Route) -> anyhow::Result<Option<Vec<TaskState>>> {
         anyhow::bail!("nobody is visited here")
     }

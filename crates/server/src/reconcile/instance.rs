@@ -136,6 +136,7 @@ fn facts(machine: &Machine) -> lifecycle::instance::Machine {
         region: machine.region.clone(),
         zone: machine.zone.clone(),
         ended_because: machine.ended_because.clone(),
+        lacked_room: machine.lacked_room,
         login: machine.login.clone().map(|backends::Login { user, port }| Login { user, port }),
         network_path: machine.network_path.clone(),
     }
@@ -200,6 +201,7 @@ fn recorded(instance: &Instance) -> Option<Machine> {
         region: state.region.clone()?,
         zone: state.zone.clone(),
         ended_because: None,
+        lacked_room: false,
         login: state.login.clone().map(|Login { user, port }| backends::Login { user, port }),
         network_path: state.network_path.clone(),
     })

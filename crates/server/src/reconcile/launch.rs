@@ -39,7 +39,8 @@ pub async fn reconcile(deps: &Deps, id: LaunchId) -> store::Result<Next> {
 }
 
 async fn observe(deps: &Deps, launch: &Launch, backend: Option<&OpenBackend>) -> Seen {
-    if launch.status == LaunchStatus::Wanted {
+    // What was never heard has made nothing.
+    if launch.status == LaunchStatus::Wanted || launch.state.maybe_heard == 0 {
         return Seen::Unknown;
     }
     let Some(open) = backend else { return Seen::Unknown };

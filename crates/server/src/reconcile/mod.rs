@@ -129,7 +129,9 @@ async fn run_loop(deps: Deps, table: Table, shutdown: CancellationToken) {
     let concurrency = match table {
         Table::Jobs => JOB_CONCURRENCY,
         Table::Instances => INSTANCE_CONCURRENCY,
-        Table::Fleets | Table::Launches | Table::Runs => CONCURRENCY,
+        // Some of them rest.
+        Table::Fleets | Table::Runs => 4 * CONCURRENCY,
+        Table::Launches => CONCURRENCY,
     };
     let busy = Arc::new(Busy::default());
     // Tasks of their own, because a claim waits for the database's only writer and one of these may hold it.

@@ -61,13 +61,14 @@ pub(super) async fn run_loop(deps: Deps, shutdown: CancellationToken) {
         // What goes wrong is in the log already, and the next pass tries again.
         let began = Instant::now();
         let _ = pass(&deps, &cache).await;
-        let breath = (began.elapsed() / 2).clamp(BREATH, LONGEST_BREATH);
+        let ready_at = Instant::now() + (began.elapsed() / 2).clamp(BREATH, LONGEST_BREATH);
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = deps.wake.placement_bell().notified() => {}
             () = tokio::time::sleep(SAFETY) => {}
         }
-        tokio::time::sleep(breath).await;
+        // Who comes after a quiet while is only waited for with others who come at the same time.
+        tokio::time::sleep_until(ready_at.max(Instant::now() + BREATH)).await;
     }
 }
 

@@ -24,11 +24,12 @@ pub async fn reconcile(deps: &Deps, id: RunId) -> store::Result<Next> {
     let latest = jobs::list_latest(&deps.db, id).await?;
     let latest: Vec<Job> = latest.into_iter().map(|job| job.value).collect();
     let decision = decide(deps.clock.now(), &loaded.value, &latest);
-    if !save(deps, &loaded, &latest, &decision).await? {
-        rest(began).await;
-    }
+    let did_something = save(deps, &loaded, &latest, &decision).await?;
     if decision.wants_place {
         deps.wake.ring_placement();
+    }
+    if !did_something {
+        rest(began).await;
     }
     // An ending run whose jobs are all finished ends in the next pass, at once.
     let just_began_to_end =

@@ -62,7 +62,7 @@ struct Sighting {
 }
 
 impl Unclaimed {
-    /// The machines that no row has claimed for a while, and since when; the others are forgotten.
+    /// The machines that no row has claimed for a while, and since when. Those that are claimed or gone are forgotten.
     fn older_than_grace<'a>(
         &self,
         listed: &'a [Machine],
@@ -71,6 +71,8 @@ impl Unclaimed {
     ) -> Vec<(&'a Machine, Timestamp)> {
         let mut known = self.machines.lock().expect("nobody panics while sweeping");
         let mut old = vec![];
+        let there: HashSet<&MachineKey> = listed.iter().map(|machine| &machine.key).collect();
+        known.retain(|key, _| there.contains(key));
         for machine in listed {
             if machine.state == MachineState::Gone || claims.has(&machine.key) {
                 known.remove(&machine.key);
@@ -154,29 +156,40 @@ async fn sweep_machines(deps: &Deps, backend: BackendId, unclaimed: &Unclaimed) 
         return Ok(());
     };
     let claims = Claims::load(deps, backend).await?;
-    let old = unclaimed.older_than_grace(&machines, &claims, deps.clock.now());
-    let (mut ended, mut swept) = (vec![], Ok(()));
-    // Each may be visited, and one that does not answer keeps nobody long from the others.
-    for some in old.chunks(VISITS_AT_ONCE) {
+    let (to_visit, to_end): (Vec<_>, Vec<_>) = unclaimed
+        .older_than_grace(&machines, &claims, deps.clock.now())
+        .into_iter()
+        .partition(|(machine, _)| machine.login.is_some() && machine.state == MachineState::Running);
+    let to_end: Vec<&Machine> = to_end.into_iter().map(|(machine, _)| machine).collect();
+    end(deps, &open, &to_end).await;
+    let mut swept = Ok(());
+    // One that does not answer keeps nobody long from the others.
+    for some in to_visit.chunks(VISITS_AT_ONCE) {
         let looks = some.iter().map(|(machine, since)| may_be_ended(deps, &open, machine, *since, unclaimed));
+        let mut ended = vec![];
         for ((machine, _), may_go) in some.iter().zip(join_all(looks).await) {
             match may_go {
                 Ok(may_go) => ended.extend(may_go.then_some(*machine)),
                 Err(error) => swept = Err(error),
             }
         }
+        end(deps, &open, &ended).await;
     }
-    let ends = ended.iter().map(|machine| async {
+    swept
+}
+
+/// Ends machines that no row claims.
+async fn end(deps: &Deps, open: &OpenBackend, machines: &[&Machine]) {
+    let ends = machines.iter().map(|machine| async {
         tracing::warn!("ending machine `{}` of `{}`: no row claims it", machine.provider_id, open.kind);
         if let Err(error) = answer(open.backend.terminate(&machine.key)).await {
             tracing::warn!("cannot end machine `{}`, trying again: {error}", machine.provider_id);
         }
     });
     join_all(ends).await;
-    if !ended.is_empty() {
+    if !machines.is_empty() {
         deps.backends.changed(open.id);
     }
-    swept
 }
 
 /// Whether a machine that no row claims may be ended. A database that was put back may have forgotten it, and somebody's
@@ -188,8 +201,14 @@ async fn may_be_ended(
     since: Timestamp,
     unclaimed: &Unclaimed,
 ) -> store::Result<bool> {
-    if machine.login.is_none() || machine.state != MachineState::Running {
+    // What this database remembers to have bought it has not forgotten: the machine is left over.
+    if launches::get(&deps.db, machine.key.launch_id).await?.is_some() {
         return Ok(true);
+    }
+    let is_late = since + SILENT_GRACE <= deps.clock.now();
+    // Nobody gets an address only to be asked.
+    if machine.hostname.is_none() {
+        return Ok(is_late);
     }
     let access = match bought_machines::access_to_unclaimed(deps, open.project_id).await {
         Ok(access) => access,
@@ -217,7 +236,7 @@ async fn may_be_ended(
                 "machine `{}` that no row claims does not tell what runs on it: {error:#}",
                 machine.provider_id
             );
-            Ok(since + SILENT_GRACE <= deps.clock.now())
+            Ok(is_late)
         }
     }
 }

@@ -13,8 +13,8 @@ async fn check(nodes: u32) {
          {over:.2?} after its stop, and all was gone after {gone:.2?}"
     );
     assert_eq!(times.run_instances, 1);
-    // One by one they would be refused for a long time.
-    assert!(times.terminate_instances < 20, "{}", times.terminate_instances);
+    // One by one they would be refused for a long time. How many go together depends on the machine that runs this.
+    assert!(times.terminate_instances <= u64::from(nodes.div_ceil(2)), "{}", times.terminate_instances);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -169,6 +169,7 @@ async fn the_agent_of_another_machine_is_not_spoken_to() {
         region: "r1".to_owned(),
         zone: None,
         ended_because: None,
+        lacked_room: false,
         login: None,
         network_path: vec![],
     };
