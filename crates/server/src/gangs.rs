@@ -38,7 +38,14 @@ pub struct KnownGang {
     pub ports: OnceCell<Vec<u16>>,
 }
 
-/// The last gangs that started, and jobs without peers.
+impl KnownGang {
+    /// A gang of which nothing is known yet but where it is.
+    pub fn of(cluster: ClusterInfo) -> KnownGang {
+        KnownGang { cluster: Arc::new(cluster), host_keys: OnceCell::new(), ports: OnceCell::new() }
+    }
+}
+
+/// The last gangs that started.
 #[derive(Debug, Default)]
 pub struct Gangs(Mutex<HashMap<Try, Arc<KnownGang>>>);
 
@@ -55,8 +62,6 @@ impl Gangs {
         if NODES_LIMIT < nodes + cluster.node_ips.len() {
             gangs.clear();
         }
-        let known =
-            || KnownGang { cluster: Arc::new(cluster), host_keys: OnceCell::new(), ports: OnceCell::new() };
-        gangs.entry(Try::of(job)).or_insert_with(|| Arc::new(known())).clone()
+        gangs.entry(Try::of(job)).or_insert_with(|| Arc::new(KnownGang::of(cluster))).clone()
     }
 }

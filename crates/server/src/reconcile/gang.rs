@@ -18,6 +18,9 @@ use crate::gangs::KnownGang;
 
 /// The job's gang, once its first node remembers where all nodes are. A job without peers is a gang as well.
 pub(super) async fn find(deps: &Deps, job: &Job) -> store::Result<Option<Arc<KnownGang>>> {
+    if job.spec.jobs_per_replica <= 1 {
+        return Ok(job.state.cluster.clone().map(|cluster| Arc::new(KnownGang::of(cluster))));
+    }
     if let Some(known) = deps.gangs.get(job) {
         return Ok(Some(known));
     }
