@@ -260,3 +260,23 @@ async fn a_machine_that_boots_and_never_answers_is_given_back_with_the_reason() 
     world.delete_fleet().await;
     world.wait_for_end().await;
 }
+
+/// What runs there has no row any more, and what was bought is remembered, so nothing was forgotten.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_is_left_over_of_a_purchase_that_is_remembered_is_ended_whatever_runs_there() {
+    let mut world = World::start(quick()).await;
+    world.add_fleet(json!(1), json!({})).await;
+    world.wait_for_instances(InstanceStatus::Idle, 1).await;
+    let run = world.submit(1, json!({})).await;
+    world.wait_for_run(run, RunStatus::Running).await;
+    let there = world.wait_for_busy(1).await;
+    world.crash().await;
+    let mut row = store::instances::get(&world.deps.db, there[0].id).await.unwrap().unwrap();
+    row.value.status = InstanceStatus::Terminated;
+    store::instances::save(&world.deps.db, &row).await.unwrap();
+    let unclaimed = sweep::Unclaimed::default();
+    sweep::pass(&world.deps, &unclaimed).await.unwrap();
+    assert_eq!(world.sim.count_alive(ec2sim::Kind::Instance), 1, "nobody is ended at first sight");
+    sweep::pass(&world.later(Duration::from_secs(61)), &unclaimed).await.unwrap();
+    world.wait_until("the machine is gone", async || world.sim.count_alive(ec2sim::Kind::Instance) == 0).await;
+}

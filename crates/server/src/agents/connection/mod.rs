@@ -459,7 +459,8 @@ fn is_superseded_by(error: &OrderError) -> bool {
     matches!(error, OrderError::Refused(refusal) if refusal.code == api::agent::AgentErrorCode::Fenced)
 }
 
-/// Asks the agent of a machine once for its tasks, and leaves everything there as it is. None: there is no agent.
+/// Asks the agent of a machine once for its tasks. Nothing is changed there, but that the agent learns of this server.
+/// None: there is no agent.
 pub(super) async fn visit(around: &Surroundings, mut route: Route) -> anyhow::Result<Option<Vec<TaskState>>> {
     let opened = route.visit(&around.clock).await.map_err(|no_way| anyhow::anyhow!(no_way.error))?;
     let Some(stream) = opened else { return Ok(None) };
