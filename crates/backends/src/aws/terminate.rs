@@ -66,9 +66,12 @@ impl Queue {
             _turn = self.turn.lock() => {
                 tokio::time::sleep(GATHER).await;
                 let all = std::mem::take(&mut *self.waiting());
-                let mut ended = call(all.iter().map(|one| one.id.clone()).collect()).await;
+                let ended = call(all.iter().map(|one| one.id.clone()).collect()).await;
+                // A machine may be there twice. Of whom nothing is said, whoever waits is told that nobody knows.
                 for one in all {
-                    let _gone_away = one.told.send(ended.remove(&one.id).unwrap_or(Ok(())));
+                    if let Some(ended) = ended.get(&one.id) {
+                        let _gone_away = one.told.send(ended.clone());
+                    }
                 }
             }
         }
