@@ -7,6 +7,7 @@ mod fleets;
 mod instances;
 mod jobs;
 mod launches;
+mod outlook;
 mod placement;
 mod properties;
 mod runs;

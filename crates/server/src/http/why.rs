@@ -2,16 +2,15 @@
 
 use std::collections::HashSet;
 
-use api::fleets::FleetStatus;
 use api::ids::{FleetId, InstanceId, ProjectId};
 use api::instances::InstanceStatus;
-use api::runs::RunStatus;
-use api::why::{Attempt, AttemptOutcome, NextStep, ProjectNotes, StoryLine, Why, WhyKind, WhyRequest};
+use api::why::{Attempt, AttemptOutcome, ProjectNotes, StoryLine, Why, WhyKind, WhyRequest};
 use axum::extract::State;
 use jiff::Timestamp;
 use lifecycle::fleet::Fleet;
 use lifecycle::instance::Instance;
-use lifecycle::launch::{Launch, LaunchStatus, Scope, Verdict};
+use lifecycle::launch::{Launch, LaunchStatus};
+use lifecycle::outlook;
 use lifecycle::run::Run;
 use store::events::EventFilter;
 use store::instances::InstanceFilter;
@@ -153,26 +152,8 @@ async fn of_run(deps: &Deps, run: &Run) -> Result<Why> {
         format!("node {} ended with {}{said}", cause.job_num, cause.reason.as_str().replace('_', " "))
     });
     answer.reason = cause.or(ended);
-    if let Some(retry) = state.retry.filter(|_| run.status == RunStatus::Pending) {
-        let what = if retry.for_capacity {
-            "machines are bought for it again; what falls free before serves it too"
-        } else {
-            "its jobs are submitted again"
-        };
-        answer.next.push(step(Some(retry.not_before), what));
-        answer.next.push(step(Some(retry.until), "it fails unless it has machines by then (`retry`)"));
-    }
     let latest = jobs::list_latest(&deps.db, run.id).await?;
-    for job in latest.iter().map(|row| &row.value).filter(|job| !job.status.is_finished()) {
-        let name = &job.spec.job_name;
-        if let Some(refused) = &job.state.refused {
-            answer.next.push(step(None, format!("the order to {name} is repeated: {}", refused.message)));
-        } else if let Some(waiting_for) = &job.state.waiting_for {
-            answer.next.push(step(None, format!("{name} waits for {waiting_for}")));
-        } else if job.instance_id.is_none() && run.status == RunStatus::Submitted {
-            answer.next.push(step(None, format!("{name} is given a free machine, or a fleet buys one")));
-        }
-    }
+    answer.next = outlook::of_run(run, latest.iter().map(|row| &row.value));
     let machines = instances::list_of_run(&deps.db, run.id).await?;
     let ids: HashSet<InstanceId> = machines.iter().map(|row| row.value.id).collect();
     let of_fleets: HashSet<FleetId> = machines.iter().map(|row| row.value.fleet_id).collect();
@@ -192,20 +173,15 @@ async fn of_fleet(deps: &Deps, fleet: &Fleet) -> Result<Why> {
     answer.reason.clone_from(&fleet.state.status_message);
     let now = deps.clock.now();
     let rows = instances::list_by_fleet(&deps.db, fleet.id).await?;
-    let is_over = matches!(fleet.status, FleetStatus::Terminated | FleetStatus::Failed);
     let kept = rows.iter().filter(|row| row.value.is_kept()).count();
-    let least = fleet.spec.configuration.nodes.as_ref().map_or(0, |nodes| nodes.min as usize);
-    if let Some(at) = fleet.state.not_before.filter(|at| now < *at && kept < least && !is_over) {
-        answer.next.push(step(Some(at), format!("it buys again: it has {kept} of at least {least} machines")));
-    }
     let mut of_machines = vec![];
-    for row in rows.iter().filter(|_| !is_over).take(MOST_MACHINES) {
+    for row in rows.iter().filter(|_| !outlook::is_over(fleet)).take(MOST_MACHINES) {
         let launch = launch_of(deps, &row.value).await?;
-        of_machines.extend(next_of(now, &row.value, launch.as_ref()));
+        of_machines.extend(outlook::of_instance(now, &row.value, launch.as_ref()));
     }
     // The rest is for what concerns all of them.
     of_machines.truncate(MOST_STEPS / 2);
-    answer.next.extend(of_machines);
+    answer.next = outlook::of_fleet(now, fleet, kept).into_iter().chain(of_machines).collect();
     let tried = tried_for(deps, fleet.id, None).await?;
     tell_attempts(&tried, &mut answer);
     let filter = EventFilter { within_fleets: Some(vec![fleet.id.0]), ..EventFilter::default() };
@@ -223,7 +199,7 @@ async fn of_instance(deps: &Deps, instance: &Instance) -> Result<Why> {
             Some(format!("its agent has not answered since {}", since.strftime("%Y-%m-%d %H:%M:%S UTC")));
     }
     let launch = launch_of(deps, instance).await?;
-    answer.next = next_of(deps.clock.now(), instance, launch.as_ref());
+    answer.next = outlook::of_instance(deps.clock.now(), instance, launch.as_ref()).into_iter().collect();
     let tried = tried_for(deps, instance.fleet_id, Some(&HashSet::from([instance.id]))).await?;
     tell_attempts(&tried, &mut answer);
     let filter = EventFilter { targets: Some(vec![instance.id.0]), ..EventFilter::default() };
@@ -237,52 +213,6 @@ async fn launch_of(deps: &Deps, instance: &Instance) -> Result<Option<Launch>> {
     Ok(launches::get(&deps.db, id).await?.map(|row| row.value))
 }
 
-/// What happens next to an instance.
-fn next_of(now: Timestamp, instance: &Instance, launch: Option<&Launch>) -> Vec<NextStep> {
-    let state = &instance.state;
-    let name = &state.name;
-    let told = |at, what: String| vec![NextStep { at, what }];
-    match instance.status {
-        InstanceStatus::Pending | InstanceStatus::Provisioning if state.host.is_some() => {
-            told(None, format!("{name}: the host is joined over SSH"))
-        }
-        InstanceStatus::Pending | InstanceStatus::Provisioning => match launch {
-            Some(launch) if instance.has_given_up(launch) || launch.is_in_vain_for(instance.launch_index) => {
-                told(None, format!("{name}: its fleet buys the next offer"))
-            }
-            Some(launch) => next_of_launch(name, launch),
-            None => told(None, format!("{name}: its fleet buys a machine")),
-        },
-        InstanceStatus::Idle => {
-            let until = instance.idle_until().filter(|until| now < *until);
-            let what = || format!("{name} ends if it is idle until then and its fleet can spare it");
-            until.map_or_else(Vec::new, |at| told(Some(at), what()))
-        }
-        InstanceStatus::Terminating => told(None, format!("{name} is gone once its backend says so")),
-        InstanceStatus::Busy | InstanceStatus::Terminated => vec![],
-    }
-}
-
-fn next_of_launch(name: &str, launch: &Launch) -> Vec<NextStep> {
-    let state = &launch.state;
-    let what = format!("{} × {} in {}", state.count, state.offer.instance.name, state.place());
-    let backend = &state.backend;
-    let (at, what) = match (launch.status, launch.next_try_at()) {
-        (_, Some(at)) => (Some(at), format!("{name}: `{backend}` is asked again for {what}")),
-        (LaunchStatus::Wanted, None) => (None, format!("{name}: `{backend}` is asked for {what}")),
-        (LaunchStatus::Requested, None) => {
-            (None, format!("{name}: `{backend}` was asked for {what}, which are to appear"))
-        }
-        (LaunchStatus::Done, None) => (None, format!("{name}: the machine starts, and its agent is to answer")),
-        (LaunchStatus::Failed, None) => (None, format!("{name}: its fleet buys the next offer")),
-    };
-    vec![NextStep { at, what }]
-}
-
-fn step(at: Option<Timestamp>, what: impl Into<String>) -> NextStep {
-    NextStep { at, what: what.into() }
-}
-
 /// The last purchases of a fleet, or those of them that were for some instances.
 async fn tried_for(deps: &Deps, fleet: FleetId, only: Option<&HashSet<InstanceId>>) -> Result<Vec<Launch>> {
     let rows = launches::list_last(&deps.db, fleet, MOST_LAUNCHES).await?;
@@ -294,34 +224,8 @@ async fn tried_for(deps: &Deps, fleet: FleetId, only: Option<&HashSet<InstanceId
 fn tell_attempts(tried: &[Launch], answer: &mut Why) {
     let first = tried.len().saturating_sub(MOST_ATTEMPTS);
     answer.attempts = tried[first..].iter().map(attempt).collect();
-    let mut told: HashSet<String> = HashSet::new();
-    // What came to nothing before something was bought needs no remedy any more.
-    let since = tried[first..].iter().rev().take_while(|launch| launch.status != LaunchStatus::Done);
-    let remedies: Vec<NextStep> =
-        since.filter_map(remedy).filter(|what| told.insert(what.clone())).map(|what| step(None, what)).collect();
     // They come first, so that nothing else crowds them out.
-    answer.next.splice(0..0, remedies);
-}
-
-/// What somebody has to do before a refusal can end.
-fn remedy(launch: &Launch) -> Option<String> {
-    let error = launch.state.error.as_ref()?;
-    let (backend, region, word) = (&launch.state.backend, &launch.state.offer.region, error.word());
-    let said = error.message.trim_end_matches('.');
-    match error.verdict {
-        Verdict::Refused(Scope::Region) => {
-            Some(format!("for more in {region}, ask `{backend}` to raise the quota: {word} ({said})"))
-        }
-        Verdict::Refused(Scope::Backend) => {
-            Some(format!("for anything of `{backend}`, give its credentials what they lack: {word} ({said})"))
-        }
-        Verdict::Refused(Scope::Reservation) => Some(format!(
-            "for more of the reservation in {region}, end machines of it or enlarge it: {word} ({said})"
-        )),
-        Verdict::Refused(Scope::Zone | Scope::Network | Scope::Offer) | Verdict::Later | Verdict::Unanswered => {
-            None
-        }
-    }
+    answer.next.splice(0..0, outlook::remedies(&tried[first..]));
 }
 
 fn attempt(launch: &Launch) -> Attempt {
