@@ -16,7 +16,7 @@ pub use capabilities::Capabilities;
 pub use error::{Error, ErrorKind, Result, Scope};
 pub use registry::{BackendConfig, OpenContext, kinds, open, parse_config, wire_type_of, wire_types};
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -34,7 +34,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
     fn capabilities(&self) -> Capabilities;
 
     /// What it would sell now, cheapest first. The caller compares with what is wanted.
-    async fn offers(&self, wanted: &OffersWanted) -> Result<Vec<BackendOffer>>;
+    async fn offers(&self, wanted: &OffersWanted) -> Result<Survey<BackendOffer>>;
 
     /// Whether it can be used as it is configured; the error says what is missing. Changes nothing.
     async fn check(&self) -> Result<()> {
@@ -55,7 +55,7 @@ pub trait Backend: fmt::Debug + Send + Sync {
     async fn terminate(&self, machine: &MachineKey) -> Result<()>;
 
     /// Every machine that carries this server's mark, whoever remembers it.
-    async fn list(&self) -> Result<Vec<Machine>>;
+    async fn list(&self) -> Result<Survey<Machine>>;
 
     /// How the agent of a running machine is reached; may start it where that is the backend's business.
     async fn agent_access(&self, machine: &Machine) -> Result<AgentAccess>;
@@ -89,11 +89,43 @@ impl Living {
     }
 }
 
+/// What was found in all regions of a backend that answered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Survey<T> {
+    /// What was found.
+    pub found: Vec<T>,
+    /// The regions that did not answer: nobody knows what is there.
+    pub silent: Vec<SilentRegion>,
+}
+
+/// A region that did not answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SilentRegion {
+    /// Its name.
+    pub region: String,
+    /// Why.
+    pub error: Error,
+}
+
+impl<T> Survey<T> {
+    /// The answer of a backend without regions, or of all of them.
+    pub fn whole(found: Vec<T>) -> Survey<T> {
+        Survey { found, silent: vec![] }
+    }
+
+    /// Whether what was not found in a region is not there.
+    pub fn knows(&self, region: &str) -> bool {
+        self.silent.iter().all(|silent| silent.region != region)
+    }
+}
+
 /// What a caller looks for; backends may use it to say less, never to say more.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct OffersWanted {
-    /// How many machines will be launched together; at least 1.
-    pub nodes: u32,
+    /// With fewer machines than this a launch would be worthless; at least 1. Quotas are compared with it.
+    pub least: u32,
+    /// How many machines may be launched in time; at least `least`. What is divided among them is divided so.
+    pub most: u32,
     /// The machines must have a fast network between them.
     pub cluster: bool,
     /// Only machines that may be taken back at any time, or only others; none: both.
@@ -111,8 +143,11 @@ pub struct BackendOffer {
     pub region: String,
     /// The zones where it is sold, if the backend has zones.
     pub zones: Option<Vec<String>>,
-    /// US dollars per machine and hour.
+    /// US dollars per machine and hour, in the cheapest of the zones.
     pub price_usd_per_hour: f64,
+    /// The same in each zone, where zones differ.
+    #[serde(default)]
+    pub zone_prices: BTreeMap<String, f64>,
     /// Whether it can be had.
     pub availability: InstanceAvailability,
     /// Why it cannot be had, in words.
@@ -152,8 +187,8 @@ pub struct LaunchOrder {
     pub authorized_keys: Vec<String>,
     /// What the backend found out before; null until it is prepared.
     pub prepared: serde_json::Value,
-    /// What was found out for an earlier launch of the fleet that made machines.
-    pub fleet_prepared: Option<serde_json::Value>,
+    /// What was found out for earlier launches of the fleet that made machines, the newest first.
+    pub fleet_prepared: Vec<serde_json::Value>,
 }
 
 /// Which machine of which launch.

@@ -36,7 +36,7 @@ ACTIONS = {
         DescribeCapacityReservations DescribeCapacityBlockOfferings PurchaseCapacityBlock AllocateAddress
         AssociateAddress DisassociateAddress ReleaseAddress DescribeAddresses CreateNetworkInterface
         DescribeNetworkInterfaces DeleteNetworkInterface ModifyNetworkInterfaceAttribute CreateVolume DescribeVolumes
-        AttachVolume DetachVolume DeleteVolume
+        AttachVolume DetachVolume DeleteVolume GetGroupsForCapacityReservation
     """.split(),
     "sts": ["GetCallerIdentity", "AssumeRole"],
     "iam": ["GetInstanceProfile", "GetRole", "SimulatePrincipalPolicy"],

@@ -27,7 +27,7 @@ pub(crate) fn find(service: &str, action: &str) -> Option<(Handler, Effect)> {
 }
 
 /// All actions: the service, the name, and what does it.
-const ACTIONS: [(&str, &str, Handler); 64] = [
+const ACTIONS: [(&str, &str, Handler); 65] = [
     ("ec2", "AllocateAddress", addresses::allocate_address),
     ("ec2", "AssociateAddress", addresses::associate_address),
     ("ec2", "AttachVolume", volumes::attach_volume),
@@ -74,6 +74,7 @@ const ACTIONS: [(&str, &str, Handler); 64] = [
     ("ec2", "DetachVolume", volumes::detach_volume),
     ("ec2", "DisassociateAddress", addresses::disassociate_address),
     ("ec2", "GetConsoleOutput", instances::get_console_output),
+    ("ec2", "GetGroupsForCapacityReservation", capacity::get_groups_for_capacity_reservation),
     ("ec2", "ImportKeyPair", key_pairs::import_key_pair),
     ("ec2", "ModifyNetworkInterfaceAttribute", interfaces::modify_network_interface_attribute),
     ("ec2", "PurchaseCapacityBlock", capacity::purchase_capacity_block),

@@ -67,6 +67,8 @@ pub(crate) struct Reservation {
     pub(crate) starts_at: Timestamp,
     pub(crate) ends_at: Option<Timestamp>,
     pub(crate) placement_group_arn: Option<String>,
+    /// The resource groups that it was put into, by ARN.
+    pub(crate) groups: Vec<String>,
     /// `default` or `dedicated`.
     pub(crate) tenancy: String,
     pub(crate) tags: Tags,
@@ -97,6 +99,9 @@ pub struct NewReservation {
     /// The placement group that it is in.
     #[serde(default)]
     pub placement_group: Option<String>,
+    /// The names of the resource groups that it is put into.
+    #[serde(default)]
+    pub groups: Vec<String>,
 }
 
 impl Reservation {
@@ -150,6 +155,11 @@ impl Reservation {
     }
 }
 
+/// The ARN of a resource group.
+pub(crate) fn group_arn(region: &str, account: &str, name: &str) -> String {
+    format!("arn:aws:resource-groups:{region}:{account}:group/{name}")
+}
+
 /// How a reservation that is not there is refused.
 pub(crate) fn not_found(id: &str) -> ApiError {
     if id.starts_with("cr-") {
@@ -196,6 +206,26 @@ pub(crate) fn describe_capacity_reservations(call: &mut Call<'_>) -> Result<Valu
     let page = Page { size: asked.max_results, token: asked.next_token };
     let (rows, next) = page.cut(call.action, rows, (1, 1000))?;
     Ok(json!({"CapacityReservations": rows, "NextToken": next}))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "PascalCase")]
+struct AskedGroups {
+    capacity_reservation_id: String,
+    max_results: Option<i64>,
+    next_token: Option<String>,
+}
+
+/// GetGroupsForCapacityReservation.
+pub(crate) fn get_groups_for_capacity_reservation(call: &mut Call<'_>) -> Result<Value, ApiError> {
+    let asked: AskedGroups = call.read()?;
+    let account = call.account();
+    let id = &asked.capacity_reservation_id;
+    let reservation = call.region().reservations.get(id).ok_or_else(|| not_found(id))?;
+    let groups = reservation.groups.iter().map(|arn| json!({"GroupArn": arn, "OwnerId": account})).collect();
+    let page = Page { size: asked.max_results, token: asked.next_token };
+    let (groups, next) = page.cut(call.action, groups, (1, 1000))?;
+    Ok(json!({"CapacityReservationGroups": groups, "NextToken": next}))
 }
 
 #[derive(Debug, Deserialize)]
@@ -330,6 +360,7 @@ pub(crate) fn purchase_capacity_block(call: &mut Call<'_>) -> Result<Value, ApiE
             is_block: true,
             starts_at: block.starts_at,
             placement_group_arn: None,
+            groups: vec![],
             tenancy: "default".to_owned(),
             tags: tags.remove("capacity-reservation").unwrap_or_default(),
             made_at: now,

@@ -20,7 +20,7 @@ use crate::network::NewVpc;
 use crate::settings::Settings;
 use crate::throttle::Rate;
 use crate::world::{HostFault, LateRefusal, Region, World};
-use crate::{quotas, types};
+use crate::{capacity, quotas, types};
 
 /// An order, by the name of its path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -307,6 +307,7 @@ impl World {
             starts_at: new.starts_at.unwrap_or(now),
             ends_at: new.ends_at,
             placement_group_arn: group,
+            groups: new.groups.iter().map(|name| capacity::group_arn(&new.region, &account, name)).collect(),
             tenancy: "default".to_owned(),
             tags: Tags::new(),
             made_at: now,

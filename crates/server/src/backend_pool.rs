@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::ids::{BackendId, ProjectId};
-use backends::{Backend, BackendConfig, BackendOffer, Machine, OffersWanted, OpenContext};
+use backends::{Backend, BackendConfig, BackendOffer, Machine, OffersWanted, OpenContext, SilentRegion, Survey};
 use jiff::SignedDuration;
 use store::Db;
 use store::backends::BackendRow;
@@ -35,9 +35,9 @@ pub struct BackendPool {
     context: OpenContext,
     sealer: Arc<Sealer>,
     opened: Mutex<HashMap<BackendId, Opened>>,
-    listings: Answers<BackendId, Arc<Vec<Machine>>>,
+    listings: Answers<BackendId, Arc<Survey<Machine>>>,
     /// By backend, and what was wanted.
-    offers: Answers<(BackendId, OffersWanted), Arc<Vec<BackendOffer>>>,
+    offers: Answers<(BackendId, OffersWanted), Arc<Survey<BackendOffer>>>,
 }
 
 impl std::fmt::Debug for BackendPool {
@@ -118,8 +118,14 @@ impl BackendPool {
     }
 
     /// What a backend lists, as fresh as is wanted; none if it does not answer.
-    pub async fn machines(&self, open: &OpenBackend, fresh: Fresh) -> Option<Arc<Vec<Machine>>> {
-        let ask = async { open.backend.list().await.map(Arc::new) };
+    pub async fn machines(&self, open: &OpenBackend, fresh: Fresh) -> Option<Arc<Survey<Machine>>> {
+        let ask = async {
+            let survey = open.backend.list().await?;
+            for SilentRegion { region, error } in &survey.silent {
+                tracing::warn!(backend.id = %open.id, "cannot list the machines of `{}` in {region}: {error}", open.kind);
+            }
+            Ok(Arc::new(survey))
+        };
         let tell = |error: &backends::Error| {
             tracing::warn!(backend.id = %open.id, "cannot list the machines of `{}`: {error}", open.kind);
         };
@@ -132,7 +138,7 @@ impl BackendPool {
         open: &OpenBackend,
         wanted: &OffersWanted,
         patience: Duration,
-    ) -> backends::Result<Arc<Vec<BackendOffer>>> {
+    ) -> backends::Result<Arc<Survey<BackendOffer>>> {
         let ask = async { open.backend.offers(wanted).await.map(Arc::new) };
         self.offers.get(&(open.id, wanted.clone()), patience, ask).await
     }

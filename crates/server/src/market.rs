@@ -136,27 +136,34 @@ fn add_reason(reasons: &mut Vec<String>, plan: &LaunchPlan, reason: &str) {
     }
 }
 
-/// What a fleet could buy for whomever, from the opened backends of its project.
+/// Whether a machine was bought for an instance, and did not come to nothing.
+pub fn is_bought(instance: &Instance) -> bool {
+    instance.launch_id.is_some() && instance.launch_id != instance.state.unsold
+}
+
+/// What a fleet could buy for whomever, from the opened backends of its project, if fewer machines than `least` are of no
+/// use.
 pub async fn offers_of_fleet<'a>(
     deps: &Deps,
     opened: &[OpenBackend],
     fleet: &Fleet,
     instances: impl IntoIterator<Item = &'a Instance>,
+    least: u32,
     patience: Duration,
 ) -> Collected {
     let configuration = &fleet.spec.configuration;
     let profile = configuration.merged_profile(Some(&fleet.spec.profile));
     let (mut bought, mut missing) = (0_u32, 0_u32);
     for instance in instances {
-        let is_bought = instance.launch_id.is_some() && instance.launch_id != instance.state.unsold;
-        let counted = if is_bought { &mut bought } else { &mut missing };
+        let counted = if is_bought(instance) { &mut bought } else { &mut missing };
         *counted = counted.saturating_add(1);
     }
     // A machine that is split among the nodes of a fleet is split for all that the fleet may still have.
     let room =
         configuration.nodes.as_ref().and_then(|nodes| nodes.max).map_or(0, |max| max.saturating_sub(bought));
     let query = OffersQuery {
-        nodes: missing.max(room).max(1),
+        least,
+        most: missing.max(room),
         requirements: &fleet_requirements(configuration, &profile),
         profile: &profile,
         cluster: is_cluster(configuration.placement),
@@ -225,7 +232,8 @@ impl Asker {
 
     async fn ask(&self, deps: &Deps) -> (FleetId, (Collected, Blocks)) {
         let instances = self.instances.iter().map(|row| &row.value);
-        let collected = offers_of_fleet(deps, &self.opened, &self.fleet, instances, PATIENCE).await;
+        // How many a job needs is compared when they are bought for it.
+        let collected = offers_of_fleet(deps, &self.opened, &self.fleet, instances, 1, PATIENCE).await;
         (self.fleet.id, (collected, self.fleet.spec.configuration.blocks))
     }
 }

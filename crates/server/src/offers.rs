@@ -9,7 +9,7 @@ use api::backends::BackendType;
 use api::configurations::{Blocks, Memory, ProfileParams, ResourcesSpec};
 use api::instances::{Offer, Resources};
 use api::jobs::Requirements;
-use backends::{BackendOffer, Capabilities, OffersWanted};
+use backends::{BackendOffer, Capabilities, OffersWanted, SilentRegion};
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use lifecycle::fleet::{Home, LaunchPlan};
@@ -26,8 +26,10 @@ pub const MAX_REASONS: usize = 3;
 /// What is looked for.
 #[derive(Debug, Clone, Copy)]
 pub struct OffersQuery<'a> {
-    /// How many machines are launched together.
-    pub nodes: u32,
+    /// With fewer machines than this a launch would be worthless.
+    pub least: u32,
+    /// How many machines may be launched in time.
+    pub most: u32,
     /// What each machine must have.
     pub requirements: &'a Requirements,
     /// Backends, regions, zones, types and price to consider.
@@ -75,14 +77,21 @@ impl Collected {
     pub fn offers(&self) -> Vec<Offer> {
         let mut offers: Vec<Offer> = Vec::with_capacity(self.plans.len() + self.unavailable.len());
         for plan in &self.plans {
-            // A plan for each zone is one offer for people.
-            if !offers.contains(&plan.offer) {
+            // A plan for each zone is one offer for people, at the price of the cheapest, which comes first.
+            if !offers.iter().any(|known| differ_in_zone(known, &plan.offer)) {
                 offers.push(plan.offer.clone());
             }
         }
         offers.extend(self.unavailable.iter().map(|unavailable| unavailable.offer.clone()));
         offers
     }
+}
+
+/// Whether two offers are the same but for the price, which may differ from zone to zone.
+fn differ_in_zone(one: &Offer, other: &Offer) -> bool {
+    one.instance.name == other.instance.name
+        && one.region == other.region
+        && *one == Offer { price: one.price, ..other.clone() }
 }
 
 /// Asks every backend of a project.
@@ -100,7 +109,8 @@ pub async fn collect(deps: &Deps, opened: &[OpenBackend], query: &OffersQuery<'_
         }
     }
     let wanted = OffersWanted {
-        nodes: query.nodes.max(1),
+        least: query.least.max(1),
+        most: query.most.max(query.least).max(1),
         cluster: query.cluster,
         spot: query.requirements.spot,
         reservation: query.requirements.reservation.as_ref().or(query.profile.reservation.as_ref()).cloned(),
@@ -109,7 +119,15 @@ pub async fn collect(deps: &Deps, opened: &[OpenBackend], query: &OffersQuery<'_
     let answers = join_all(answers).await;
     for (open, offers) in asked.into_iter().zip(answers) {
         match offers {
-            Ok(offers) => judge(open, &offers, query, &mut collected),
+            Ok(offers) => {
+                judge(open, &offers.found, query, &mut collected);
+                for SilentRegion { region, error } in
+                    offers.silent.iter().filter(|silent| may_be(query, &silent.region))
+                {
+                    collected.unknown |= error.kind.is_transient();
+                    collected.obstacles.push(format!("`{}` in {region}: {error}", open.kind));
+                }
+            }
             Err(error) => {
                 collected.unknown |= error.kind.is_transient();
                 collected.obstacles.push(format!("`{}`: {error}", open.kind));
@@ -119,6 +137,11 @@ pub async fn collect(deps: &Deps, opened: &[OpenBackend], query: &OffersQuery<'_
     collected.plans.sort_by(|left, right| left.offer.price.total_cmp(&right.offer.price));
     collected.unavailable.sort_by(|left, right| left.offer.price.total_cmp(&right.offer.price));
     collected
+}
+
+/// Whether machines may be in that region.
+fn may_be(query: &OffersQuery<'_>, region: &str) -> bool {
+    is_listed(query.profile.regions.as_ref(), region) && query.home.is_none_or(|home| home.region == region)
 }
 
 /// Why a backend need not be asked at all.
@@ -189,7 +212,7 @@ fn judge(open: &OpenBackend, offers: &[BackendOffer], query: &OffersQuery<'_>, c
         collected.plans.extend(zones.into_iter().map(|zone| LaunchPlan {
             backend_id: open.id,
             backend: open.kind.clone(),
-            offer: offer.clone(),
+            offer: Offer { price: price_in(backend_offer, zone.as_deref()), ..offer.clone() },
             zone,
             most_disk_mib: backend_offer.most_disk_mib,
             admins_only,
@@ -228,6 +251,11 @@ pub fn disk_mib(has: &Resources, most_mib: Option<u64>, wanted: &ResourcesSpec) 
         Some(most_mib) => has.disk.size_mib.max(least.min(most_mib)),
         None => has.disk.size_mib,
     }
+}
+
+/// What a machine costs in a zone, in US dollars an hour.
+fn price_in(offer: &BackendOffer, zone: Option<&str>) -> f64 {
+    zone.and_then(|zone| offer.zone_prices.get(zone)).copied().unwrap_or(offer.price_usd_per_hour)
 }
 
 /// The zones to try, in order (`None`: any), or why the offer does not suit.
@@ -284,7 +312,10 @@ fn zones_of(offer: &BackendOffer, query: &OffersQuery<'_>, zonal: bool) -> Resul
     if !is_restricted && !query.cluster && !zonal {
         return Ok(vec![None]);
     }
-    let zones: Vec<Option<String>> = zones.iter().filter(|zone| allowed(zone)).cloned().map(Some).collect();
+    let most = [query.requirements.max_price, query.profile.max_price].into_iter().flatten().reduce(f64::min);
+    let is_too_dear = |zone: &str| most.is_some_and(|most| most < price_in(offer, Some(zone)));
+    let allowed = |zone: &&String| allowed(zone) && !is_too_dear(zone);
+    let zones: Vec<Option<String>> = zones.iter().filter(allowed).cloned().map(Some).collect();
     if zones.is_empty() { Err("none of its zones is allowed".to_owned()) } else { Ok(zones) }
 }
 
@@ -306,6 +337,8 @@ fn wire_offer(offer: BackendOffer, backend: BackendType) -> Offer {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use api::instances::{Disk, InstanceAvailability, InstanceType};
     use serde_json::json;
 
@@ -330,6 +363,7 @@ mod tests {
             availability: InstanceAvailability::Available,
             unavailable_because: None,
             available_from: None,
+            zone_prices: BTreeMap::new(),
             most_disk_mib: None,
             backend_data: json!(null),
         }
@@ -357,7 +391,8 @@ mod tests {
         let configuration = serde_json::from_value(json!({ "type": "fleet", "nodes": 1 })).unwrap();
         let requirements = fleet_requirements(&configuration, profile);
         let query = OffersQuery {
-            nodes: 1,
+            least: 1,
+            most: 1,
             requirements: &requirements,
             profile,
             cluster,

@@ -89,21 +89,22 @@ pub async fn list_open_by_backend(mut db: impl Executor, backend: BackendId) -> 
     rows.iter().map(|row| row.id(0)).collect()
 }
 
-/// The newest launch of a fleet from a backend that made machines.
-pub async fn last_done(
+/// The newest launches of a fleet from a backend that made machines, the newest first.
+pub async fn list_done(
     mut db: impl Executor,
     fleet: FleetId,
     backend: BackendId,
-) -> Result<Option<Versioned<Launch>>> {
-    let row = db
-        .row(
+    limit: u32,
+) -> Result<Vec<Versioned<Launch>>> {
+    let rows = db
+        .rows(
             "SELECT version, id, project_id, fleet_id, backend_id, created_at, status, cancelled, state \
              FROM launches WHERE fleet_id = $1 AND backend_id = $2 AND status = 'done' \
-             ORDER BY created_at DESC, id LIMIT 1",
-            values![fleet, backend],
+             ORDER BY created_at DESC, id LIMIT $3",
+            values![fleet, backend, limit],
         )
         .await?;
-    row.as_ref().map(launch).transpose()
+    rows.iter().map(launch).collect()
 }
 
 /// Adds a launch, due now.

@@ -4,6 +4,7 @@
 use std::error::Error as StdError;
 
 use aws_credential_types::provider::error::CredentialsError;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::display::DisplayErrorContext;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
@@ -11,15 +12,22 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use crate::{Error, ErrorKind};
 
 /// What went wrong when AWS was asked to do `what`.
-pub(super) fn failure<E, R>(what: &str, error: &SdkError<E, R>) -> Error
+pub(super) fn failure<E>(what: &str, error: &SdkError<E, HttpResponse>) -> Error
 where
     E: ProvideErrorMetadata + StdError + 'static,
-    R: std::fmt::Debug + 'static,
 {
     if let Some(service) = error.as_service_error() {
         let code = service.code().unwrap_or("Unknown");
         let message = service.message().unwrap_or("AWS gave no reason");
-        return of_code(what, code, message);
+        let failed = of_code(what, code, message);
+        // A failure of AWS's own, of a kind that is not known here, may have come after the effect.
+        let is_theirs = error.raw_response().is_some_and(|response| response.status().is_server_error());
+        let kind = if is_theirs && failed.kind == ErrorKind::InvalidRequest {
+            ErrorKind::Unavailable
+        } else {
+            failed.kind
+        };
+        return Error { kind, ..failed };
     }
     let kind = match credentials_error(error) {
         Some(CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_)) => {
@@ -61,6 +69,7 @@ pub(super) fn kind_of(code: &str) -> ErrorKind {
         | "InsufficientCapacity"
         | "UnfulfillableCapacity"
         | "InsufficientCapacityOnOutpost"
+        | "InsufficientVolumeCapacity"
         | "Unsupported"
         | "SpotMaxPriceTooLow" => ErrorKind::NoCapacity,
         "InsufficientReservedInstanceCapacity"
@@ -105,6 +114,7 @@ pub(super) fn kind_of(code: &str) -> ErrorKind {
         | "InternalError"
         | "InternalFailure"
         | "InternalServerError"
+        | "ServerInternal"
         | "RequestTimeout"
         | "Unknown" => ErrorKind::Unavailable,
         _ => ErrorKind::InvalidRequest,

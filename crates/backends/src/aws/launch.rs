@@ -7,11 +7,10 @@ use aws_config::retry::RetryConfig;
 use aws_sdk_ec2::error::ProvideErrorMetadata;
 use aws_sdk_ec2::operation::run_instances::builders::RunInstancesFluentBuilder;
 use aws_sdk_ec2::types::{
-    BlockDeviceMapping, CapacityReservationSpecification, CapacityReservationTarget, EbsBlockDevice,
-    HttpTokensState, IamInstanceProfileSpecification, InstanceInterruptionBehavior, InstanceMarketOptionsRequest,
-    InstanceMetadataEndpointState, InstanceMetadataOptionsRequest, InstanceNetworkInterfaceSpecification,
-    MarketType, Placement, ResourceType, ShutdownBehavior, SpotInstanceType, SpotMarketOptions, Tenancy,
-    VolumeType,
+    BlockDeviceMapping, EbsBlockDevice, HttpTokensState, IamInstanceProfileSpecification,
+    InstanceInterruptionBehavior, InstanceMarketOptionsRequest, InstanceMetadataEndpointState,
+    InstanceMetadataOptionsRequest, InstanceNetworkInterfaceSpecification, MarketType, Placement, ResourceType,
+    ShutdownBehavior, SpotInstanceType, SpotMarketOptions, Tenancy, VolumeType,
 };
 use base64::Engine as _;
 
@@ -176,9 +175,7 @@ fn request(
         request = request.iam_instance_profile(IamInstanceProfileSpecification::builder().name(profile).build());
     }
     if let Some(reservation) = &prepared.reservation {
-        let target = CapacityReservationTarget::builder().capacity_reservation_id(&reservation.id).build();
-        let wanted = CapacityReservationSpecification::builder().capacity_reservation_target(target);
-        request = request.capacity_reservation_specification(wanted.build());
+        request = request.capacity_reservation_specification(reservation.specification());
     }
     match prepared.market {
         Market::OnDemand => request,

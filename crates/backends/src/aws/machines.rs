@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::errors::{failure, kind_of};
 use super::tags::{self, Owner};
-use crate::{ErrorKind, Login, Machine, MachineKey, MachineState, Result};
+use crate::{ErrorKind, Login, Machine, MachineKey, MachineState, Result, Survey};
 
 /// How long a machine that AWS said it made may be missing from AWS's own list.
 const UNSEEN: Duration = Duration::from_mins(2);
@@ -45,17 +45,19 @@ impl Seen {
         }
     }
 
-    /// Takes note of a whole list, and adds what must be there beside it.
-    pub(super) fn listed(&self, mut listed: Vec<Sighting>) -> Vec<Machine> {
+    /// Takes note of a list, and adds what must be there beside it. What is in regions that did not answer stays known.
+    pub(super) fn listed(&self, survey: Survey<Sighting>) -> Survey<Machine> {
+        let Survey { found: mut listed, silent } = survey;
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         for sighting in &listed {
             made.remove(&sighting.machine.key);
         }
         made.retain(|_, (at, _)| at.elapsed() < UNSEEN);
         listed.extend(made.values().map(|(_, sighting)| sighting.clone()));
-        let known = listed.iter().map(|sighting| (sighting.machine.key.clone(), sighting.clone())).collect();
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
-        listed.into_iter().map(|sighting| sighting.machine).collect()
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_, sighting| silent.iter().any(|silent| silent.region == sighting.machine.region));
+        known.extend(listed.iter().map(|sighting| (sighting.machine.key.clone(), sighting.clone())));
+        Survey { found: listed.into_iter().map(|sighting| sighting.machine).collect(), silent }
     }
 
     /// A machine as it was last seen.
@@ -191,14 +193,14 @@ mod tests {
         let seen = Seen::default();
         let made = sighting(&instance(0), "us-west-2").unwrap();
         seen.made(vec![made.clone()]);
-        assert_eq!(seen.listed(vec![]).len(), 1);
+        assert_eq!(seen.listed(Survey::whole(vec![])).found.len(), 1);
         assert!(seen.get(&made.machine.key).is_some());
-        assert_eq!(seen.listed(vec![made.clone()]).len(), 1);
+        assert_eq!(seen.listed(Survey::whole(vec![made.clone()])).found.len(), 1);
         // Once it was shown, its absence means something.
-        assert_eq!(seen.listed(vec![]).len(), 0);
+        assert_eq!(seen.listed(Survey::whole(vec![])).found.len(), 0);
         seen.made(vec![made.clone()]);
         tokio::time::advance(UNSEEN).await;
-        assert_eq!(seen.listed(vec![]).len(), 0);
+        assert_eq!(seen.listed(Survey::whole(vec![])).found.len(), 0);
         assert!(seen.get(&made.machine.key).is_none());
     }
 }

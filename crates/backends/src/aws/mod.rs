@@ -5,7 +5,8 @@
 //! | `config`, `clients`, `errors`, `tags` | the account, the SDK, its refusals in our words, our marks |
 //! | `types`, `prices`, `quotas`, `reservations`, `network`, `images` | what is asked of AWS and kept for a while |
 //! | `layout`, `user_data`, `prepare` | what a machine gets; pure |
-//! | `offers`, `launch`, `machines`, `placement_groups`, `security_groups`, `addresses`, `terminate`, `tidy` | the verbs |
+//! | `offers`, `launch`, `machines`, `placement_groups`, `security_groups`, `addresses`, `terminate`, `tidy` | the verbs, in one region |
+//! | `survey` | the verbs in all regions, of which some may not answer |
 //! | `topology` | where machines are in the network |
 //!
 //! A launch is put together first (`prepare`) and recorded by the caller; from then on its token comes with exactly that
@@ -31,6 +32,7 @@ mod quotas;
 mod regions;
 mod reservations;
 mod security_groups;
+mod survey;
 mod tags;
 mod terminate;
 mod tidy;
@@ -46,8 +48,7 @@ use api::agent::Cloud;
 use api::backends::BackendType;
 use api::ids::{BackendId, FleetId, LaunchId};
 use async_trait::async_trait;
-use futures_util::future::{join_all, try_join_all};
-use jiff::Timestamp;
+use serde::Deserialize as _;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -70,7 +71,7 @@ use crate::keys::invalid;
 use crate::registry::{Entry, OpenContext};
 use crate::{
     AgentAccess, Backend, BackendOffer, Capabilities, Error, ErrorKind, FirstStart, Jump, LaunchOrder, Living,
-    Machine, MachineKey, MachineState, OffersWanted, Result,
+    Machine, MachineKey, OffersWanted, Result, Survey,
 };
 
 /// What the list of backends knows of this folder.
@@ -111,6 +112,8 @@ fn open(config: &Value, context: &OpenContext, id: BackendId) -> Result<Arc<dyn 
         offerings: Cached::new(LONG),
         spot_prices: Cached::new(SHORT),
         quotas: Cached::new(SHORT),
+        addresses: Cached::new(MOMENT),
+        new_addresses: addresses::Made::default(),
         images: Cached::new(SHORT),
         reservations: Cached::new(MOMENT),
         seen: Seen::default(),
@@ -119,6 +122,7 @@ fn open(config: &Value, context: &OpenContext, id: BackendId) -> Result<Arc<dyn 
         tidied: Mutex::default(),
         served: Mutex::default(),
         unclaimed: tidy::Unclaimed::default(),
+        lost_images: Mutex::default(),
         config,
     }))))
 }
@@ -140,9 +144,11 @@ struct Account {
     offerings: Cached<String, BTreeMap<String, BTreeSet<String>>>,
     spot_prices: Cached<String, SpotPrices>,
     quotas: Cached<String, Quotas>,
+    addresses: Cached<String, u32>,
+    new_addresses: addresses::Made,
     images: Cached<AskedImage, FoundImage>,
     /// By region and identifier.
-    reservations: Cached<(String, String), Option<reservations::ReservationFacts>>,
+    reservations: Cached<(String, String), Vec<reservations::ReservationFacts>>,
     seen: Seen,
     ends: Ends,
     topology: Topology,
@@ -151,6 +157,8 @@ struct Account {
     /// The fleets and launches that lived when it was last looked.
     served: Mutex<(HashSet<FleetId>, HashSet<LaunchId>)>,
     unclaimed: tidy::Unclaimed,
+    /// Images that AWS did not know any more when they were launched.
+    lost_images: Mutex<HashSet<String>>,
 }
 
 #[async_trait]
@@ -173,32 +181,10 @@ impl Backend for Aws {
         Box::pin(check::check(&self.0)).await
     }
 
-    async fn offers(&self, wanted: &OffersWanted) -> Result<Vec<BackendOffer>> {
-        let account = &self.0;
-        let regions = account.config.regions.iter().map(|region| account.region_facts(region, wanted));
-        let mut offers = vec![];
-        let mut failed = None;
-        for (region, facts) in account.config.regions.iter().zip(join_all(regions).await) {
-            match facts {
-                Ok(facts) => {
-                    let now = Timestamp::try_from(files::now()).unwrap_or(Timestamp::UNIX_EPOCH);
-                    let (types, prices) = (&account.types, &account.prices);
-                    offers.extend(offers::of_region(&account.config, &facts, types, prices, wanted, now));
-                }
-                Err(error) => {
-                    tracing::warn!("region {region} offers nothing for now: {error}");
-                    failed = Some(error);
-                }
-            }
-        }
+    async fn offers(&self, wanted: &OffersWanted) -> Result<Survey<BackendOffer>> {
+        let offered = self.0.offers(wanted).await;
         self.refresh_prices();
-        match failed {
-            Some(error) if offers.is_empty() => Err(error),
-            _ => {
-                offers.sort_by(|one, other| one.price_usd_per_hour.total_cmp(&other.price_usd_per_hour));
-                Ok(offers)
-            }
-        }
+        offered
     }
 
     async fn prepare(&self, order: &LaunchOrder) -> Result<Value> {
@@ -217,10 +203,8 @@ impl Backend for Aws {
             Error::new(ErrorKind::RateLimited, message)
         })?;
         let made = launch::launch(&ec2, order, &prepared).await;
-        if let Err(error) = &made
-            && error.kind == ErrorKind::NoAddresses
-        {
-            account.networks.forget(&prepared.region);
+        if let Err(error) = &made {
+            account.learn_from(error, &prepared);
         }
         account.seen.made(made?);
         Ok(())
@@ -230,13 +214,13 @@ impl Backend for Aws {
         self.0.terminate(machine).await
     }
 
-    async fn list(&self) -> Result<Vec<Machine>> {
+    async fn list(&self) -> Result<Survey<Machine>> {
         let account = &self.0;
-        let mut machines = account.list().await?;
-        for machine in &mut machines {
+        let mut survey = account.list().await?;
+        for machine in &mut survey.found {
             machine.hostname = account.hostname(machine);
         }
-        Ok(machines)
+        Ok(survey)
     }
 
     async fn agent_access(&self, machine: &Machine) -> Result<AgentAccess> {
@@ -244,7 +228,7 @@ impl Backend for Aws {
     }
 
     async fn tidy(&self, living: &Living) -> Result<Vec<String>> {
-        self.0.tidy(living).await
+        Ok(self.0.tidy(living).await)
     }
 }
 
@@ -273,6 +257,18 @@ impl Account {
     /// Where a machine answers: in the world, or from within its network.
     fn hostname(&self, machine: &Machine) -> Option<String> {
         if self.config.public_ips { machine.hostname.clone() } else { machine.internal_ip.clone() }
+    }
+
+    /// The network of a launch's region, looked at once more if it seems to have no room.
+    async fn network_with_room(&self, order: &LaunchOrder) -> Result<Arc<RegionNetwork>> {
+        let region = &order.offer.region;
+        let known = self.network(region).await?;
+        let has_room = order.zone.as_ref().is_none_or(|zone| known.subnet(zone, order.least).is_ok());
+        if has_room {
+            return Ok(known);
+        }
+        self.networks.forget(region);
+        self.network(region).await
     }
 
     async fn network(&self, region: &str) -> Result<Arc<RegionNetwork>> {
@@ -307,16 +303,21 @@ impl Account {
             let zones = offerings.values().flatten().map(String::as_str).collect();
             self.spot_prices.get(&key, prices::spot(&ec2, &zones)).await.ok()
         };
-        let reservation = match &wanted.reservation {
-            None => None,
-            Some(id) => {
-                let key = (region.to_owned(), id.clone());
-                self.reservations.get(&key, reservations::find(&ec2, id)).await?.as_ref().clone()
+        let reservations = match &wanted.reservation {
+            None => Arc::default(),
+            Some(asked) => {
+                let key = (region.to_owned(), asked.clone());
+                self.reservations.get(&key, reservations::find(&ec2, region, asked)).await?
             }
+        };
+        let addresses_in_use = if self.config.public_ips && wanted.cluster {
+            self.addresses.get(&key, addresses::count(&ec2)).await.ok().map(|count| *count)
+        } else {
+            None
         };
         // Quotas that cannot be asked for stop nobody: AWS itself will say so.
         let quotas = quotas.inspect_err(|error| tracing::debug!("quotas of {region}: {error}")).ok();
-        Ok(RegionFacts { region: key, network, offerings, spot_prices, quotas, reservation })
+        Ok(RegionFacts { region: key, network, offerings, spot_prices, quotas, addresses_in_use, reservations })
     }
 
     async fn facts_of_type(&self, ec2: &aws_sdk_ec2::Client, name: &str) -> Result<Arc<TypeFacts>> {
@@ -328,7 +329,7 @@ impl Account {
         let region = &order.offer.region;
         let ec2 = self.clients.ec2(region).await;
         let facts = self.facts_of_type(&ec2, &order.offer.instance_type.name).await?;
-        let network = self.network(region).await?;
+        let network = self.network_with_room(order).await?;
         let image = self.image(&ec2, order, &facts).await?;
         let security_group_ids = if let Some(given) = self.config.network.security_group_ids.get(region) {
             given.clone()
@@ -346,11 +347,20 @@ impl Account {
             data,
             own_tags: self.owner.tags(),
         };
-        prepare::prepare(order, around).inspect_err(|error| {
-            if error.kind == ErrorKind::NoAddresses {
-                self.networks.forget(region);
-            }
-        })
+        prepare::prepare(order, around)
+    }
+
+    /// Forgets what a refusal shows to be wrong, so that the next launch is prepared from what is there now.
+    fn learn_from(&self, error: &Error, prepared: &Prepared) {
+        let code = error.code.as_deref().unwrap_or_default();
+        if error.kind == ErrorKind::NoAddresses || code.starts_with("InvalidSubnet") {
+            self.networks.forget(&prepared.region);
+        }
+        if code.starts_with("InvalidAMIID") {
+            // A fleet keeps its image, but not one that is gone.
+            self.images.forget(&prepared.image.asked);
+            self.lost_images.lock().unwrap_or_else(PoisonError::into_inner).insert(prepared.image.id.clone());
+        }
     }
 
     /// What a machine starts from: the same as the fleet's other machines, or else the newest.
@@ -361,50 +371,16 @@ impl Account {
         facts: &TypeFacts,
     ) -> Result<FoundImage> {
         let asked = images::wanted(&self.config, &order.offer.region, facts);
-        let before: Option<Prepared> =
-            order.fleet_prepared.clone().and_then(|prepared| serde_json::from_value(prepared).ok());
-        if let Some(before) = before.filter(|before| before.image.asked == asked) {
-            return Ok(before.image);
+        let before = order.fleet_prepared.iter().filter_map(|prepared| Prepared::deserialize(prepared).ok());
+        let is_lost = |image: &FoundImage| {
+            self.lost_images.lock().unwrap_or_else(PoisonError::into_inner).contains(&image.id)
+        };
+        let mut images = before.map(|before| before.image);
+        if let Some(image) = images.find(|image| image.asked == asked && !is_lost(image)) {
+            return Ok(image);
         }
         let found = self.images.get(&asked, images::find(ec2, &asked)).await?;
         Ok(found.as_ref().clone())
-    }
-
-    /// All machines, wherever they may be.
-    async fn list(&self) -> Result<Vec<Machine>> {
-        let watched = self.regions.watched();
-        let regions = watched.iter().map(|region| async move {
-            let ec2 = self.clients.ec2(region).await;
-            let mut listed = machines::list(&ec2, self.owner, region).await?;
-            self.topology.add(&ec2, region, &mut listed).await;
-            Ok::<_, Error>(listed)
-        });
-        let listed: Vec<_> = try_join_all(regions).await?.into_iter().flatten().collect();
-        self.topology.keep(&listed);
-        Ok(self.seen.listed(listed))
-    }
-
-    /// A machine as it is known, asked for once more if it is not.
-    async fn find(&self, key: &MachineKey) -> Result<Option<machines::Sighting>> {
-        if let Some(known) = self.seen.get(key) {
-            return Ok(Some(known));
-        }
-        self.list().await?;
-        Ok(self.seen.get(key))
-    }
-
-    async fn terminate(&self, key: &MachineKey) -> Result<()> {
-        let Some(known) = self.find(key).await? else { return Ok(()) };
-        let region = &known.machine.region;
-        let ec2 = self.clients.ec2(region).await;
-        self.ended_something(region);
-        self.ends.end(&ec2, region, &known.machine.provider_id).await?;
-        if self.config.public_ips && known.interfaces > 1 {
-            for address in addresses::list(&ec2, self.owner, Some(key)).await? {
-                addresses::release(&ec2, &address).await?;
-            }
-        }
-        Ok(())
     }
 
     async fn agent_access(&self, machine: &Machine) -> Result<AgentAccess> {
@@ -438,54 +414,6 @@ impl Account {
         let interface = known.primary_interface.ok_or_else(unknown)?;
         let ec2 = self.clients.ec2(&machine.region).await;
         let tags = &self.config.tags;
-        addresses::give(&ec2, self.owner, &machine.key, &interface, tags).await
-    }
-
-    /// Something may be nobody's from now on.
-    fn ended_something(&self, region: &str) {
-        self.tidied.lock().unwrap_or_else(PoisonError::into_inner).remove(region);
-    }
-
-    async fn tidy(&self, living: &Living) -> Result<Vec<String>> {
-        let watched = self.regions.watched();
-        let due: Vec<&String> = {
-            let mut tidied = self.tidied.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
-            let serves_less = !served.0.is_subset(&living.fleets) || !served.1.is_subset(&living.launches);
-            if serves_less {
-                tidied.clear();
-            }
-            *served = (living.fleets.clone(), living.launches.clone());
-            let is_due = |region: &&String| {
-                living.is_leaving || tidied.get(*region).is_none_or(|from| *from <= Instant::now())
-            };
-            watched.iter().filter(is_due).collect()
-        };
-        let regions = due.iter().map(|region| async move {
-            let ec2 = self.clients.ec2(region).await;
-            let mut left = tidy::tidy(&ec2, self.owner, region, living, &self.unclaimed).await?;
-            // Also a region that is not configured any more is left without a trace once it has no machine.
-            let is_over = !self.config.regions.contains(region)
-                && machines::list(&ec2, self.owner, region)
-                    .await?
-                    .iter()
-                    .all(|one| one.machine.state == MachineState::Gone);
-            if living.is_leaving || is_over {
-                left.extend(security_groups::remove(&ec2, self.owner).await?);
-            }
-            if left.is_empty() && is_over {
-                self.regions.leave(region);
-            }
-            Ok::<_, Error>(left)
-        });
-        let mut all = vec![];
-        for (region, left) in due.iter().zip(try_join_all(regions).await?) {
-            if left.is_empty() {
-                let next = Instant::now() + TIDY_PERIOD;
-                self.tidied.lock().unwrap_or_else(PoisonError::into_inner).insert((*region).clone(), next);
-            }
-            all.extend(left.into_iter().map(|what| format!("{what} in {region}")));
-        }
-        Ok(all)
+        addresses::give(&ec2, self.owner, &self.new_addresses, (&machine.key, &interface), tags).await
     }
 }

@@ -12,7 +12,7 @@ use super::layout::{efa_count, layout};
 use super::network::RegionNetwork;
 use super::prepare::{OfferData, wants_efa};
 use super::prices::{Prices, SpotPrices};
-use super::quotas::Quotas;
+use super::quotas::{ELASTIC_IPS, Quotas};
 use super::reservations::ReservationFacts;
 use super::types::{TypeFacts, Types, gpu_memory_mib, gpu_name};
 use crate::{BackendOffer, OffersWanted};
@@ -35,8 +35,10 @@ pub(super) struct RegionFacts {
     pub(super) spot_prices: Option<Arc<SpotPrices>>,
     /// None: they could not be asked for.
     pub(super) quotas: Option<Arc<Quotas>>,
-    /// The reservation that is asked for, if it is of this region.
-    pub(super) reservation: Option<ReservationFacts>,
+    /// Public addresses that the account has there, whoever uses them; none: they were not asked for, or it is not known.
+    pub(super) addresses_in_use: Option<u32>,
+    /// What the reservation that is asked for has in this region; of a group that may be several.
+    pub(super) reservations: Arc<Vec<ReservationFacts>>,
 }
 
 /// What a region offers, in no order.
@@ -52,21 +54,25 @@ pub(super) fn of_region(
     for (name, zones) in facts.offerings.as_ref() {
         let Some(one) = types.get(name).filter(|one| is_usable(one)) else { continue };
         if wanted.reservation.is_some() {
-            offers.extend(of_reservation(config, facts, &one, prices, wanted, now));
+            let reserved = facts.reservations.iter().filter(|found| found.instance_type == *name);
+            offers.extend(reserved.map(|found| of_reservation(config, facts, (&one, found), prices, wanted, now)));
             continue;
         }
         if wanted.spot != Some(true)
             && one.is_sold_on_demand
             && let Some(price) = prices.on_demand(&facts.region, name)
         {
-            let zones: Vec<String> = zones.iter().cloned().collect();
-            offers.push(offer(config, facts, &one, wanted, (false, price, zones)));
+            let prices = zones.iter().map(|zone| (zone.clone(), price)).collect();
+            offers.push(offer(config, facts, &one, wanted, (false, prices)));
         }
         if wanted.spot != Some(false) && one.is_sold_as_spot {
             let today = facts.spot_prices.as_ref().and_then(|prices| prices.find(&one));
-            let old = || Some((Prices::old_spot(&facts.region, name)?, zones.iter().cloned().collect()));
-            if let Some((price, zones)) = today.or_else(old) {
-                offers.push(offer(config, facts, &one, wanted, (true, price, zones)));
+            let old = || {
+                let price = Prices::old_spot(&facts.region, name)?;
+                Some(zones.iter().map(|zone| (zone.clone(), price)).collect())
+            };
+            if let Some(prices) = today.or_else(old) {
+                offers.push(offer(config, facts, &one, wanted, (true, prices)));
             }
         }
     }
@@ -81,17 +87,23 @@ fn is_usable(facts: &TypeFacts) -> bool {
     has_agent && gpus_work && !facts.has_other_accelerators
 }
 
-/// Offers a type: whether as spot, the price, and the zones in the order in which to try them.
+/// Offers a type: whether as spot, and what it costs in each zone. The cheapest is to be tried first.
 fn offer(
     config: &AwsConfig,
     facts: &RegionFacts,
     one: &TypeFacts,
     wanted: &OffersWanted,
-    (spot, price, zones): (bool, f64, Vec<String>),
+    (spot, prices): (bool, BTreeMap<String, f64>),
 ) -> BackendOffer {
     let data = OfferData { efa_interfaces: efa_interfaces(config, one, wanted), ..OfferData::default() };
-    let quota = facts.quotas.as_ref().and_then(|quotas| quotas.obstacle(&one.name, spot, one.vcpus, wanted.nodes));
+    let mut zones: Vec<String> = prices.keys().cloned().collect();
+    zones.sort_by(|one, other| prices[one].total_cmp(&prices[other]));
     let (zones, obstacle) = zones_or_obstacle(facts, one, wanted, zones);
+    let price = zones.first().map_or(0.0, |zone| prices[zone]);
+    let quotas = facts.quotas.as_ref();
+    let quota = quotas.and_then(|quotas| quotas.obstacle(&one.name, spot, one.vcpus, wanted.least));
+    let quota = quota.or_else(|| addresses_obstacle(config, facts, one, wanted));
+    let zone_prices = if zones.iter().any(|zone| prices[zone] > price) { prices } else { BTreeMap::new() };
     let (availability, because) = match (quota, obstacle) {
         (Some(because), _) => (InstanceAvailability::NoQuota, Some(because)),
         (None, Some(because)) => (InstanceAvailability::NotAvailable, Some(because)),
@@ -102,6 +114,7 @@ fn offer(
         region: facts.region.clone(),
         zones: Some(zones),
         price_usd_per_hour: price,
+        zone_prices,
         availability,
         unavailable_because: because,
         available_from: None,
@@ -114,22 +127,21 @@ fn offer(
 fn of_reservation(
     config: &AwsConfig,
     facts: &RegionFacts,
-    one: &TypeFacts,
+    (one, found): (&TypeFacts, &ReservationFacts),
     prices: &Prices,
     wanted: &OffersWanted,
     now: Timestamp,
-) -> Option<BackendOffer> {
-    let found = facts.reservation.as_ref().filter(|found| found.instance_type == one.name)?;
+) -> BackendOffer {
     // A block is paid for as a whole, whether it is used or not.
     let on_demand = || prices.on_demand(&facts.region, &one.name).unwrap_or(0.0);
     let price = if found.reservation.is_block { 0.0 } else { on_demand() };
-    let mut offer = offer(config, facts, one, wanted, (false, price, vec![found.zone.clone()]));
+    let mut offer = offer(config, facts, one, wanted, (false, BTreeMap::from([(found.zone.clone(), price)])));
     if offer.availability == InstanceAvailability::NoQuota && found.reservation.is_block {
         // Blocks have a quota of their own, which was looked at when this one was bought.
         offer.availability = InstanceAvailability::Unknown;
         offer.unavailable_because = None;
     }
-    if let Err(because) = found.check(now, wanted.nodes) {
+    if let Err(because) = found.check(now, wanted.least) {
         offer.availability = InstanceAvailability::NotAvailable;
         offer.unavailable_because = Some(because);
         offer.available_from = found.awaited_until();
@@ -141,7 +153,26 @@ fn of_reservation(
         ends_at: found.machines_end_at(),
     };
     offer.backend_data = serde_json::to_value(&data).expect("numbers and text are JSON");
-    Some(offer)
+    offer
+}
+
+/// Why machines cannot have the addresses that are bought for them, if so.
+fn addresses_obstacle(
+    config: &AwsConfig,
+    facts: &RegionFacts,
+    one: &TypeFacts,
+    wanted: &OffersWanted,
+) -> Option<String> {
+    let interfaces = layout(&one.network, wants_efa(config, one, wanted.cluster));
+    let (most, used) = (facts.quotas.as_ref()?.elastic_ips?, facts.addresses_in_use?);
+    let is_short = config.public_ips && interfaces.len() > 1 && most < used.saturating_add(wanted.least);
+    is_short.then(|| {
+        format!(
+            "the account's quota `{ELASTIC_IPS}` is {most}, of which {used} are used, and {} are needed: ask AWS for more \
+             in Service Quotas, or use `public_ips: false`",
+            wanted.least
+        )
+    })
 }
 
 fn efa_interfaces(config: &AwsConfig, one: &TypeFacts, wanted: &OffersWanted) -> u32 {

@@ -115,7 +115,7 @@ pub(super) struct Surroundings<'a> {
 pub(super) fn prepare(order: &LaunchOrder, around: Surroundings<'_>) -> Result<Prepared> {
     let Surroundings { config, facts, network, image, security_group_ids, data, own_tags } = around;
     let zone = order.zone.clone().ok_or_else(|| invalid("a launch on AWS needs a zone"))?;
-    let subnet = network.subnet(&zone, order.count)?;
+    let subnet = network.subnet(&zone, order.least)?;
     let interfaces = layout(&facts.network, wants_efa(config, facts, order.cluster));
     let is_block = data.reservation.as_ref().is_some_and(|reservation| reservation.is_block);
     let market = match (is_block, order.offer.instance_type.resources.spot) {

@@ -178,13 +178,9 @@ pub(super) async fn spot(ec2: &aws_sdk_ec2::Client, zones: &HashSet<&str>) -> Re
 pub(super) struct SpotPrices(HashMap<String, BTreeMap<String, f64>>);
 
 impl SpotPrices {
-    /// The lowest price of a type, and its zones with the cheapest first.
-    pub(super) fn find(&self, facts: &TypeFacts) -> Option<(f64, Vec<String>)> {
-        let by_zone = self.0.get(&facts.name)?;
-        let mut zones: Vec<(&String, &f64)> = by_zone.iter().collect();
-        zones.sort_by(|one, other| one.1.total_cmp(other.1));
-        let lowest = *zones.first()?.1;
-        Some((lowest, zones.into_iter().map(|(zone, _)| zone.clone()).collect()))
+    /// The price of a type in each zone.
+    pub(super) fn find(&self, facts: &TypeFacts) -> Option<BTreeMap<String, f64>> {
+        self.0.get(&facts.name).cloned()
     }
 }
 

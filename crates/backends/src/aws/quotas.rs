@@ -11,14 +11,19 @@ use crate::Result;
 pub(super) struct Quotas {
     on_demand: HashMap<String, Quota>,
     spot: HashMap<String, Quota>,
+    /// Public addresses that may be had at once.
+    pub(super) elastic_ips: Option<u32>,
 }
 
-/// How many vCPUs of some families may run at once.
+/// The name of the quota for public addresses.
+pub(super) const ELASTIC_IPS: &str = "EC2-VPC Elastic IPs";
+
+/// How much of something may be had at once: vCPUs of some families, or addresses.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Quota {
     pub(super) code: String,
     pub(super) name: String,
-    pub(super) vcpus: f64,
+    pub(super) value: f64,
 }
 
 impl Quotas {
@@ -33,6 +38,9 @@ impl Quotas {
                 known.on_demand.extend(letters(&families).map(|family| (family, quota.clone())));
             } else if let Some(families) = between("All ", " Spot Instance Requests") {
                 known.spot.extend(letters(&families).map(|family| (family, quota.clone())));
+            } else if quota.name == ELASTIC_IPS {
+                known.elastic_ips =
+                    (0.0..f64::from(u32::MAX)).contains(&quota.value).then_some(quota.value as u32);
             }
         }
         known
@@ -54,11 +62,11 @@ impl Quotas {
     pub(super) fn obstacle(&self, instance_type: &str, spot: bool, vcpus: u32, machines: u32) -> Option<String> {
         let quota = self.find(instance_type, spot)?;
         let needed = f64::from(vcpus) * f64::from(machines);
-        (quota.vcpus < needed).then(|| {
+        (quota.value < needed).then(|| {
             format!(
                 "the account's quota `{}` ({}) is {} vCPUs, and {machines} × {vcpus} are needed: ask AWS for more in \
                  Service Quotas",
-                quota.name, quota.code, quota.vcpus
+                quota.name, quota.code, quota.value
             )
         })
     }
@@ -85,7 +93,7 @@ pub(super) async fn ask(client: &aws_sdk_servicequotas::Client) -> Result<Quotas
             Some(Quota {
                 code: quota.quota_code()?.to_owned(),
                 name: quota.quota_name()?.to_owned(),
-                vcpus: quota.value()?,
+                value: quota.value()?,
             })
         }));
     }
@@ -97,7 +105,7 @@ mod tests {
     use super::*;
 
     fn quotas() -> Quotas {
-        let quota = |code: &str, name: &str, vcpus| Quota { code: code.to_owned(), name: name.to_owned(), vcpus };
+        let quota = |code: &str, name: &str, value| Quota { code: code.to_owned(), name: name.to_owned(), value };
         Quotas::of([
             quota("L-1", "Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances", 32.0),
             quota("L-2", "Running On-Demand G and VT instances", 64.0),

@@ -1,7 +1,11 @@
-//! Capacity that was reserved before: on-demand reservations, and blocks for a fixed time.
+//! Capacity that was reserved before: on-demand reservations, blocks for a fixed time, and groups of these.
 
 use aws_sdk_ec2::error::ProvideErrorMetadata;
-use aws_sdk_ec2::types::{CapacityReservation, CapacityReservationState, CapacityReservationTenancy};
+use aws_sdk_ec2::types::{
+    CapacityReservation, CapacityReservationPreference, CapacityReservationSpecification,
+    CapacityReservationState, CapacityReservationTarget, CapacityReservationTenancy, Filter,
+};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -11,9 +15,16 @@ use crate::Result;
 /// How long before a block's end AWS begins to end its machines (EC2 user guide, "Capacity Blocks for ML").
 const ENDS_EARLY: SignedDuration = SignedDuration::from_mins(30);
 
-/// A reservation, as launches need it.
+/// Members of groups that are asked for at the same time.
+const CONCURRENCY: usize = 8;
+
+/// The most reservations of a region that are looked at for those of a group.
+const MOST_RESERVATIONS: usize = 500;
+
+/// A reservation, or all of a group that are alike, as launches need it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Reservation {
+    /// The reservation's identifier, or the group's ARN: what the user wrote.
     pub(super) id: String,
     /// Capacity for a fixed time, which is close together and paid for already.
     pub(super) is_block: bool,
@@ -44,6 +55,22 @@ pub(super) enum ReservationState {
     Awaited,
     /// In AWS's word.
     Over(String),
+}
+
+impl Reservation {
+    /// What a request for machines says of it.
+    pub(super) fn specification(&self) -> CapacityReservationSpecification {
+        let target = CapacityReservationTarget::builder();
+        let wanted = CapacityReservationSpecification::builder();
+        if is_group(&self.id) {
+            // What a group has no room for would be bought by the hour without a word.
+            let target = target.capacity_reservation_resource_group_arn(&self.id).build();
+            let only = CapacityReservationPreference::CapacityReservationsOnly;
+            wanted.capacity_reservation_preference(only).capacity_reservation_target(target).build()
+        } else {
+            wanted.capacity_reservation_target(target.capacity_reservation_id(&self.id).build()).build()
+        }
+    }
 }
 
 impl ReservationFacts {
@@ -86,8 +113,84 @@ impl ReservationFacts {
     }
 }
 
-/// Finds a reservation in a region; none if it is not of that region.
-pub(super) async fn find(ec2: &aws_sdk_ec2::Client, id: &str) -> Result<Option<ReservationFacts>> {
+/// Whether that is a group of reservations, and not one.
+fn is_group(asked: &str) -> bool {
+    asked.starts_with("arn:")
+}
+
+/// Finds what `reservation` names in a region: nothing if it is not of that region, and for a group one for each type
+/// and zone that it has something for.
+pub(super) async fn find(ec2: &aws_sdk_ec2::Client, region: &str, asked: &str) -> Result<Vec<ReservationFacts>> {
+    if !is_group(asked) {
+        return Ok(find_one(ec2, asked).await?.into_iter().collect());
+    }
+    // arn:aws:resource-groups:REGION:ACCOUNT:group/NAME
+    let mut parts = asked.split(':').skip(2);
+    if (parts.next(), parts.next()) != (Some("resource-groups"), Some(region)) {
+        return Ok(vec![]);
+    }
+    Ok(combine(asked, members(ec2, asked).await?))
+}
+
+/// The reservations of a group that are not over.
+async fn members(ec2: &aws_sdk_ec2::Client, group: &str) -> Result<Vec<ReservationFacts>> {
+    let states = ["active", "scheduled", "pending", "payment-pending"].map(str::to_owned).to_vec();
+    let filter = Filter::builder().name("state").set_values(Some(states)).build();
+    let mut pages = ec2.describe_capacity_reservations().filters(filter).into_paginator().send();
+    let mut all = vec![];
+    while let Some(page) = pages.next().await {
+        let page = page.map_err(|error| failure("describe the capacity reservations", &error))?;
+        all.extend(page.capacity_reservations().iter().filter_map(facts));
+        if MOST_RESERVATIONS <= all.len() {
+            tracing::warn!("{group} is looked for among the first {MOST_RESERVATIONS} capacity reservations only");
+            break;
+        }
+    }
+    let belongs = async |one: ReservationFacts| {
+        let mut pages = ec2
+            .get_groups_for_capacity_reservation()
+            .capacity_reservation_id(&one.reservation.id)
+            .into_paginator()
+            .send();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|error| failure("ask for the groups of a capacity reservation", &error))?;
+            if page.capacity_reservation_groups().iter().any(|found| found.group_arn() == Some(group)) {
+                return Ok(Some(one));
+            }
+        }
+        Ok(None)
+    };
+    stream::iter(all).map(belongs).buffered(CONCURRENCY).try_filter_map(async |one| Ok(one)).try_collect().await
+}
+
+/// Makes one of all members of a group that a launch cannot tell from each other. What is not active yet counts only
+/// where nothing is.
+fn combine(group: &str, members: Vec<ReservationFacts>) -> Vec<ReservationFacts> {
+    let mut combined: Vec<ReservationFacts> = vec![];
+    for mut member in members {
+        group.clone_into(&mut member.reservation.id);
+        let is_alike = |one: &&mut ReservationFacts| {
+            one.reservation == member.reservation
+                && one.instance_type == member.instance_type
+                && one.zone == member.zone
+        };
+        match combined.iter_mut().find(is_alike) {
+            None => combined.push(member),
+            Some(one) if one.state == member.state => {
+                one.available += member.available;
+                one.total += member.total;
+                one.starts_at = one.starts_at.into_iter().chain(member.starts_at).min();
+                // The machines of a launch may be of any of them, so the first end is that of all.
+                one.ends_at = one.ends_at.into_iter().chain(member.ends_at).min();
+            }
+            Some(one) if member.state == ReservationState::Active => *one = member,
+            Some(_) => {}
+        }
+    }
+    combined
+}
+
+async fn find_one(ec2: &aws_sdk_ec2::Client, id: &str) -> Result<Option<ReservationFacts>> {
     match ec2.describe_capacity_reservations().capacity_reservation_ids(id).send().await {
         Ok(answer) => Ok(answer.capacity_reservations().iter().find_map(facts)),
         Err(error)
@@ -171,5 +274,17 @@ mod tests {
         );
         let over = ReservationFacts { state: ReservationState::Over("expired".to_owned()), ..block() };
         assert_eq!(over.check(now, 1).unwrap_err(), "reservation cr-1 is expired");
+    }
+    #[test]
+    fn members_of_a_group_that_are_alike_are_one() {
+        let group = "arn:aws:resource-groups:us-west-2:123456789012:group/training";
+        let elsewhere = ReservationFacts { zone: "us-west-2b".to_owned(), ..block() };
+        let awaited = ReservationFacts { state: ReservationState::Awaited, available: 0, ..block() };
+        let later = ReservationFacts { ends_at: Some("2026-11-28T10:00:00Z".parse().unwrap()), ..block() };
+        let combined = combine(group, vec![awaited.clone(), later, elsewhere, block(), awaited]);
+        let seen: Vec<_> = combined.iter().map(|one| (one.zone.as_str(), one.available, one.total)).collect();
+        assert_eq!(seen, [("us-west-2a", 8, 16), ("us-west-2b", 4, 8)]);
+        assert_eq!(combined[0].ends_at, block().ends_at, "the first of all ends");
+        assert!(combined.iter().all(|one| one.reservation.id == group && one.state == ReservationState::Active));
     }
 }

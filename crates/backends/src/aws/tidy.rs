@@ -9,28 +9,58 @@ use super::addresses;
 use super::errors::failure;
 use super::placement_groups;
 use super::tags::{self, Owner, filter};
-use crate::{Living, Result};
+use crate::{Living, MachineKey, Result};
 
 /// The groups of each region that no living fleet had when it was last looked.
 pub(super) type Unclaimed = Mutex<HashSet<(String, String)>>;
 
-/// Looks once at everything of ours in a region. What still stands and is to go is told, in words.
+/// Looks once at everything of ours in a region. What still stands and is to go, and what could not be looked at, is
+/// told in words. No failure keeps the rest from being removed.
 pub(super) async fn tidy(
     ec2: &aws_sdk_ec2::Client,
     owner: Owner,
     region: &str,
     living: &Living,
     unclaimed: &Unclaimed,
-) -> Result<Vec<String>> {
-    let mut left = groups(ec2, owner, region, living, unclaimed).await?;
-    for address in addresses::list(ec2, owner, None).await? {
-        let is_wanted = address.key.as_ref().is_some_and(|key| living.has(key));
-        if !is_wanted {
-            addresses::release(ec2, &address).await?;
+) -> Vec<String> {
+    let parts = [
+        ("placement groups", groups(ec2, owner, region, living, unclaimed).await),
+        ("public addresses", public_addresses(ec2, owner, living).await),
+        ("network interfaces", interfaces(ec2, owner, living).await),
+        ("volumes", volumes(ec2, owner, living).await),
+    ];
+    let mut left = vec![];
+    for (what, part) in parts {
+        match part {
+            Ok(more) => left.extend(more),
+            Err(error) => {
+                tracing::warn!("{region}: {what} cannot be tidied: {error}");
+                left.push(format!("{what} ({error})"));
+            }
         }
     }
-    left.extend(interfaces(ec2, owner, living).await?);
-    left.extend(volumes(ec2, owner, living).await?);
+    left
+}
+
+/// Addresses of machines that are gone, and those that a machine has too many.
+async fn public_addresses(ec2: &aws_sdk_ec2::Client, owner: Owner, living: &Living) -> Result<Vec<String>> {
+    let all = addresses::list(ec2, owner, None).await?;
+    let in_use: HashSet<MachineKey> =
+        all.iter().filter(|one| one.association_id.is_some()).filter_map(|one| one.key.clone()).collect();
+    let mut left = vec![];
+    for address in &all {
+        let is_wanted = address.key.as_ref().is_some_and(|key| {
+            let has_another = address.association_id.is_none() && in_use.contains(key);
+            living.has(key) && !has_another
+        });
+        if is_wanted {
+            continue;
+        }
+        if let Err(error) = addresses::release(ec2, address).await {
+            tracing::warn!("{error}");
+            left.push(format!("public address {}", address.public_ip));
+        }
+    }
     Ok(left)
 }
 
@@ -55,7 +85,12 @@ async fn groups(
             }
             !unclaimed.insert(key.clone())
         };
-        if is_known && placement_groups::remove(ec2, &key.1).await? {
+        let is_gone = is_known
+            && placement_groups::remove(ec2, &key.1).await.unwrap_or_else(|error| {
+                tracing::warn!("{error}");
+                false
+            });
+        if is_gone {
             unclaimed.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
         } else {
             left.push(format!("placement group {}", key.1));

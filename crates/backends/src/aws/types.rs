@@ -1,6 +1,6 @@
 //! What types of machines are: asked of AWS once, kept in a file, and read without a list of names.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
@@ -52,7 +52,9 @@ pub(super) struct GpuFacts {
 pub(super) struct Types {
     file: PathBuf,
     known: RwLock<HashMap<String, Arc<TypeFacts>>>,
-    asking: tokio::sync::Mutex<()>,
+    /// Types that were asked for, and of which nothing is told that could be used: with a part of a GPU, for instance.
+    /// Held by whoever asks.
+    strange: tokio::sync::Mutex<HashSet<String>>,
 }
 
 impl Types {
@@ -62,7 +64,7 @@ impl Types {
         let read = std::fs::read(&file).ok();
         let known: Vec<TypeFacts> = read.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         let known = known.into_iter().map(|facts| (facts.name.clone(), Arc::new(facts))).collect();
-        Types { file, known: RwLock::new(known), asking: tokio::sync::Mutex::default() }
+        Types { file, known: RwLock::new(known), strange: tokio::sync::Mutex::default() }
     }
 
     /// A type that is known.
@@ -72,8 +74,9 @@ impl Types {
 
     /// Asks for those of the types that are not known yet, in a region that has them.
     pub(super) async fn learn(&self, ec2: &aws_sdk_ec2::Client, names: &BTreeSet<String>) -> Result<()> {
-        let _one_at_a_time = self.asking.lock().await;
-        let missing: Vec<&String> = names.iter().filter(|name| self.get(name).is_none()).collect();
+        let mut strange = self.strange.lock().await;
+        let is_missing = |name: &&String| self.get(name).is_none() && !strange.contains(*name);
+        let missing: Vec<&String> = names.iter().filter(is_missing).collect();
         if missing.is_empty() {
             return Ok(());
         }
@@ -87,6 +90,10 @@ impl Types {
                 learned.extend(page.instance_types().iter().filter_map(facts));
             }
         }
+        let learned_names: HashSet<&String> = learned.iter().map(|facts| &facts.name).collect();
+        let strange_now: Vec<String> =
+            missing.iter().filter(|name| !learned_names.contains(*name)).map(|name| (*name).clone()).collect();
+        strange.extend(strange_now);
         {
             let mut known = self.known.write().expect("nobody panics while reading types");
             known.extend(learned.into_iter().map(|facts| (facts.name.clone(), Arc::new(facts))));

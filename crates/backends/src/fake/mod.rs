@@ -27,6 +27,7 @@ use crate::keys::{Keys, invalid};
 use crate::registry::{Entry, OpenContext};
 use crate::{
     AgentAccess, Backend, BackendOffer, Capabilities, LaunchOrder, Machine, MachineKey, OffersWanted, Result,
+    Survey,
 };
 
 /// What the list of backends knows of this folder.
@@ -195,8 +196,8 @@ impl Backend for Fake {
         Capabilities { admins_only: self.admins_only || capabilities.admins_only, ..capabilities }
     }
 
-    async fn offers(&self, wanted: &OffersWanted) -> Result<Vec<BackendOffer>> {
-        self.cloud.state().offers(wanted)
+    async fn offers(&self, wanted: &OffersWanted) -> Result<Survey<BackendOffer>> {
+        self.cloud.state().offers(wanted).map(Survey::whole)
     }
 
     async fn launch(&self, launch: &LaunchOrder) -> Result<()> {
@@ -207,8 +208,8 @@ impl Backend for Fake {
         self.cloud.state().terminate(machine)
     }
 
-    async fn list(&self) -> Result<Vec<Machine>> {
-        self.cloud.state().list(self.server_id)
+    async fn list(&self) -> Result<Survey<Machine>> {
+        self.cloud.state().list(self.server_id).map(Survey::whole)
     }
 
     async fn agent_access(&self, machine: &Machine) -> Result<AgentAccess> {

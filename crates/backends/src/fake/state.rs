@@ -242,6 +242,7 @@ fn backend_offer(offer: &FakeOffer) -> BackendOffer {
         availability: InstanceAvailability::Available,
         unavailable_because: None,
         available_from: None,
+        zone_prices: BTreeMap::new(),
         most_disk_mib: None,
         backend_data: serde_json::Value::Null,
     }

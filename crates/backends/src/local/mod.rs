@@ -34,7 +34,7 @@ use crate::keys::invalid;
 use crate::registry::{Entry, OpenContext};
 use crate::{
     AgentAccess, Backend, BackendOffer, Capabilities, Error, ErrorKind, LaunchOrder, Machine, MachineKey,
-    OffersWanted, Result,
+    OffersWanted, Result, Survey,
 };
 
 /// What the list of backends knows of this folder.
@@ -92,13 +92,13 @@ impl Backend for Local {
         }
     }
 
-    async fn offers(&self, wanted: &OffersWanted) -> Result<Vec<BackendOffer>> {
+    async fn offers(&self, wanted: &OffersWanted) -> Result<Survey<BackendOffer>> {
         let host = self.facts.get().await?;
         let whole = Room::of_host(&host, self.config);
         let machines = self.machines.clone();
         let held = blocking(move || machines.records()).await?;
         let left = whole.without(held.iter().map(|record| &record.share));
-        Ok(offers::offers(&host, &whole, &left, wanted.nodes.max(1)))
+        Ok(Survey::whole(offers::offers(&host, &whole, &left, wanted.most.max(1))))
     }
 
     async fn launch(&self, launch: &LaunchOrder) -> Result<()> {
@@ -128,9 +128,9 @@ impl Backend for Local {
         .await
     }
 
-    async fn list(&self) -> Result<Vec<Machine>> {
+    async fn list(&self) -> Result<Survey<Machine>> {
         let machines = self.machines.clone();
-        blocking(move || machines.list()).await
+        blocking(move || machines.list()).await.map(Survey::whole)
     }
 
     async fn agent_access(&self, machine: &Machine) -> Result<AgentAccess> {

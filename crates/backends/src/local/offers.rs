@@ -1,6 +1,8 @@
 //! What this machine offers: what is left of it, and, where that is less than an empty machine would give, also
 //! what it would give, with the reason why it cannot.
 
+use std::collections::BTreeMap;
+
 use api::agent::HostInfo;
 use api::instances::{Disk, Gpu, InstanceAvailability, InstanceType, Resources};
 
@@ -53,6 +55,7 @@ fn offer(host: &HostInfo, portion: &Portion) -> BackendOffer {
         availability: InstanceAvailability::Available,
         unavailable_because: None,
         available_from: None,
+        zone_prices: BTreeMap::new(),
         most_disk_mib: None,
         backend_data: serde_json::to_value(portion).expect("numbers and text are JSON"),
     }

@@ -140,7 +140,7 @@ async fn machines_are_listed_from_the_moment_that_aws_says_it_made_them() {
     let settings = Settings { instance_unseen_ms: 1_500, stale_ms: 500, ..Settings::immediate() };
     let rig = Rig::with(json!({ "public_ips": false, "vpc_name": "my-vpc" }), settings).await;
     rig.launch(rig.order(1, 2).await).await.unwrap();
-    assert_eq!(rig.backend.list().await.unwrap().len(), 2);
+    assert_eq!(rig.backend.list().await.unwrap().found.len(), 2);
     // An end that comes too early for AWS is repeated by who wants it.
     let deadline = tokio::time::Instant::now() + Duration::from_mins(1);
     while rig.sim.count_alive(Kind::Instance) > 0 {

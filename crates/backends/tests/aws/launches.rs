@@ -56,7 +56,7 @@ async fn every_type_with_efa_gets_a_layout_that_is_taken() {
     let mut settings = Settings::immediate();
     settings.throttle = false;
     let rig = Rig::with(json!({ "public_ips": false, "vpc_name": "my-vpc" }), settings).await;
-    let wanted = OffersWanted { nodes: 1, cluster: true, spot: Some(false), reservation: None };
+    let wanted = OffersWanted { least: 1, most: 1, cluster: true, spot: Some(false), reservation: None };
     let some = rig.offer("p5.48xlarge", &wanted).await;
     let mut tried = 0;
     for (number, (name, zone)) in (1..).zip(efa_types()) {
@@ -136,7 +136,7 @@ async fn a_fleet_keeps_its_image() {
     let newer = rig.restarted();
     let mut second = rig.order(2, 1).await;
     assert_ne!(newer.prepare(&second).await.unwrap()["image"]["id"], image);
-    second.fleet_prepared = Some(first.prepared);
+    second.fleet_prepared = vec![first.prepared];
     assert_eq!(newer.prepare(&second).await.unwrap()["image"]["id"], image);
     rig.end_everything().await;
 }
@@ -168,14 +168,15 @@ async fn a_reservation_is_bought_from_and_a_block_has_no_group() {
             "placement_group": null,
         })).unwrap();
         let id = made["reservation_id"].as_str().unwrap().to_owned();
-        let wanted = OffersWanted { nodes: 2, cluster: true, spot: Some(false), reservation: Some(id.clone()) };
-        let offers = rig.backend.offers(&wanted).await.unwrap();
+        let wanted =
+            OffersWanted { least: 2, most: 2, cluster: true, spot: Some(false), reservation: Some(id.clone()) };
+        let offers = rig.backend.offers(&wanted).await.unwrap().found;
         let [offer] = &offers[..] else { panic!("{offers:?}") };
         assert!(offer.availability.is_usable(), "{:?}", offer.unavailable_because);
         let price = if block { 0.0 } else { 55.04 };
         assert!((offer.price_usd_per_hour - price).abs() < 1e-6);
-        let too_many = OffersWanted { nodes: 3, ..wanted.clone() };
-        let refused = rig.backend.offers(&too_many).await.unwrap();
+        let too_many = OffersWanted { least: 3, most: 3, ..wanted.clone() };
+        let refused = rig.backend.offers(&too_many).await.unwrap().found;
         assert!(refused[0].unavailable_because.as_ref().unwrap().contains("3 are needed"));
         let order = rig.order_for(number, offer.clone(), 2, true);
         let order = rig.launch(order).await.unwrap();
@@ -194,7 +195,7 @@ async fn it_is_asked_once_how_machines_are_connected() {
     rig.launch(rig.order(1, 2).await).await.unwrap();
     let machines = rig.machines(MachineState::Running, 2).await;
     assert!(machines.iter().all(|machine| machine.network_path.len() == 3), "{machines:?}");
-    rig.backend.list().await.unwrap();
+    rig.backend.list().await.unwrap().found;
     assert_eq!(rig.count("DescribeInstanceTopology"), 1);
     // Who may not know it does without.
     rig.control(
@@ -204,7 +205,7 @@ async fn it_is_asked_once_how_machines_are_connected() {
     );
     let backend = rig.restarted();
     for _ in 0..3 {
-        let listed = backend.list().await.unwrap();
+        let listed = backend.list().await.unwrap().found;
         assert!(listed.len() == 2 && listed.iter().all(|machine| machine.network_path.is_empty()), "{listed:?}");
     }
     assert_eq!(rig.count("DescribeInstanceTopology"), 2);

@@ -7,8 +7,11 @@
     reason = "helpers of tests are tests, and the simulation has the time of this machine"
 )]
 
+mod addresses;
 mod faults;
 mod launches;
 mod offers;
 mod policy;
+mod regions;
+mod reservations;
 mod rig;

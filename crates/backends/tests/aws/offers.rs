@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::rig::{REGION, Rig};
 
 fn cluster(nodes: u32) -> OffersWanted {
-    OffersWanted { nodes, cluster: true, spot: Some(false), reservation: None }
+    OffersWanted { least: nodes, most: nodes, cluster: true, spot: Some(false), reservation: None }
 }
 
 #[tokio::test]
@@ -30,11 +30,11 @@ async fn the_example_is_offered_with_price_and_zones() {
 #[tokio::test]
 async fn types_are_asked_for_once_and_kept() {
     let rig = Rig::private().await;
-    rig.backend.offers(&cluster(1)).await.unwrap();
+    rig.backend.offers(&cluster(1)).await.unwrap().found;
     let asked = rig.count("DescribeInstanceTypes");
     assert!(asked > 0);
     let again = rig.restarted();
-    assert!(!again.offers(&cluster(1)).await.unwrap().is_empty());
+    assert!(!again.offers(&cluster(1)).await.unwrap().found.is_empty());
     assert_eq!(rig.count("DescribeInstanceTypes"), asked);
 }
 
@@ -61,10 +61,10 @@ async fn quotas_that_cannot_be_asked_for_stop_nobody() {
 #[tokio::test]
 async fn spot_machines_have_their_own_price() {
     let rig = Rig::private().await;
-    let spot = OffersWanted { nodes: 1, cluster: false, spot: Some(true), reservation: None };
+    let spot = OffersWanted { least: 1, most: 1, cluster: false, spot: Some(true), reservation: None };
     let offer = rig.offer("p5.48xlarge", &spot).await;
     assert!(offer.instance_type.resources.spot && offer.price_usd_per_hour < 55.04);
-    let both = rig.backend.offers(&OffersWanted { spot: None, ..spot }).await.unwrap();
+    let both = rig.backend.offers(&OffersWanted { spot: None, ..spot }).await.unwrap().found;
     assert_eq!(both.iter().filter(|offer| offer.instance_type.name == "p5.48xlarge").count(), 2);
 }
 
@@ -73,7 +73,7 @@ async fn the_price_list_is_asked_in_the_background_and_kept() {
     let rig = Rig::private().await;
     rig.control("prices", json!({ "region": REGION, "instance_type": "p5.48xlarge", "price": 31.5 }));
     let price = async |backend: &std::sync::Arc<dyn backends::Backend>| {
-        let offers = backend.offers(&cluster(1)).await.unwrap();
+        let offers = backend.offers(&cluster(1)).await.unwrap().found;
         offers.iter().find(|offer| offer.instance_type.name == "p5.48xlarge").unwrap().price_usd_per_hour
     };
     // Nobody waits for the list, so the first answer has the prices that are built in.

@@ -123,10 +123,13 @@ async fn the_policy_is_enough_for_everything_and_nothing_of_it_is_in_vain() {
 async fn do_everything(rig: &Rig) {
     rig.backend.check().await.unwrap();
     let gang = rig.launch(rig.order(1, 2).await).await.unwrap();
-    let wanted = OffersWanted { nodes: 1, cluster: false, spot: Some(true), reservation: None };
+    let wanted = OffersWanted { least: 1, most: 1, cluster: false, spot: Some(true), reservation: None };
     let spot = rig.offer("p5.48xlarge", &wanted).await;
     rig.launch(rig.order_for(2, spot, 1, false)).await.unwrap();
     rig.launch(reserved_order(rig, 3).await).await.unwrap();
+    let group = format!("arn:aws:resource-groups:{REGION}:{ACCOUNT}:group/training");
+    let of_group = OffersWanted { least: 1, most: 1, cluster: false, spot: Some(false), reservation: Some(group) };
+    rig.backend.offers(&of_group).await.unwrap();
     let machines = rig.machines(MachineState::Running, 4).await;
     for machine in &machines {
         rig.backend.agent_access(machine).await.unwrap();
@@ -147,11 +150,11 @@ async fn do_everything(rig: &Rig) {
 async fn reserved_order(rig: &Rig, number: u128) -> LaunchOrder {
     let reservation = json!({
         "region": REGION, "zone": zone_of("p5.48xlarge").unwrap(), "instance_type": "p5.48xlarge", "count": 1,
-        "block": false, "starts_at": null, "ends_at": null, "placement_group": null,
+        "block": false, "starts_at": null, "ends_at": null, "placement_group": null, "groups": ["training"],
     });
     let made = rig.sim.control("reservations", &reservation).unwrap();
     let id = made["reservation_id"].as_str().unwrap().to_owned();
-    let wanted = OffersWanted { nodes: 1, cluster: false, spot: Some(false), reservation: Some(id) };
+    let wanted = OffersWanted { least: 1, most: 1, cluster: false, spot: Some(false), reservation: Some(id) };
     let offer = rig.offer("p5.48xlarge", &wanted).await;
     rig.order_for(number, offer, 1, false)
 }
@@ -182,6 +185,43 @@ async fn leave_behind(rig: &Rig, prepared: &Value) {
         .size(8)
         .tag_specifications(marked(ResourceType::Volume));
     disk.send().await.unwrap();
+}
+
+/// What cannot be asked for before it is needed: other services have no calls that only ask, and the rest is allowed only
+/// for what is marked as ours. Where machines are in the network is no right that anything depends on.
+const NOT_ASKED: [&str; 14] = [
+    "ec2:DeleteNetworkInterface",
+    "ec2:DeleteSecurityGroup",
+    "ec2:DeleteVolume",
+    "ec2:DescribeInstanceTopology",
+    "ec2:TerminateInstances",
+    "pricing:GetProducts",
+    "servicequotas:ListServiceQuotas",
+    // These are called, so that their absence has words of its own.
+    "ec2:DescribeAvailabilityZones",
+    "ec2:DescribeRouteTables",
+    "ec2:DescribeSubnets",
+    "ec2:DescribeVpcs",
+    "iam:GetInstanceProfile",
+    "sts:GetCallerIdentity",
+    "ec2:DescribeImages",
+];
+
+#[tokio::test]
+async fn the_check_names_each_permission_that_is_missing() {
+    let with_profile = json!({ "iam_instance_profile": "dstack-instance" });
+    let rig = Rig::with(with_profile, Settings { throttle: false, ..Settings::immediate() }).await;
+    let all = actions(&[]);
+    set_keys(&rig, &all);
+    rig.restarted().check().await.unwrap();
+    for action in all.iter().filter(|action| !NOT_ASKED.contains(&action.as_str())) {
+        let mut fewer = all.clone();
+        fewer.remove(action);
+        set_keys(&rig, &fewer);
+        let refused = rig.restarted().check().await.expect_err(action);
+        assert_eq!(refused.kind, ErrorKind::PermissionDenied, "{action}: {refused}");
+        assert!(refused.message.contains(&format!("{action} in {REGION}")), "{action}: {refused}");
+    }
 }
 
 #[tokio::test]

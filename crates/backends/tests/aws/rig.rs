@@ -87,7 +87,7 @@ impl Rig {
 
     /// The offers of a type.
     pub(crate) async fn offer(&self, name: &str, wanted: &OffersWanted) -> BackendOffer {
-        let offers = self.backend.offers(wanted).await.unwrap();
+        let offers = self.backend.offers(wanted).await.unwrap().found;
         let found = offers.into_iter().find(|offer| offer.instance_type.name == name);
         found.unwrap_or_else(|| panic!("{name} is not offered"))
     }
@@ -98,7 +98,7 @@ impl Rig {
     }
 
     pub(crate) async fn order_of(&self, number: u128, name: &str, count: u32, cluster: bool) -> LaunchOrder {
-        let wanted = OffersWanted { nodes: count, cluster, spot: Some(false), reservation: None };
+        let wanted = OffersWanted { least: count, most: count, cluster, spot: Some(false), reservation: None };
         let offer = self.offer(name, &wanted).await;
         self.order_for(number, offer, count, cluster)
     }
@@ -117,7 +117,7 @@ impl Rig {
             cluster,
             authorized_keys: vec!["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExample main@dstack".to_owned()],
             prepared: Value::Null,
-            fleet_prepared: None,
+            fleet_prepared: vec![],
         }
     }
 
@@ -132,7 +132,7 @@ impl Rig {
     pub(crate) async fn machines(&self, state: MachineState, count: usize) -> Vec<Machine> {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let listed = self.backend.list().await.unwrap();
+            let listed = self.backend.list().await.unwrap().found;
             let machines: Vec<Machine> = listed.into_iter().filter(|machine| machine.state == state).collect();
             if machines.len() == count {
                 return machines;
@@ -146,7 +146,7 @@ impl Rig {
     pub(crate) async fn end_everything(&self) {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let listed = self.backend.list().await.unwrap();
+            let listed = self.backend.list().await.unwrap().found;
             let lives =
                 |machine: &&Machine| matches!(machine.state, MachineState::Starting | MachineState::Running);
             let there = listed.iter().filter(lives);

@@ -70,7 +70,7 @@ async fn lists_come_late_and_omit() {
     rig.backend.launch(&order).await.unwrap();
     let mut states = Vec::new();
     for _ in 0..7 {
-        let listed = rig.backend.list().await.unwrap();
+        let listed = rig.backend.list().await.unwrap().found;
         states.push(listed.first().map(|machine| machine.state));
     }
     let starting = Some(MachineState::Starting);
@@ -78,13 +78,13 @@ async fn lists_come_late_and_omit() {
     assert_eq!(states, [None, starting, starting, starting, running, running, running]);
 
     cloud(&rig).set_plan(Omits);
-    assert_eq!(rig.backend.list().await.unwrap(), []);
+    assert_eq!(rig.backend.list().await.unwrap().found, []);
     cloud(&rig).set_plan(|_: &Call| CallFault::None);
     let key = MachineKey { launch_id: order.launch_id, index: 0 };
     rig.backend.terminate(&key).await.unwrap();
     let mut states = Vec::new();
     for _ in 0..6 {
-        let listed = rig.backend.list().await.unwrap();
+        let listed = rig.backend.list().await.unwrap().found;
         states.push(listed.first().map(|machine| machine.state));
     }
     let stopping = Some(MachineState::Stopping);
@@ -105,7 +105,7 @@ async fn time_passes_only_when_the_test_says_so() {
     for (ticks, is_running) in [(0, false), (1, false), (1, true)] {
         (0..ticks).for_each(|_| cloud.tick());
         for _ in 0..3 {
-            let listed = rig.backend.list().await.unwrap();
+            let listed = rig.backend.list().await.unwrap().found;
             assert_eq!(listed[0].state == MachineState::Running, is_running);
             assert_eq!(rig.backend.agent_access(&listed[0]).await.is_ok(), is_running);
         }
@@ -142,7 +142,7 @@ async fn servers_see_only_what_carries_their_mark() {
     let mut rig = Rig::fake();
     rig.launch(1).await;
     let other = cloud(&rig).backend(ServerId(Uuid::from_u128(2)));
-    assert_eq!(other.list().await.unwrap(), []);
+    assert_eq!(other.list().await.unwrap().found, []);
 }
 
 #[tokio::test]
@@ -223,9 +223,9 @@ async fn what_is_accepted_may_be_ended_by_the_cloud_with_a_reason() {
     let mut order = rig.order(1).await;
     order.zone = Some("fake-1a".to_owned());
     rig.backend.launch(&order).await.unwrap();
-    assert_eq!(rig.backend.list().await.unwrap()[0].state, MachineState::Starting);
+    assert_eq!(rig.backend.list().await.unwrap().found[0].state, MachineState::Starting);
     cloud(&rig).tick();
-    let listed = rig.backend.list().await.unwrap();
+    let listed = rig.backend.list().await.unwrap().found;
     assert_eq!(listed[0].state, MachineState::Gone);
     assert_eq!(listed[0].ended_because.as_deref(), Some("Server.InsufficientInstanceCapacity"));
 }

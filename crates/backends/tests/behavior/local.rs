@@ -93,8 +93,8 @@ async fn what_is_held_is_not_offered_again() {
     let mut half = rig.order(2).await;
     (half.count, half.least) = (1, 1);
     rig.backend.launch(&half).await.unwrap();
-    let wanted = OffersWanted { nodes: 1, ..OffersWanted::default() };
-    let offers = rig.backend.offers(&wanted).await.unwrap();
+    let wanted = OffersWanted { least: 1, most: 1, ..OffersWanted::default() };
+    let offers = rig.backend.offers(&wanted).await.unwrap().found;
     let left = &offers[0].instance_type.resources;
     assert_eq!((left.cpus, left.memory_mib, left.gpus.len()), (4, 16 << 10, 2));
     let reason = offers[1].unavailable_because.as_deref().unwrap();
@@ -131,7 +131,7 @@ async fn two_projects_share_one_machine() {
         }
     }
     assert_eq!(made, 4);
-    let machines = other.list().await.unwrap();
+    let machines = other.list().await.unwrap().found;
     let mut gpus: Vec<String> = machines.iter().flat_map(|machine| gpus_of(&rig.folder(&machine.key))).collect();
     gpus.sort();
     assert_eq!(gpus, ["GPU-0", "GPU-1", "GPU-2", "GPU-3"]);
@@ -241,7 +241,7 @@ async fn a_machine_whose_containers_may_still_run_keeps_its_gpus() {
     let error = rig.backend.terminate(&machine.key).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unavailable);
     assert!(error.message.contains("the container engine is away"), "{error}");
-    assert_eq!(rig.backend.list().await.unwrap()[0].state, MachineState::Stopping);
+    assert_eq!(rig.backend.list().await.unwrap().found[0].state, MachineState::Stopping);
     assert!(rig.offers(1, false).await.is_empty());
     fs::remove_file(refusal).unwrap();
     rig.backend.terminate(&machine.key).await.unwrap();
@@ -258,7 +258,7 @@ async fn a_crash_before_a_launch_is_whole_leaves_nothing_of_it() {
     fs::create_dir_all(staged.join("0")).unwrap();
     fs::write(staged.join("0/machine.json"), "{\"half").unwrap();
     rig.reopen();
-    assert_eq!(rig.backend.list().await.unwrap(), []);
+    assert_eq!(rig.backend.list().await.unwrap().found, []);
     rig.backend.launch(&order).await.unwrap();
     rig.running(order.launch_id, 2).await;
     assert_eq!(fs::read_dir(local.join("staging")).unwrap().count(), 0);
@@ -275,7 +275,7 @@ async fn a_crash_in_a_termination_is_finished_by_the_next() {
     let trash = rig.context.state_dir.join("local/trash/rest");
     fs::create_dir_all(trash.join("deep")).unwrap();
     rig.reopen();
-    let listed = rig.backend.list().await.unwrap();
+    let listed = rig.backend.list().await.unwrap().found;
     let states: Vec<MachineState> = listed.iter().map(|machine| machine.state).collect();
     assert_eq!(states, [MachineState::Stopping, MachineState::Running]);
     // Nobody starts again what is about to end.
@@ -289,8 +289,8 @@ async fn a_crash_in_a_termination_is_finished_by_the_next() {
 
 /// The order that made a machine, as a server would repeat it.
 async fn rig_order(rig: &Rig, machine: &Machine) -> backends::LaunchOrder {
-    let wanted = OffersWanted { nodes: 2, ..OffersWanted::default() };
-    let offers = rig.backend.offers(&wanted).await.unwrap();
+    let wanted = OffersWanted { least: 2, most: 2, ..OffersWanted::default() };
+    let offers = rig.backend.offers(&wanted).await.unwrap().found;
     backends::LaunchOrder {
         launch_id: machine.key.launch_id,
         fleet_id: FleetId(Uuid::from_u128(3)),
@@ -303,7 +303,7 @@ async fn rig_order(rig: &Rig, machine: &Machine) -> backends::LaunchOrder {
         cluster: false,
         authorized_keys: vec![],
         prepared: serde_json::Value::Null,
-        fleet_prepared: None,
+        fleet_prepared: vec![],
     }
 }
 
@@ -331,11 +331,11 @@ async fn machines_of_another_server_are_not_listed_and_keep_what_they_hold() {
     let ours = rig.context.clone();
     rig.context.server_id = api::ids::ServerId(Uuid::from_u128(7));
     rig.reopen();
-    assert_eq!(rig.backend.list().await.unwrap(), []);
+    assert_eq!(rig.backend.list().await.unwrap().found, []);
     assert!(rig.offers(1, false).await.is_empty());
     rig.context = ours;
     rig.reopen();
-    assert_eq!(rig.backend.list().await.unwrap(), machines);
+    assert_eq!(rig.backend.list().await.unwrap().found, machines);
     rig.end().await;
 }
 

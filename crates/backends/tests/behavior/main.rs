@@ -156,8 +156,8 @@ fn every_capability_is_exercised() {
 
 async fn offers_are_sane(rig: &mut Rig) {
     for (nodes, cluster) in [(1, false), (2, false), (2, rig.capabilities().cluster)] {
-        let wanted = OffersWanted { nodes, cluster, ..OffersWanted::default() };
-        let offers = rig.backend.offers(&wanted).await.unwrap();
+        let wanted = OffersWanted { least: nodes, most: nodes, cluster, ..OffersWanted::default() };
+        let offers = rig.backend.offers(&wanted).await.unwrap().found;
         assert!(offers.iter().any(|offer| offer.availability.is_usable()));
         assert!(offers.is_sorted_by_key(|offer| (offer.price_usd_per_hour * 1e6) as u64));
         for offer in offers {
@@ -184,14 +184,14 @@ async fn a_launch_repeated_is_one_launch(rig: &mut Rig) {
 }
 
 async fn the_list_shows_what_lives(rig: &mut Rig) {
-    assert_eq!(rig.backend.list().await.unwrap(), []);
+    assert_eq!(rig.backend.list().await.unwrap().found, []);
     let order = rig.order(2).await;
     rig.backend.launch(&order).await.unwrap();
-    let listed = rig.backend.list().await.unwrap();
+    let listed = rig.backend.list().await.unwrap().found;
     assert_eq!(listed.len(), 2);
     rig.backend.terminate(&listed[0].key).await.unwrap();
     let is_over = |state| matches!(state, MachineState::Stopping | MachineState::Gone);
-    let left = rig.backend.list().await.unwrap();
+    let left = rig.backend.list().await.unwrap().found;
     let left: Vec<u32> =
         left.iter().filter(|machine| !is_over(machine.state)).map(|machine| machine.key.index).collect();
     assert_eq!(left, [1]);
@@ -202,7 +202,7 @@ async fn a_launch_is_whole_or_not_at_all(rig: &mut Rig) {
     (order.count, order.least) = (3, 3);
     assert_eq!(kind_of(rig.backend.launch(&order).await), Some(ErrorKind::NoCapacity));
     for _ in 0..5 {
-        assert_eq!(rig.backend.list().await.unwrap(), []);
+        assert_eq!(rig.backend.list().await.unwrap().found, []);
     }
     // The refusal left nothing behind that takes the room away.
     (order.count, order.least) = (2, 2);
@@ -230,7 +230,7 @@ async fn nothing_is_held_twice(rig: &mut Rig) {
     let second = rig.launch(1).await;
     assert_ne!(second[0].key.launch_id, order.launch_id);
     let mut seen = BTreeSet::new();
-    let listed = rig.backend.list().await.unwrap();
+    let listed = rig.backend.list().await.unwrap().found;
     assert_eq!(listed.len(), 2);
     for machine in listed {
         for thing in rig.exclusive(&machine) {
@@ -263,7 +263,7 @@ async fn a_launch_stays_made(rig: &mut Rig) {
     // A late repetition must not buy again what was given back.
     rig.backend.launch(&order).await.unwrap();
     for _ in 0..5 {
-        assert_eq!(rig.backend.list().await.unwrap(), []);
+        assert_eq!(rig.backend.list().await.unwrap().found, []);
     }
 }
 

@@ -100,8 +100,8 @@ impl Rig {
 
     /// The usable offers for that many nodes.
     pub(crate) async fn offers(&self, nodes: u32, cluster: bool) -> Vec<BackendOffer> {
-        let wanted = OffersWanted { nodes, cluster, ..OffersWanted::default() };
-        let mut offers = self.backend.offers(&wanted).await.unwrap();
+        let wanted = OffersWanted { least: nodes, most: nodes, cluster, ..OffersWanted::default() };
+        let mut offers = self.backend.offers(&wanted).await.unwrap().found;
         offers.retain(|offer| offer.availability.is_usable());
         offers
     }
@@ -121,7 +121,7 @@ impl Rig {
             cluster: false,
             authorized_keys: vec![],
             prepared: serde_json::Value::Null,
-            fleet_prepared: None,
+            fleet_prepared: vec![],
         }
     }
 
@@ -150,7 +150,7 @@ impl Rig {
     /// Lists until the list is as it should be.
     pub(crate) async fn list_until(&self, is_right: impl Fn(&[Machine]) -> bool) -> Vec<Machine> {
         for _ in 0..PATIENCE {
-            let listed = self.backend.list().await.unwrap();
+            let listed = self.backend.list().await.unwrap().found;
             if is_right(&listed) {
                 return listed;
             }
@@ -166,7 +166,7 @@ impl Rig {
 
     /// Gives back everything and checks that nothing is left, in the list and in truth.
     pub(crate) async fn end(&self) {
-        for machine in self.backend.list().await.unwrap() {
+        for machine in self.backend.list().await.unwrap().found {
             self.backend.terminate(&machine.key).await.unwrap();
         }
         self.list_until(<[Machine]>::is_empty).await;

@@ -21,11 +21,11 @@ use crate::world::{Region, Step};
 /// Makes that many instances, and answers their identifiers in the order of their indexes.
 pub(super) fn make(call: &mut Call<'_>, plan: &Plan, count: usize, token: Option<&String>) -> Vec<String> {
     let region = call.region();
-    let reserved = plan.reservation.as_ref().map(|id| region.reservations[id].zone.clone());
+    let reserved = plan.reservations.first().map(|id| region.reservations[id].zone.clone());
     let has_room = |zone: &&String| count <= room::zone_room(region, plan, zone);
     let zone = reserved.or_else(|| plan.zones.iter().find(has_room).cloned());
     let zone = zone.expect("the room was counted before");
-    if plan.reservation.is_none() {
+    if plan.reservations.is_empty() {
         call.region().capacity.take(&plan.name, &zone, plan.market, count as i64);
     }
     let reservation_id = call.split().1.ids.resource("r");
@@ -47,6 +47,10 @@ fn make_one(
     token: Option<&String>,
 ) -> String {
     let id = call.split().1.ids.resource("i");
+    let now = call.now();
+    let region = call.region();
+    let has_room = |id: &&String| 0 < region.reservations[*id].available(region, now);
+    let reservation = plan.reservations.iter().find(has_room).cloned();
     let interfaces: Vec<String> =
         plan.interfaces.iter().map(|interface| make_interface(call, plan, interface, zone, &id)).collect();
     let volumes: Vec<String> =
@@ -80,7 +84,7 @@ fn make_one(
         volumes,
         market: plan.market,
         spot_request,
-        reservation: plan.reservation.clone(),
+        reservation,
         placement_group: plan.placement_group.clone(),
         tenancy: plan.tenancy.clone(),
         key_name: plan.key_name.clone(),
@@ -294,8 +298,9 @@ fn start(call: &mut Call<'_>, plan: &Plan, id: &str) {
 /// Puts into order what will happen to an instance.
 fn schedule(call: &mut Call<'_>, plan: &Plan, id: &str) {
     let region = call.region();
-    let block_ends = plan.reservation.as_ref().filter(|_| plan.market == Market::CapacityBlock);
-    let block_ends = block_ends.and_then(|id| region.reservations[id].ends_at);
+    let instance = &region.instances[id];
+    let block = instance.reservation.as_ref().filter(|_| instance.market == Market::CapacityBlock);
+    let block_ends = block.and_then(|id| region.reservations[id].ends_at);
     let region_name = region.name.clone();
     let zone = region.instances[id].zone.clone();
     let world = &mut *call.world;

@@ -2,6 +2,7 @@
 
 mod make;
 mod plan;
+mod reservations;
 mod room;
 
 use serde::Deserialize;
@@ -126,6 +127,7 @@ struct AskedReservation {
 #[serde(deny_unknown_fields, rename_all = "PascalCase")]
 struct AskedTarget {
     capacity_reservation_id: Option<String>,
+    capacity_reservation_resource_group_arn: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use super::reservations::{self, Wanted};
 use super::{Asked, AskedEbs, AskedInterface, AskedMetadata, AskedVolume};
 use crate::call::Call;
 use crate::capacity::Market;
@@ -14,7 +15,7 @@ use crate::filters::{Tags, tags_by_kind};
 use crate::images::{self, Image};
 use crate::instances::MetadataOptions;
 use crate::layout;
-use crate::{capacity, key_pairs, placement_groups, security_groups, types, volumes};
+use crate::{key_pairs, placement_groups, security_groups, types, volumes};
 
 /// The most bytes of user data.
 const MAX_USER_DATA: usize = 16 * 1024;
@@ -30,7 +31,8 @@ pub(super) struct Plan {
     pub(super) kind: &'static InstanceType,
     pub(super) counts: (usize, usize),
     pub(super) market: Market,
-    pub(super) reservation: Option<String>,
+    /// The reservations that it is made from, in the order in which they are used up.
+    pub(super) reservations: Vec<String>,
     pub(super) placement_group: Option<String>,
     pub(super) tenancy: String,
     pub(super) key_name: Option<String>,
@@ -92,7 +94,8 @@ pub(super) fn plan(call: &mut Call<'_>, mut asked: Asked) -> Result<Plan, ApiErr
     let interfaces = plan_interfaces(call, &mut asked, &name, kind)?;
     let placement = asked.placement.take().unwrap_or_default();
     let zones = find_zones(call, &interfaces, placement.availability_zone.as_deref(), &name)?;
-    let reservation = check_reservation(call, &asked, &name, market, &zones)?;
+    let reservations =
+        reservations::choose(call, &asked, &Wanted { name: &name, market, zones: &zones, least: counts.0 })?;
     if let Some(group) = &placement.group_name {
         check_placement_group(call, group, &name, kind, market, &zones)?;
     }
@@ -104,7 +107,7 @@ pub(super) fn plan(call: &mut Call<'_>, mut asked: Asked) -> Result<Plan, ApiErr
         kind,
         counts,
         market,
-        reservation,
+        reservations,
         placement_group: placement.group_name,
         tenancy,
         key_name,
@@ -358,49 +361,6 @@ fn find_zones(
         return Err(ApiError::client("Unsupported", message));
     }
     Ok(zones)
-}
-
-fn check_reservation(
-    call: &mut Call<'_>,
-    asked: &Asked,
-    name: &str,
-    market: Market,
-    zones: &[String],
-) -> Result<Option<String>, ApiError> {
-    let specification = asked.capacity_reservation_specification.as_ref();
-    let target = specification.and_then(|specification| specification.capacity_reservation_target.as_ref());
-    let preference =
-        specification.and_then(|specification| specification.capacity_reservation_preference.as_deref());
-    if target.is_some() && preference.is_some_and(|preference| preference != "capacity-reservations-only") {
-        return Err(ApiError::combination("A target and a preference may not be specified together"));
-    }
-    let Some(id) = target.and_then(|target| target.capacity_reservation_id.as_ref()) else {
-        if market == Market::CapacityBlock {
-            return Err(ApiError::combination(
-                "The market type capacity-block requires a capacity reservation target",
-            ));
-        }
-        return Ok(None);
-    };
-    let now = call.now();
-    let reservation = call.region().reservations.get(id).ok_or_else(|| capacity::not_found(id))?;
-    if reservation.state(now) != "active" {
-        let message =
-            format!("The capacity reservation '{id}' is not active: its state is {}", reservation.state(now));
-        return Err(ApiError::client("InvalidCapacityReservationState", message));
-    }
-    if reservation.is_block != (market == Market::CapacityBlock) {
-        let message = format!("The market type of the request is not valid for the capacity reservation '{id}'");
-        return Err(ApiError::client("InvalidParameterValue", message));
-    }
-    if reservation.instance_type != name || !zones.contains(&reservation.zone) {
-        let message = format!(
-            "The capacity reservation '{id}' is for {} in {}, and not for what the request asks",
-            reservation.instance_type, reservation.zone
-        );
-        return Err(ApiError::client("InvalidParameterValue", message));
-    }
-    Ok(Some(id.clone()))
 }
 
 fn check_placement_group(

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::plan::Plan;
+use super::reservations;
 use crate::call::Call;
 use crate::capacity::Market;
 use crate::error::ApiError;
@@ -47,12 +48,9 @@ pub(super) fn count(call: &mut Call<'_>, plan: &Plan) -> Result<usize, ApiError>
     }
     let now = call.now();
     let region = call.region();
-    if let Some(id) = &plan.reservation {
-        let available = region.reservations[id].available(region, now) as usize;
-        limit(available, &|| {
-            const MESSAGE: &str = "Requested reservation does not have sufficient compatible and available capacity for this request.";
-            ApiError::client("ReservationCapacityExceeded", MESSAGE)
-        })?;
+    if !plan.reservations.is_empty() {
+        let available = |id| region.reservations[id].available(region, now) as usize;
+        limit(plan.reservations.iter().map(available).sum(), &reservations::no_room)?;
         return Ok(count);
     }
     let room = plan.zones.iter().map(|zone| zone_room(region, plan, zone)).max().unwrap_or(0);

@@ -235,6 +235,47 @@ fn reservations_and_capacity_blocks_have_their_rules() {
 }
 
 #[test]
+fn a_group_of_reservations_is_used_up_before_machines_are_bought_by_the_hour() {
+    let account = Account::new(calm());
+    let place = json!({"region": "us-west-2", "zone": "us-west-2a", "instance_type": "p5.48xlarge", "count": 2,
+        "groups": ["training"]});
+    for _ in 0..2 {
+        account.order("reservations", &place);
+    }
+    let described = account.ask("DescribeCapacityReservations", &[]).unwrap();
+    let id = texts(&described, "capacityReservationId").remove(0);
+    let groups = account.ask("GetGroupsForCapacityReservation", &[("CapacityReservationId", &id)]).unwrap();
+    let arn = texts(&groups, "groupArn").remove(0);
+    assert_eq!(arn, "arn:aws:resource-groups:us-west-2:123456789012:group/training");
+    let reserved = "CapacityReservationSpecification";
+    let target = format!("{reserved}.CapacityReservationTarget.CapacityReservationResourceGroupArn");
+    let preference = format!("{reserved}.CapacityReservationPreference");
+    let free = || {
+        let described = account.ask("DescribeCapacityReservations", &[]).unwrap();
+        texts(&described, "availableInstanceCount").join(" ")
+    };
+    let code = |launch: &_| account.ask_with("RunInstances", launch).unwrap_err().code;
+
+    let mut launch = account.launch("p5.48xlarge", "us-west-2a", (3, 3));
+    set(&mut launch, &target, &arn.replace("training", "unknown"));
+    assert_eq!(code(&launch), "InvalidParameterValue");
+    set(&mut launch, &target, &arn);
+    set(&mut launch, &preference, "open");
+    assert_eq!(code(&launch), "InvalidParameterCombination");
+    set(&mut launch, &preference, "capacity-reservations-only");
+    account.run(&launch);
+    assert_eq!(free(), "0 1");
+    // Two more are not there, and who does not insist on reservations gets them all the same.
+    let mut two = account.launch("p5.48xlarge", "us-west-2a", (2, 2));
+    set(&mut two, &target, &arn);
+    set(&mut two, &preference, "capacity-reservations-only");
+    assert_eq!(code(&two), "ReservationCapacityExceeded");
+    two.retain(|(name, _)| *name != preference);
+    account.run(&two);
+    assert_eq!(free(), "0 1");
+}
+
+#[test]
 fn new_instances_are_seen_late_and_their_states_later() {
     let account = Account::new(slow());
     let id = account.run(&account.launch("p4d.24xlarge", "us-west-2a", (1, 1))).remove(0);

@@ -99,10 +99,10 @@ async fn offers_for(
         return Ok(vec![]);
     }
     let profile = configuration.merged_profile(Some(&spec.profile));
-    let nodes = configuration.nodes.map_or(0, |nodes| nodes.max.unwrap_or(nodes.target).max(1));
     let home = current.and_then(|row| row.value.state.home.as_ref());
     let query = OffersQuery {
-        nodes,
+        least: configuration.nodes.map_or(1, |nodes| nodes.min),
+        most: configuration.nodes.map_or(1, |nodes| nodes.max.unwrap_or(nodes.target)),
         requirements: &fleet_requirements(configuration, &profile),
         profile: &profile,
         cluster: is_cluster(configuration.placement),

@@ -10,7 +10,7 @@ use lifecycle::events::Target;
 use lifecycle::fleet::{Buyer, Effect, Fleet, FleetDecision, OffersSeen, Purchase, Surroundings, decide};
 use lifecycle::instance::{Instance, InstanceState};
 use lifecycle::launch::{Launch, LaunchState, LaunchStatus};
-use lifecycle::placement::profile_of;
+use lifecycle::placement::{is_cluster, profile_of};
 use lifecycle::run::Run;
 use store::leases::Table;
 use store::{Tx, Versioned, fleets, instances, launches, runs};
@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::{Next, record, rest};
 use crate::backend_pool::ANSWER_TIMEOUT;
 use crate::deps::Deps;
-use crate::market::{WaitingJob, offers_of_fleet};
+use crate::market::{WaitingJob, is_bought, offers_of_fleet};
 use crate::offers::Collected;
 
 /// Purchases that came to nothing, of which a fleet remembers so many while it tries others.
@@ -89,6 +89,22 @@ impl Needs {
     }
 }
 
+/// With fewer machines than this nobody who asks is served.
+fn least_useful(decision: &FleetDecision, around: &Surroundings<'_>, there: &[Instance]) -> u32 {
+    let configuration = &decision.fleet.spec.configuration;
+    let machines = |buyer: &Buyer| match buyer {
+        Buyer::Run { .. } => around.buyers.iter().filter(|(_, one)| one == buyer).count(),
+        // Half a cluster is of no use to those who asked for a whole one.
+        Buyer::Fleet if is_cluster(configuration.placement) => {
+            let min = configuration.nodes.as_ref().map_or(0, |nodes| nodes.min as usize);
+            min.saturating_sub(there.iter().filter(|instance| is_bought(instance)).count())
+        }
+        Buyer::Fleet => 1,
+    };
+    let least = decision.ask_for.iter().map(machines).min().unwrap_or(1);
+    u32::try_from(least).unwrap_or(u32::MAX).max(1)
+}
+
 /// What the project's backends offer the fleet for each buyer who asks.
 async fn ask_offers(
     deps: &Deps,
@@ -99,7 +115,8 @@ async fn ask_offers(
     let fleet = &decision.fleet;
     let opened = deps.backends.of_project(&deps.db, fleet.project_id).await?;
     let there: Vec<Instance> = around.instances.iter().map(|(instance, _)| unbound(instance, around)).collect();
-    let of_fleet = offers_of_fleet(deps, &opened, fleet, &there, ANSWER_TIMEOUT).await;
+    let least = least_useful(decision, around, &there);
+    let of_fleet = offers_of_fleet(deps, &opened, fleet, &there, least, ANSWER_TIMEOUT).await;
     let run_ids: HashSet<RunId> = decision
         .ask_for
         .iter()

@@ -69,7 +69,10 @@ async fn listed(
     let max_age = if is_steady { STEADY } else { MOVING };
     let machines = deps.backends.machines(backend?, Fresh { max_age, later_than }).await?;
     let key = MachineKey { launch_id, index };
-    Some(machines.iter().find(|machine| machine.key == key).cloned())
+    let machine = machines.found.iter().find(|machine| machine.key == key);
+    // Where a region does not answer, nobody knows what is there.
+    let is_known = launch.is_none_or(|launch| machines.knows(&launch.state.offer.region));
+    (machine.is_some() || is_known).then(|| machine.cloned())
 }
 
 async fn surroundings<'a>(

@@ -1,5 +1,7 @@
 //! Moves launches on.
 
+use std::collections::BTreeMap;
+
 use api::ids::LaunchId;
 use backends::ErrorKind;
 use jiff::Timestamp;
@@ -49,7 +51,10 @@ async fn observe(deps: &Deps, launch: &Launch, backend: Option<&OpenBackend>) ->
     let Some(machines) = deps.backends.machines(open, fresh).await else {
         return Seen::Unknown;
     };
-    let listed = machines.iter().filter(|machine| machine.key.launch_id == launch.id).count();
+    if !machines.knows(&launch.state.offer.region) {
+        return Seen::Unknown;
+    }
+    let listed = machines.found.iter().filter(|machine| machine.key.launch_id == launch.id).count();
     Seen::Listed(u32::try_from(listed).unwrap_or(u32::MAX))
 }
 
@@ -135,6 +140,10 @@ fn event_of(launch: &Launch) -> Option<String> {
     ))
 }
 
+/// Earlier launches of a fleet from which a backend may take what it found out: a fleet may have machines of several
+/// kinds in several regions.
+const MOST_REMEMBERED: u32 = 20;
+
 /// How much of what a backend said goes into an event, in characters.
 const MOST_SAID: usize = 500;
 
@@ -200,14 +209,14 @@ async fn prepare(
 async fn order_of(deps: &Deps, launch: &Launch) -> store::Result<backends::LaunchOrder> {
     let fleet = fleets::get(&deps.db, launch.fleet_id).await?;
     let project = store::projects::get(&deps.db, launch.project_id).await?;
-    let before = launches::last_done(&deps.db, launch.fleet_id, launch.backend_id).await?;
+    let before = launches::list_done(&deps.db, launch.fleet_id, launch.backend_id, MOST_REMEMBERED).await?;
     let state = &launch.state;
     Ok(backends::LaunchOrder {
         launch_id: launch.id,
         fleet_id: launch.fleet_id,
         authorized_keys: project.iter().map(|project| project.ssh_public_key.clone()).collect(),
         prepared: state.prepared.clone().unwrap_or_default(),
-        fleet_prepared: before.and_then(|before| before.value.state.prepared),
+        fleet_prepared: before.into_iter().filter_map(|before| before.value.state.prepared).collect(),
         fleet_name: fleet.map(|fleet| fleet.value.name).unwrap_or_default(),
         project_name: project.map(|project| project.name.clone()).unwrap_or_default(),
         offer: backends::BackendOffer {
@@ -218,6 +227,7 @@ async fn order_of(deps: &Deps, launch: &Launch) -> store::Result<backends::Launc
             availability: state.offer.availability,
             unavailable_because: None,
             available_from: None,
+            zone_prices: BTreeMap::new(),
             most_disk_mib: None,
             backend_data: state.offer.backend_data.clone(),
         },

@@ -157,7 +157,7 @@ async fn sweep_machines(deps: &Deps, backend: BackendId, unclaimed: &Unclaimed) 
     };
     let claims = Claims::load(deps, backend).await?;
     let (to_visit, to_end): (Vec<_>, Vec<_>) = unclaimed
-        .older_than_grace(&machines, &claims, deps.clock.now())
+        .older_than_grace(&machines.found, &claims, deps.clock.now())
         .into_iter()
         .partition(|(machine, _)| machine.login.is_some() && machine.state == MachineState::Running);
     let to_end: Vec<&Machine> = to_end.into_iter().map(|(machine, _)| machine).collect();

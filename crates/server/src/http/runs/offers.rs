@@ -130,7 +130,8 @@ async fn backend_offers(
     profile: &ProfileParams,
 ) -> Result<Vec<Offer>> {
     let query = OffersQuery {
-        nodes: job.jobs_per_replica,
+        least: job.jobs_per_replica,
+        most: job.jobs_per_replica,
         requirements: &job.requirements,
         profile,
         cluster: job.jobs_per_replica > 1,
@@ -162,7 +163,8 @@ async fn fleet_offers(deps: &Deps, gang: &Gang, job: &JobSpec, fleet: FleetId) -
     let instances = store::instances::list_by_fleet(&deps.db, fleet).await?;
     let instances = instances.iter().map(|row| &row.value);
     let opened = deps.backends.of_project(&deps.db, row.value.project_id).await?;
-    let of_fleet = offers_of_fleet(deps, &opened, &row.value, instances, ANSWER_TIMEOUT).await;
+    let of_fleet =
+        offers_of_fleet(deps, &opened, &row.value, instances, job.jobs_per_replica, ANSWER_TIMEOUT).await;
     let split = row.value.spec.configuration.blocks;
     let waiting = WaitingJob {
         requirements: &job.requirements,
