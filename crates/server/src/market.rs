@@ -14,7 +14,9 @@ use api::jobs::Requirements;
 use futures_util::future::join_all;
 use lifecycle::fleet::{Fleet, LaunchPlan};
 use lifecycle::instance::Instance;
-use lifecycle::placement::{Gang, Growth, Market, Node, PoolFleet, blocks_for, is_cluster, is_listed};
+use lifecycle::placement::{
+    Gang, Growth, Market, Node, PoolFleet, blocks_for, is_cluster, is_listed, of_one_type,
+};
 use store::Versioned;
 
 use crate::backend_pool::OpenBackend;
@@ -38,6 +40,8 @@ pub struct WaitingJob<'a> {
     pub has_peers: bool,
     /// It may run on machines that only global admins may use.
     pub user_is_admin: bool,
+    /// The only type that is bought for it, because its machine joins a cluster of that type.
+    pub only_type: Option<&'a str>,
 }
 
 impl WaitingJob<'_> {
@@ -53,6 +57,9 @@ impl WaitingJob<'_> {
         }
         if !is_listed(profile.instance_types.as_ref(), &offer.instance.name) {
             return Err(format!("type `{}` is not in `instance_types`", offer.instance.name));
+        }
+        if let Some(only_type) = self.only_type.filter(|only_type| *only_type != offer.instance.name) {
+            return Err(of_one_type(only_type));
         }
         if profile.availability_zones.is_some() && self.zone_of(offer).is_none() {
             return Err("none of its zones is in `availability_zones`".to_owned());
@@ -246,6 +253,7 @@ impl Market for FleetMarket {
             profile: &gang.profile,
             has_peers: gang.nodes.len() > 1,
             user_is_admin: gang.user_is_admin,
+            only_type: fleet.only_type.as_deref().filter(|_| !gang.has_unlike_nodes()),
         };
         let most = if gang.wants_reason { MAX_REASONS } else { 0 };
         let mut reasons: Vec<String> = collected.obstacles.iter().take(most).cloned().collect();

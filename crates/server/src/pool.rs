@@ -75,6 +75,7 @@ fn pool_fleet(
         room,
         can_grow: can_buy && configuration.nodes.is_some(),
         closing: !fleet.wanted || matches!(fleet.status, FleetStatus::Terminating | FleetStatus::Terminated),
+        only_type: fleet.state.home.as_ref().and_then(|home| home.instance_type.clone()),
         limits: configuration.merged_profile(Some(&fleet.spec.profile)),
         instances: instances
             .iter()
@@ -108,6 +109,7 @@ fn pool_instance(instance: &Instance, taken: &[u32], silent_before: Timestamp) -
         network_path: state.network_path.clone(),
         price: state.price.unwrap_or_default(),
         instance_type: state.instance_type.clone(),
+        is_bought: instance.bought_type().is_some(),
         total_blocks,
         free_blocks: (0..total_blocks).filter(|block| !taken.contains(block)).collect(),
     }

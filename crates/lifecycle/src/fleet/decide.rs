@@ -7,23 +7,15 @@ use api::ids::{InstanceId, LaunchId, RunId};
 use api::instances::{InstanceStatus, InstanceTerminationReason, Offer};
 use jiff::{SignedDuration, Timestamp};
 
+use super::pauses::{Nothing, give_up, put_off};
 use super::round::Round;
 use super::{Fleet, Home};
 use crate::events::status_changed;
 use crate::instance::{EndOrder, Instance};
 use crate::launch::Launch;
 
-/// How soon a fleet asks again for what should be sold already and is not, in seconds.
-const OPENING_SECS: i64 = 15;
-
-/// How late what should be sold may be, in seconds. From then on it is asked for as anything else.
-const OPENING_LASTS_SECS: i64 = 15 * 60;
-
 /// How often a fleet is looked at when nothing happens to it, in seconds.
 const SAFETY_SECS: i64 = 300;
-
-/// How long a fleet waits after a purchase came to nothing, by failures in a row, in seconds.
-const FAILURE_DELAYS_SECS: [i64; 5] = [60, 120, 300, 600, 1800];
 
 /// How soon backends that could not be asked are asked again, in seconds.
 const ASK_AGAIN_SECS: i64 = 15;
@@ -102,6 +94,8 @@ pub struct Surroundings<'a> {
     pub open_launches: &'a [Launch],
     /// Its launches that came to nothing, at least for some of the instances that have no machines now.
     pub failed_launches: &'a [Launch],
+    /// Runs whose nodes need machines of different types, as they say themselves.
+    pub unlike_runs: &'a [RunId],
     /// How many offers are tried for the same machines, at most.
     pub most_offers: u32,
     /// What is on offer for each buyer who asked.
@@ -227,12 +221,14 @@ fn settle_home(around: &Surroundings<'_>, decision: &mut FleetDecision) {
             backend: instance.state.backend.clone()?,
             region: instance.state.region.clone()?,
             zone: instance.state.zone.clone(),
+            instance_type: instance.bought_type().map(str::to_owned),
         })
     });
     let on_the_way = || {
         let launch = around.open_launches.iter().find(|launch| !launch.cancelled)?;
         let (backend, region) = (launch.state.backend.clone(), launch.state.offer.region.clone());
-        Some(Home { backend, region, zone: launch.state.zone.clone() })
+        let instance_type = Some(launch.state.offer.instance.name.clone());
+        Some(Home { backend, region, zone: launch.state.zone.clone(), instance_type })
     };
     // The purchase is over a moment before it is known where the machine is. What is bought meanwhile must be near it.
     let is_awaited =
@@ -346,7 +342,8 @@ fn buy_missing(
                     // It is looked at again when that is over.
                     Next::Wait => {}
                     Next::Nothing => {
-                        let nothing = Nothing { obstacle: obstacle.clone(), opens_at: *opens_at };
+                        let only_type = only_type(&order, around, decision).map(str::to_owned);
+                        let nothing = Nothing { obstacle: obstacle.clone(), opens_at: *opens_at, only_type };
                         give_up(now, &order, nothing, around.most_offers, decision);
                     }
                 }
@@ -389,10 +386,10 @@ fn missing_by_buyer<'a>(
 }
 
 /// Machines that are wanted together.
-struct Order<'a> {
-    buyer: Buyer,
-    instances: &'a [&'a Instance],
-    round: Round<'a>,
+pub(super) struct Order<'a> {
+    pub(super) buyer: Buyer,
+    pub(super) instances: &'a [&'a Instance],
+    pub(super) round: Round<'a>,
 }
 
 enum Next<'a> {
@@ -422,19 +419,28 @@ fn next_plan<'a>(
     if is_cluster(&decision.fleet) && kept.iter().any(|(instance, _)| may_be_taken_back(instance, order)) {
         return Next::Wait;
     }
-    let Some(plan) = order.round.next(offers, around.most_offers) else {
-        // The other purchase said where the cluster is to be, and may come to nothing as well.
+    let only_type = only_type(order, around, decision);
+    let Some(plan) = order.round.next(offers, only_type, around.most_offers) else {
+        // The other purchase said what the cluster is to be and where, and may come to nothing as well.
         let home_is_open = is_cluster(&decision.fleet)
             && decision.fleet.state.home.is_some()
             && !kept.iter().any(|(instance, _)| instance.state.provider_id.is_some())
             && around.open_launches.iter().any(|launch| !launch.cancelled);
-        return if order.round.has_begun() && home_is_open { Next::Wait } else { Next::Nothing };
+        let may_come = order.round.has_begun() || (only_type.is_some() && !offers.is_empty());
+        return if may_come && home_is_open { Next::Wait } else { Next::Nothing };
     };
-    // A cluster that is there does not become one of two kinds of machines because one kind is sold out.
-    let there = kept.iter().map(|(instance, _)| instance).find(|instance| instance.state.provider_id.is_some());
-    let kind = there.and_then(|instance| instance.state.instance_type.as_ref()).map(|kind| &kind.name);
-    let is_mixed = is_cluster(&decision.fleet) && kind.is_some_and(|kind| *kind != plan.offer.instance.name);
-    if order.round.has_begun() && is_mixed { Next::Nothing } else { Next::Buy(plan) }
+    Next::Buy(plan)
+}
+
+/// The type that is bought and no other. A cluster that is there does not become one of two types, because no fabric
+/// reaches from one to the other, unless who waits asked for different machines.
+fn only_type<'a>(order: &Order<'_>, around: &Surroundings<'_>, decision: &'a FleetDecision) -> Option<&'a str> {
+    let asked_for_others = match order.buyer {
+        Buyer::Run { run_id, .. } => around.unlike_runs.contains(&run_id),
+        Buyer::Fleet => false,
+    };
+    let home = decision.fleet.state.home.as_ref().filter(|_| !asked_for_others)?;
+    home.instance_type.as_deref()
 }
 
 fn buy(
@@ -476,77 +482,6 @@ fn told(count: u32, plan: &LaunchPlan, round: &Round<'_>, most_offers: u32) -> S
     };
     let (name, backend, price) = (&offer.instance.name, &plan.backend, offer.price);
     format!("Buying {count} × {name}{spot} on {backend} in {place} for ${price} an hour each{tried}")
-}
-
-/// Why there is nothing to buy, and until when.
-struct Nothing {
-    obstacle: Option<String>,
-    opens_at: Option<Timestamp>,
-}
-
-fn give_up(
-    now: Timestamp,
-    order: &Order<'_>,
-    Nothing { obstacle, opens_at }: Nothing,
-    most_offers: u32,
-    decision: &mut FleetDecision,
-) {
-    let is_begun = order.round.has_begun();
-    let message = if is_begun {
-        Some(order.round.summary(most_offers))
-    } else {
-        obstacle.or_else(|| Some("No offers found".to_owned()))
-    };
-    if order.buyer == Buyer::Fleet {
-        decision.fleet.state.status_message.clone_from(&message);
-    } else if let Some(refusal) = order.round.refused_by() {
-        // It will refuse the next buyer too, so whoever looks at the fleet should know.
-        decision.fleet.state.status_message = Some(refusal);
-    }
-    for instance in order.instances {
-        let end = EndOrder { reason: InstanceTerminationReason::NoOffers, message: message.clone() };
-        decision.end_instances.push((instance.id, end));
-    }
-    if is_begun && order.buyer == Buyer::Fleet {
-        // It was counted when the round began, and the pause begins when it ends.
-        let delay = pause_after(decision.fleet.state.failures.saturating_sub(1));
-        decision.fleet.state.not_before = Some(now + delay);
-    } else {
-        put_off(now, order.buyer, decision);
-    }
-    if order.buyer == Buyer::Fleet {
-        be_there_when_it_opens(now, opens_at, decision);
-    }
-    if let (Buyer::Fleet, Some(at)) = (order.buyer, decision.fleet.state.not_before) {
-        let count = order.instances.len();
-        let at = at.strftime("%H:%M:%S UTC");
-        let plural = if count == 1 { "machine" } else { "machines" };
-        decision.events.push(format!("No offer for {count} {plural} is left, next tries from {at} on"));
-    }
-}
-
-/// Shortens the pause of a fleet, so that what is sold from some moment on is bought then, or soon after it: clocks differ.
-fn be_there_when_it_opens(now: Timestamp, opens_at: Option<Timestamp>, decision: &mut FleetDecision) {
-    let opening = SignedDuration::from_secs(OPENING_LASTS_SECS);
-    let Some(opens_at) = opens_at.filter(|opens_at| now <= *opens_at + opening) else { return };
-    let soon = now + SignedDuration::from_secs(OPENING_SECS);
-    let state = &mut decision.fleet.state;
-    state.not_before = state.not_before.map(|not_before| not_before.min(opens_at.max(soon)));
-}
-
-/// Puts the next purchase for the fleet's own store off, longer with each failure. A run has pauses of its own.
-fn put_off(now: Timestamp, buyer: Buyer, decision: &mut FleetDecision) {
-    if buyer != Buyer::Fleet {
-        return;
-    }
-    let state = &mut decision.fleet.state;
-    state.not_before = Some(now + pause_after(state.failures));
-    state.failures = state.failures.saturating_add(1);
-}
-
-fn pause_after(failures: u32) -> SignedDuration {
-    let place = (failures as usize).min(FAILURE_DELAYS_SECS.len() - 1);
-    SignedDuration::from_secs(FAILURE_DELAYS_SECS[place])
 }
 
 /// Keeps the fleet at its least size. What is lost is replaced at once, but not faster than purchases fail.

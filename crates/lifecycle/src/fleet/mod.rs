@@ -6,6 +6,7 @@
 //! ```
 
 mod decide;
+mod pauses;
 mod round;
 
 pub use decide::{Buyer, Effect, FleetDecision, LaunchPlan, OffersSeen, Purchase, Surroundings, decide};
@@ -48,13 +49,13 @@ pub struct FleetState {
     pub failures: u32,
     /// Nothing is bought before this.
     pub not_before: Option<Timestamp>,
-    /// The region, backend and zone that its first machine fixed, for a cluster.
+    /// The backend, region, zone and type that its first machine fixed, for a cluster.
     pub home: Option<Home>,
     /// Its maker, and whoever changed it since, may use this server's own machine.
     pub user_is_admin: bool,
 }
 
-/// Where a cluster's machines are.
+/// Where a cluster's machines are, and of which type.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Home {
     /// The kind of backend.
@@ -63,4 +64,7 @@ pub struct Home {
     pub region: String,
     /// The zone.
     pub zone: Option<String>,
+    /// The type: a fabric such as EFA does not reach from one to another.
+    #[serde(default)]
+    pub instance_type: Option<String>,
 }

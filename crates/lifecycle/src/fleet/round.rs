@@ -57,12 +57,18 @@ impl<'a> Round<'a> {
 
     /// The next purchase to make: of what nothing speaks against, the cheapest. Among those of one price a zone that
     /// its backend says has room comes first, then the type that was tried last, then its region.
-    pub(super) fn next<'p>(&self, plans: &'p [LaunchPlan], most_offers: u32) -> Option<&'p LaunchPlan> {
+    pub(super) fn next<'p>(
+        &self,
+        plans: &'p [LaunchPlan],
+        only_type: Option<&str>,
+        most_offers: u32,
+    ) -> Option<&'p LaunchPlan> {
         let known: HashSet<OfferKey<'_>> = self.tried.iter().map(|launch| key_of(launch)).collect();
         let is_full = known.len() >= most_offers as usize;
         let left = |plan: &&LaunchPlan| {
             let is_known = known.contains(&key_of_plan(plan));
-            (is_known || !is_full) && !self.tried.iter().any(|launch| excludes(launch, plan))
+            let is_of_type = only_type.is_none_or(|name| name == plan.offer.instance.name);
+            is_of_type && (is_known || !is_full) && !self.tried.iter().any(|launch| excludes(launch, plan))
         };
         let left: Vec<&LaunchPlan> = plans.iter().filter(left).collect();
         let price = left.first()?.offer.price;

@@ -81,6 +81,12 @@ impl Instance {
         launch.status == LaunchStatus::Failed || self.state.unsold == Some(launch.id)
     }
 
+    /// The type of machine that a backend sold; none: it is the user's own, or nothing is bought yet.
+    pub fn bought_type(&self) -> Option<&str> {
+        let kind = self.state.instance_type.as_ref().filter(|_| self.launch_id.is_some())?;
+        Some(&kind.name)
+    }
+
     /// Whether nobody ends it: what ends is of no use to jobs any more, and does not count for its fleet.
     pub fn is_kept(&self) -> bool {
         self.end.is_none()

@@ -66,6 +66,8 @@ pub struct PoolFleet {
     pub can_grow: bool,
     /// It is not to be used: it ends.
     pub closing: bool,
+    /// The only type that it would buy, because it is a cluster of machines of that type.
+    pub only_type: Option<String>,
     /// What a machine that it would buy must have, beside what the run needs; for runs that would make it grow.
     pub limits: ProfileParams,
     /// Its instances by number.
@@ -105,6 +107,8 @@ pub struct PoolInstance {
     pub price: f64,
     /// What it has; unknown for a machine that nobody has seen yet.
     pub instance_type: Option<InstanceType>,
+    /// A backend sold it. What users bring is for them to choose.
+    pub is_bought: bool,
     /// Blocks that it is split into.
     pub total_blocks: u32,
     /// Blocks that no job holds, ascending.
@@ -320,7 +324,7 @@ fn fit_in(gang: &Gang, fleet: &PoolFleet, home: Home<'_>, market: &dyn Market) -
             result.price += instance.price;
             let (instance_id, blocks) = (Some(instance.id), candidacy.blocks.clone());
             result.slots.push(Slot { job_num: node.job_num, instance_id, blocks });
-        } else if may_buy(gang, fleet, result.bought) {
+        } else if home.may_grow(fleet) && may_buy(gang, fleet, result.bought) {
             result.price += prices.of(node)?;
             result.bought += 1;
             result.slots.push(Slot { job_num: node.job_num, instance_id: None, blocks: vec![0] });

@@ -1,14 +1,22 @@
-//! Where a gang's nodes are to each other. A cluster's fabric does not reach beyond a zone, and within a zone the way
-//! over one switch is shorter than the way over three: collectives go from each rank to the next.
+//! Where a gang's nodes are to each other. A cluster's fabric reaches neither beyond a zone nor from one type of machine
+//! to another, and within a zone the way over one switch is shorter than the way over three: collectives go from each
+//! rank to the next.
 
 use std::collections::BTreeSet;
 
+use api::configurations::RunConfiguration;
+use api::runs::RunSpec;
+
 use super::gang::{Candidacy, Gang, Node, PoolFleet, PoolInstance};
 
-/// A place where a gang may be whole: a zone, or what is under one switch of it; none: anywhere.
+/// A place where a gang may be whole: the machines of one type in a zone, or what of them is under one switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Home<'a> {
+    /// None: anywhere.
     zone: Option<(Option<&'a str>, Option<&'a str>)>,
+    /// The type that all are of; none: the gang's nodes may be on any, or nobody sold these machines.
+    kind: Option<&'a str>,
+    is_of_one_type: bool,
     /// The switches above all of it, the highest first.
     switches: &'a [String],
 }
@@ -16,21 +24,37 @@ pub(super) struct Home<'a> {
 impl Home<'_> {
     pub(super) fn has(&self, instance: &PoolInstance) -> bool {
         self.zone.is_none_or(|zone| zone == (instance.region.as_deref(), instance.zone.as_deref()))
+            && (!self.is_of_one_type || self.kind == bought_type(instance))
             && instance.network_path.starts_with(self.switches)
     }
+
+    /// Whether what the fleet would buy may stand beside the machines here.
+    pub(super) fn may_grow(&self, fleet: &PoolFleet) -> bool {
+        match (self.kind, &fleet.only_type) {
+            (Some(kind), Some(only_type)) => kind == only_type,
+            (None, _) | (_, None) => true,
+        }
+    }
+}
+
+fn bought_type(instance: &PoolInstance) -> Option<&str> {
+    let kind = instance.instance_type.as_ref().filter(|_| instance.is_bought)?;
+    Some(&kind.name)
 }
 
 /// The places where the gang may be whole, the closest first: of equal ones the first is taken. A job without peers may
 /// be anywhere.
 pub(super) fn homes<'a>(gang: &Gang, fleet: &'a PoolFleet) -> Vec<Home<'a>> {
-    let anywhere = Home { zone: None, switches: &[] };
+    let is_of_one_type = gang.is_of_one_type();
+    let anywhere = Home { zone: None, kind: None, is_of_one_type: false, switches: &[] };
     if gang.nodes.len() < 2 || fleet.instances.is_empty() {
         return vec![anywhere];
     }
     let of_instance = |instance: &'a PoolInstance| {
         let zone = Some((instance.region.as_deref(), instance.zone.as_deref()));
         let path = &instance.network_path[..];
-        (0..=path.len()).map(move |depth| Home { zone, switches: &path[..depth] })
+        let kind = bought_type(instance).filter(|_| is_of_one_type);
+        (0..=path.len()).map(move |depth| Home { zone, kind, is_of_one_type, switches: &path[..depth] })
     };
     let all: BTreeSet<Home<'a>> = fleet.instances.iter().flat_map(of_instance).collect();
     // Under a switch with too few machines nothing is whole but what would be bought, and nobody knows where that comes.
@@ -43,10 +67,40 @@ pub(super) fn homes<'a>(gang: &Gang, fleet: &'a PoolFleet) -> Vec<Home<'a>> {
     homes
 }
 
+impl Gang {
+    /// Whether its nodes are to be on machines of one type, where backends sell them: a fabric such as EFA does not
+    /// reach from one type to another. Nodes that need different things have asked for different machines.
+    pub fn is_of_one_type(&self) -> bool {
+        self.nodes.len() > 1 && !self.has_unlike_nodes()
+    }
+
+    /// Whether its nodes need different things.
+    pub fn has_unlike_nodes(&self) -> bool {
+        !are_alike(&self.nodes)
+    }
+}
+
+fn are_alike(nodes: &[Node]) -> bool {
+    nodes.windows(2).all(|pair| pair[0].requirements == pair[1].requirements)
+}
+
+/// Whether nodes of a run need different machines, as its configuration says.
+pub fn has_unlike_nodes(spec: &RunSpec) -> bool {
+    let RunConfiguration::Task(task) = &spec.configuration else { return false };
+    task.node_groups().windows(2).any(|pair| pair[0].resources != pair[1].resources)
+}
+
+/// Why a cluster buys nothing but one type, for people.
+pub fn of_one_type(name: &str) -> String {
+    format!(
+        "The cluster's machines are `{name}`, and no other type is bought for it: types do not mix in a cluster"
+    )
+}
+
 /// Gives neighbouring ranks to neighbouring machines, among nodes that need the same: any of them may have the place of
 /// any other. Where nobody knows how machines are connected nothing changes.
 pub(super) fn put_neighbours_together(nodes: &[Node], near: &[&PoolInstance], chosen: &mut [Option<&Candidacy>]) {
-    let all_alike = nodes.windows(2).all(|pair| pair[0].requirements == pair[1].requirements);
+    let all_alike = are_alike(nodes);
     let is_known = |candidacy: &&Candidacy| !near[candidacy.instance].network_path.is_empty();
     if !all_alike || !chosen.iter().flatten().all(is_known) {
         return;

@@ -1,7 +1,7 @@
 //! What happens next to a fleet.
 
 use api::fleets::FleetStatus;
-use api::ids::InstanceId;
+use api::ids::{InstanceId, RunId};
 use api::instances::{InstanceStatus, InstanceTerminationReason};
 use lifecycle::fleet::{
     Buyer, Effect, Fleet, FleetDecision, Home, LaunchPlan, OffersSeen, Purchase, Surroundings, decide,
@@ -21,11 +21,21 @@ struct Case {
     launches: Vec<Launch>,
     /// Those that came to nothing.
     failed: Vec<Launch>,
+    unlike_runs: Vec<RunId>,
     offers: Vec<(Buyer, OffersSeen)>,
 }
 
 fn case(fleet: Fleet, instances: Vec<(Instance, u32)>) -> Case {
-    Case { now: 10, fleet, instances, buyers: vec![], launches: vec![], failed: vec![], offers: vec![] }
+    Case {
+        now: 10,
+        fleet,
+        instances,
+        buyers: vec![],
+        launches: vec![],
+        failed: vec![],
+        unlike_runs: vec![],
+        offers: vec![],
+    }
 }
 
 impl Case {
@@ -35,6 +45,7 @@ impl Case {
             buyers: &self.buyers,
             open_launches: &self.launches,
             failed_launches: &self.failed,
+            unlike_runs: &self.unlike_runs,
             most_offers: 25,
             offers: &self.offers,
         };
@@ -184,8 +195,7 @@ fn what_is_bought_next_for_a_cluster_is_where_the_first_is() {
     let mut bought = for_a_job(0);
     bought.0.launch_id = Some(open.id);
     let next = Case { launches: vec![open], ..case(cluster(), vec![bought, for_a_job(1)]) };
-    let home = Home { backend: "fake".to_owned(), region: "fake-1".to_owned(), zone: Some("fake-1b".to_owned()) };
-    assert_eq!(next.decide().fleet.state.home, Some(home));
+    assert_eq!(next.decide().fleet.state.home, Some(home("fake-1", Some("fake-1b"))));
 }
 
 #[test]
@@ -294,6 +304,16 @@ fn two_in_vain(failed: Vec<Launch>) -> Case {
     let cluster = fleet(json!({"nodes": "0..4", "placement": "cluster"}));
     let instances = vec![bound(0), bound(1)];
     Case { buyers, failed, offers, ..case(cluster, instances) }
+}
+
+/// Where a cluster of the usual machines is.
+fn home(region: &str, zone: Option<&str>) -> Home {
+    Home {
+        backend: "fake".to_owned(),
+        region: region.to_owned(),
+        zone: zone.map(str::to_owned),
+        instance_type: Some("cpu-4".to_owned()),
+    }
 }
 
 /// Where the next purchase is made.
@@ -439,23 +459,55 @@ fn a_clusters_own_store_is_bought_whole_or_not_at_all() {
     assert_eq!(least(json!({"nodes": 4}), new(4)), (1, 4));
 }
 
-#[test]
-fn a_cluster_that_is_there_does_not_take_another_kind_because_its_own_is_sold_out() {
-    let failed = vec![refused(1, &at_place(1.0, "cpu-4", "fake-1", ""), Scope::Zone, &[1])];
+/// A cluster with a machine of type `cpu-4` and a node that waits for one, who is offered these types, each dearer than
+/// the one before.
+fn growing_cluster(failed: Vec<Launch>, types: &[&str]) -> Case {
     let (mut waiting, held) = for_a_job(1);
-    waiting.launch_id = Some(failed[0].id);
+    waiting.launch_id = failed.last().map(|launch| launch.id);
     let buyer = of_run(31, 0);
-    let with = |name: &str| {
-        let mut other = plan(2.0);
-        name.clone_into(&mut other.offer.instance.name);
-        other.offer.region = "fake-2".to_owned();
-        let offers = vec![(buyer, OffersSeen::Known { offers: vec![other], obstacle: None, opens_at: None })];
-        let cluster = fleet(json!({"nodes": "0..4", "placement": "cluster"}));
-        let instances = vec![busy(0), (waiting.clone(), held)];
-        Case { buyers: vec![(id(201), buyer)], failed: failed.clone(), offers, ..case(cluster, instances) }
-    };
-    check(&with("cpu-4"), "active, buys 1..1 at 2");
-    check(&with("cpu-8"), "active, ends 1 no_offers");
+    let of_type = |(price, name): (f64, &&str)| at_place(price, name, "fake-2", "");
+    let offers = [1.0, 2.0, 3.0].into_iter().zip(types).map(of_type).collect();
+    let offers = vec![(buyer, OffersSeen::Known { offers, obstacle: None, opens_at: None })];
+    let cluster = fleet(json!({"nodes": "0..4", "placement": "cluster"}));
+    let instances = vec![busy(0), (waiting, held)];
+    Case { buyers: vec![(id(201), buyer)], failed, offers, ..case(cluster, instances) }
+}
+
+#[test]
+fn a_cluster_that_is_there_stays_of_one_type() {
+    let sold_out = || vec![refused(1, &at_place(1.0, "cpu-4", "fake-1", ""), Scope::Zone, &[1])];
+    for failed in [Vec::new, sold_out] {
+        check(&growing_cluster(failed(), &["cpu-4"]), "active, buys 1..1 at 1");
+        check(&growing_cluster(failed(), &["cpu-8", "cpu-4"]), "active, buys 1..1 at 2");
+        let other = growing_cluster(failed(), &["cpu-8"]);
+        check(&other, "active, ends 1 no_offers");
+        let told = other.decide().end_instances[0].1.message.clone().unwrap();
+        assert!(told.contains(". The cluster's machines are `cpu-4`, and no other type is bought"), "{told}");
+        // Whose nodes need different machines asked for them.
+        check(&Case { unlike_runs: vec![id(31)], ..other }, "active, buys 1..1 at 1");
+    }
+    let store = growing_cluster(vec![], &["cpu-8"]);
+    let offers = vec![(Buyer::Fleet, store.offers[0].1.clone())];
+    let store = Case { buyers: vec![], offers, ..store };
+    check(&store, "active, ends 1 no_offers");
+    let told = store.decide().fleet.state.status_message.unwrap();
+    assert!(told.starts_with("No offers found. The cluster's machines are `cpu-4`"), "{told}");
+    // Nothing binds machines that are not near each other, nor those of users.
+    check(&Case { fleet: nodes("0..4"), ..growing_cluster(vec![], &["cpu-8"]) }, "active, buys 1..1 at 1");
+    let mut own = growing_cluster(vec![], &["cpu-8"]);
+    own.instances[0].0.launch_id = None;
+    check(&own, "active, buys 1..1 at 1");
+}
+
+#[test]
+fn which_type_a_cluster_is_of_is_open_until_one_is_there() {
+    let mut open = launch(LaunchStatus::Requested);
+    "cpu-8".clone_into(&mut open.state.offer.instance.name);
+    let mut case = growing_cluster(vec![], &["cpu-4"]);
+    let (first, _) = &mut case.instances[0];
+    first.status = InstanceStatus::Provisioning;
+    (first.state.provider_id, first.launch_id) = (None, Some(open.id));
+    check(&Case { launches: vec![open], ..case }, "active");
 }
 
 #[test]
@@ -544,23 +596,21 @@ fn idle_instances_end_after_their_time_but_never_below_the_least_size() {
 
 #[test]
 fn a_cluster_stays_where_its_first_machine_is() {
-    let home = |keys, instances| case(fleet(keys), instances).decide().fleet.state.home;
+    let home_of = |keys, instances| case(fleet(keys), instances).decide().fleet.state.home;
     let cluster = || json!({"nodes": "0..4", "placement": "cluster"});
-    let expected = Home { backend: "fake".to_owned(), region: "fake-1".to_owned(), zone: None };
-    assert_eq!(home(cluster(), vec![idle(0)]), Some(expected.clone()));
-    assert_eq!(home(cluster(), vec![]), None);
-    assert_eq!(home(json!({"nodes": "0..4"}), vec![idle(0)]), None);
+    assert_eq!(home_of(cluster(), vec![idle(0)]), Some(home("fake-1", None)));
+    assert_eq!(home_of(cluster(), vec![]), None);
+    assert_eq!(home_of(json!({"nodes": "0..4"}), vec![idle(0)]), None);
     // The first machine is leaving, so the next one says where.
     let leaving = in_status(0, InstanceStatus::Terminating, 0);
     let mut second = idle(1);
     second.0.state.region = Some("fake-2".to_owned());
-    let moved = Home { region: "fake-2".to_owned(), ..expected };
-    assert_eq!(home(cluster(), vec![leaving, second]), Some(moved));
+    assert_eq!(home_of(cluster(), vec![leaving, second]), Some(home("fake-2", None)));
 }
 
 #[test]
 fn a_cluster_stays_where_it_has_bought_until_the_machine_is_known() {
-    let home = Home { backend: "fake".to_owned(), region: "fake-1".to_owned(), zone: Some("fake-1b".to_owned()) };
+    let home = home("fake-1", Some("fake-1b"));
     let mut cluster = fleet(json!({"nodes": "0..4", "placement": "cluster"}));
     cluster.state.home = Some(home.clone());
     let mut bought = for_a_job(0);

@@ -54,6 +54,7 @@ pub(crate) fn free(number: u32) -> PoolInstance {
         network_path: vec![],
         price: 1.0,
         instance_type: Some(instance_type(4)),
+        is_bought: true,
         total_blocks: 1,
         free_blocks: vec![0],
     }
@@ -78,6 +79,7 @@ pub(crate) fn fleet(name: &str, instances: Vec<PoolInstance>) -> PoolFleet {
         room: 0,
         can_grow: true,
         closing: false,
+        only_type: None,
         limits: profile_of(&run_spec(json!({}))),
         instances,
     }
@@ -166,6 +168,30 @@ fn nodes_of_a_gang_share_a_zone() {
     let machines = vec![in_zone(0, "r1a", 0.5), in_zone(1, "r1b", 1.0), in_zone(2, "r1b", 1.0)];
     check(&gang(2, json!({})), &pool(machines.clone()), "fleet: 1[0] 2[0]");
     check(&gang(1, json!({})), &pool(machines), "fleet: 0[0]");
+}
+
+#[test]
+fn nodes_of_a_gang_are_on_one_type_of_machine_where_backends_sell_them() {
+    let small = |number, price| PoolInstance { price, ..free(number) };
+    let large = |number, price| PoolInstance { instance_type: Some(instance_type(8)), price, ..free(number) };
+    let two = gang(2, json!({}));
+    check(&two, &pool(vec![small(0, 0.5), large(1, 1.0), large(2, 1.0)]), "fleet: 1[0] 2[0]");
+    check(&two, &pool(vec![small(0, 0.5), large(1, 1.0), small(2, 2.0)]), "fleet: 0[0] 2[0]");
+    let mut left = pool(vec![small(0, 1.0), large(1, 1.0)]);
+    assert!(matches!(place(&[two.clone()], &mut left, &Growth::Unknown)[0].1, Outcome::NoCapacity { .. }));
+    // What users bring, and who has no peers, may be of any.
+    let own = |instance| PoolInstance { is_bought: false, ..instance };
+    check(&two, &pool(vec![own(small(0, 1.0)), own(large(1, 1.0))]), "fleet: 0[0] 1[0]");
+    check(&gang(1, json!({})), &pool(vec![small(0, 1.0), large(1, 1.0)]), "fleet: 0[0]");
+    // What would be bought is of the type that the cluster is of.
+    let growing = |only_type: &str| {
+        let fleet = fleet("fleet", vec![large(0, 1.0)]);
+        Pool { fleets: vec![PoolFleet { room: 2, only_type: Some(only_type.to_owned()), ..fleet }] }
+    };
+    let priced = Growth::Price(5.0);
+    check_with(&two, &growing("cpu-8"), &priced, "fleet: 0[0] new");
+    let mut other = growing("cpu-4");
+    assert!(matches!(place(&[two], &mut other, &priced)[0].1, Outcome::NoCapacity { .. }));
 }
 
 #[test]

@@ -112,7 +112,11 @@ async fn offers_for(
         patience: ANSWER_TIMEOUT,
     };
     let opened = deps.backends.of_project(&deps.db, access.project.id).await?;
-    Ok(offers::collect(deps, &opened, &query).await.offers())
+    let mut offers = offers::collect(deps, &opened, &query).await.offers();
+    if let Some(only_type) = home.and_then(|home| home.instance_type.as_ref()) {
+        offers.retain(|offer| offer.instance.name == *only_type);
+    }
+    Ok(offers)
 }
 
 pub async fn apply(

@@ -10,7 +10,7 @@ use lifecycle::events::Target;
 use lifecycle::fleet::{Buyer, Effect, Fleet, FleetDecision, OffersSeen, Purchase, Surroundings, decide};
 use lifecycle::instance::{Instance, InstanceState};
 use lifecycle::launch::{Launch, LaunchState, LaunchStatus};
-use lifecycle::placement::{is_cluster, profile_of};
+use lifecycle::placement::{has_unlike_nodes, is_cluster, profile_of};
 use lifecycle::run::Run;
 use store::leases::Table;
 use store::{Tx, Versioned, fleets, instances, launches, runs};
@@ -45,14 +45,15 @@ pub async fn reconcile(deps: &Deps, id: FleetId) -> store::Result<Next> {
         buyers: &needs.buyers,
         open_launches: &open,
         failed_launches: &failed,
+        unlike_runs: &[],
         most_offers: deps.settings.most_offers_tried,
         offers: &[],
     };
     let now = deps.clock.now();
     let mut decision = decide(now, &loaded.value, &around);
     if decision.effect == Some(Effect::AskOffers) {
-        let offers = ask_offers(deps, &decision, &around, &needs).await?;
-        around.offers = &offers;
+        let asked = ask_offers(deps, &decision, &around, &needs).await?;
+        (around.offers, around.unlike_runs) = (&asked.offers, &asked.unlike_runs);
         decision = decide(now, &loaded.value, &around);
     }
     if !save(deps, &loaded, &rows, &decision).await? {
@@ -105,13 +106,19 @@ fn least_useful(decision: &FleetDecision, around: &Surroundings<'_>, there: &[In
     u32::try_from(least).unwrap_or(u32::MAX).max(1)
 }
 
+/// What was found out before something is bought.
+struct Asked {
+    offers: Vec<(Buyer, OffersSeen)>,
+    unlike_runs: Vec<RunId>,
+}
+
 /// What the project's backends offer the fleet for each buyer who asks.
 async fn ask_offers(
     deps: &Deps,
     decision: &FleetDecision,
     around: &Surroundings<'_>,
     needs: &Needs,
-) -> store::Result<Vec<(Buyer, OffersSeen)>> {
+) -> store::Result<Asked> {
     let fleet = &decision.fleet;
     let opened = deps.backends.of_project(&deps.db, fleet.project_id).await?;
     let there: Vec<Instance> = around.instances.iter().map(|(instance, _)| unbound(instance, around)).collect();
@@ -139,10 +146,14 @@ async fn ask_offers(
             profile: &profile_of(&run.spec),
             has_peers: spec.jobs_per_replica > 1,
             user_is_admin: run.state.user_is_admin,
+            // The fleet itself decides which type it keeps to.
+            only_type: None,
         };
         (*buyer, seen(of_fleet.kept_for(&job, blocks)))
     });
-    Ok(asked.collect())
+    let offers = asked.collect();
+    let unlike = runs.values().filter(|run| has_unlike_nodes(&run.spec));
+    Ok(Asked { offers, unlike_runs: unlike.map(|run| run.id).collect() })
 }
 
 /// The instance without a purchase that came to nothing.

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use api::configurations::{Blocks, CreationPolicy, ProfileParams};
-use api::ids::{FleetId, ProjectId};
+use api::ids::ProjectId;
 use api::instances::{InstanceAvailability, Offer};
 use api::jobs::{JobSpec, Requirements};
-use lifecycle::placement::{Gang, Pool, PoolInstance};
+use lifecycle::placement::{Gang, Pool, PoolFleet, PoolInstance};
 
 use crate::backend_pool::ANSWER_TIMEOUT;
 use crate::deps::Deps;
@@ -148,7 +148,7 @@ async fn backend_offers(
 async fn growth_offers(deps: &Deps, gang: &Gang, job: &JobSpec, pool: &Pool) -> Result<Vec<Offer>> {
     let mut offers: Vec<Offer> = vec![];
     for fleet in pool.fleets.iter().filter(|fleet| fleet.can_grow && fleet.room > 0 && gang.admits(fleet)) {
-        for offer in fleet_offers(deps, gang, job, fleet.id).await? {
+        for offer in fleet_offers(deps, gang, job, fleet).await? {
             if !offers.contains(&offer) {
                 offers.push(offer);
             }
@@ -158,9 +158,9 @@ async fn growth_offers(deps: &Deps, gang: &Gang, job: &JobSpec, pool: &Pool) -> 
 }
 
 /// What one fleet would buy, asked for as it does itself: what suits the job and the fleet.
-async fn fleet_offers(deps: &Deps, gang: &Gang, job: &JobSpec, fleet: FleetId) -> Result<Vec<Offer>> {
-    let Some(row) = store::fleets::get(&deps.db, fleet).await? else { return Ok(vec![]) };
-    let instances = store::instances::list_by_fleet(&deps.db, fleet).await?;
+async fn fleet_offers(deps: &Deps, gang: &Gang, job: &JobSpec, fleet: &PoolFleet) -> Result<Vec<Offer>> {
+    let Some(row) = store::fleets::get(&deps.db, fleet.id).await? else { return Ok(vec![]) };
+    let instances = store::instances::list_by_fleet(&deps.db, fleet.id).await?;
     let instances = instances.iter().map(|row| &row.value);
     let opened = deps.backends.of_project(&deps.db, row.value.project_id).await?;
     let of_fleet =
@@ -171,6 +171,7 @@ async fn fleet_offers(deps: &Deps, gang: &Gang, job: &JobSpec, fleet: FleetId) -
         profile: &gang.profile,
         has_peers: job.jobs_per_replica > 1,
         user_is_admin: gang.user_is_admin,
+        only_type: fleet.only_type.as_deref().filter(|_| !gang.has_unlike_nodes()),
     };
     let offers = of_fleet.kept_for(&waiting, split).offers().into_iter();
     let counted = offers.filter_map(|offer| {
@@ -183,9 +184,9 @@ async fn fleet_offers(deps: &Deps, gang: &Gang, job: &JobSpec, fleet: FleetId) -
 #[cfg(test)]
 mod tests {
     use api::backends::BackendType;
-    use api::ids::{InstanceId, RunId};
+    use api::ids::{FleetId, InstanceId, RunId};
     use api::instances::InstanceStatus;
-    use lifecycle::placement::{Node, PoolFleet};
+    use lifecycle::placement::Node;
     use serde_json::json;
     use uuid::Uuid;
 
@@ -227,6 +228,7 @@ mod tests {
             network_path: vec![],
             price: 0.0,
             instance_type: Some(serde_json::from_value(json!({"name": "local", "resources": resources})).unwrap()),
+            is_bought: false,
             total_blocks,
             free_blocks: free_blocks.to_vec(),
         };
@@ -238,6 +240,7 @@ mod tests {
             room: 0,
             can_grow: false,
             closing: false,
+            only_type: None,
             limits: ProfileParams::default(),
             instances: vec![instance],
         };
