@@ -1,6 +1,6 @@
 //! Launches: purchases of machines.
 
-use api::ids::{BackendId, FleetId, LaunchId};
+use api::ids::{BackendId, FleetId, LaunchId, ProjectId};
 use jiff::Timestamp;
 use lifecycle::launch::Launch;
 
@@ -61,6 +61,24 @@ pub async fn list_failed(
              FROM launches WHERE fleet_id = $1 AND status = 'failed' AND created_at >= $2 \
              ORDER BY created_at DESC, id DESC LIMIT $3",
             values![fleet, since, limit],
+        )
+        .await?;
+    rows.iter().rev().map(launch).collect()
+}
+
+/// A project's launches since a time that came to nothing, of whichever fleet, the newest of them, oldest first.
+pub async fn list_failed_by_project(
+    mut db: impl Executor,
+    project: ProjectId,
+    since: Timestamp,
+    limit: u32,
+) -> Result<Vec<Versioned<Launch>>> {
+    let rows = db
+        .rows(
+            "SELECT version, id, project_id, fleet_id, backend_id, created_at, status, cancelled, state \
+             FROM launches WHERE project_id = $1 AND status = 'failed' AND created_at >= $2 \
+             ORDER BY created_at DESC, id DESC LIMIT $3",
+            values![project, since, limit],
         )
         .await?;
     rows.iter().rev().map(launch).collect()

@@ -17,6 +17,7 @@ const STEPS: &[(i64, &str, &str)] = &[
     (5, "active indexes", include_str!("../migrations/0005_active_indexes.sql")),
     (6, "hosts", include_str!("../migrations/0006_hosts.sql")),
     (7, "failed launches", include_str!("../migrations/0007_failed_launches.sql")),
+    (8, "failed launches of projects", include_str!("../migrations/0008_failed_launches_of_projects.sql")),
 ];
 
 /// The last step.

@@ -8,7 +8,7 @@ use api::instances::{InstanceStatus, InstanceTerminationReason, Offer};
 use jiff::{SignedDuration, Timestamp};
 
 use super::pauses::{Nothing, give_up, put_off};
-use super::round::Round;
+use super::round::{Choice, Round};
 use super::{Fleet, Home};
 use crate::events::status_changed;
 use crate::instance::{EndOrder, Instance};
@@ -22,6 +22,9 @@ const ASK_AGAIN_SECS: i64 = 15;
 
 /// For how many buyers something is bought at once, so that no transaction is long.
 const BUYERS_AT_ONCE: usize = 50;
+
+/// For how long a zone that was sold out comes after the others.
+pub const LATELY: SignedDuration = SignedDuration::from_mins(5);
 
 /// For whom a machine is bought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -94,6 +97,9 @@ pub struct Surroundings<'a> {
     pub open_launches: &'a [Launch],
     /// Its launches that came to nothing, at least for some of the instances that have no machines now.
     pub failed_launches: &'a [Launch],
+    /// Launches of its project that came to nothing in the last [`LATELY`], of whichever fleet: they say which zone to
+    /// try last.
+    pub failed_lately: &'a [Launch],
     /// Runs whose nodes need machines of different types, as they say themselves.
     pub unlike_runs: &'a [RunId],
     /// How many offers are tried for the same machines, at most.
@@ -420,7 +426,8 @@ fn next_plan<'a>(
         return Next::Wait;
     }
     let only_type = only_type(order, around, decision);
-    let Some(plan) = order.round.next(offers, only_type, around.most_offers) else {
+    let choice = Choice { only_type, most_offers: around.most_offers, failed_lately: around.failed_lately };
+    let Some(plan) = order.round.next(offers, choice) else {
         // The other purchase said what the cluster is to be and where, and may come to nothing as well.
         let home_is_open = is_cluster(&decision.fleet)
             && decision.fleet.state.home.is_some()

@@ -9,7 +9,7 @@ mod decide;
 mod pauses;
 mod round;
 
-pub use decide::{Buyer, Effect, FleetDecision, LaunchPlan, OffersSeen, Purchase, Surroundings, decide};
+pub use decide::{Buyer, Effect, FleetDecision, LATELY, LaunchPlan, OffersSeen, Purchase, Surroundings, decide};
 
 use api::fleets::{FleetSpec, FleetStatus};
 use api::ids::{FleetId, ProjectId, UserId};

@@ -2,7 +2,8 @@
 //!
 //! A round begins with the first purchase for instances that have no machines. When a purchase comes to nothing they
 //! have none again, and the next offer is tried at once: the next zone, or else the next dearer offer. The round ends
-//! with machines, or when nothing is left. The next one has new instances, so nothing of this one is remembered.
+//! with machines, or when nothing is left. The next one has new instances, so it begins anew; only a zone that was sold
+//! out a moment ago comes after the others of its offer, whoever found that out.
 
 use std::collections::{HashMap, HashSet};
 
@@ -29,6 +30,30 @@ pub(super) struct Round<'a> {
 
 /// What is an offer for people: a type at a place, for that kind of price.
 type OfferKey<'a> = (api::ids::BackendId, &'a str, &'a str, bool);
+
+/// What else the next purchase depends on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Choice<'a> {
+    /// Nothing else is bought.
+    pub(super) only_type: Option<&'a str>,
+    /// How many offers are tried in a round.
+    pub(super) most_offers: u32,
+    /// Purchases that came to nothing a moment ago, for whomever.
+    pub(super) failed_lately: &'a [Launch],
+}
+
+impl Choice<'_> {
+    /// Whether somebody was told a moment ago that the plan's zone has none of its type.
+    fn was_sold_out(&self, plan: &LaunchPlan) -> bool {
+        let of_plan = |launch: &&Launch| {
+            plan.zone.is_some() && launch.state.zone == plan.zone && key_of(launch) == key_of_plan(plan)
+        };
+        self.failed_lately
+            .iter()
+            .filter(of_plan)
+            .any(|launch| verdict_of(launch) == Some(Verdict::Refused(Scope::Zone)))
+    }
+}
 
 impl<'a> Round<'a> {
     /// The round of those instances, from the purchases that came to nothing.
@@ -57,29 +82,27 @@ impl<'a> Round<'a> {
 
     /// The next purchase to make: of what nothing speaks against, the cheapest. Among those of one price a zone that
     /// its backend says has room comes first, then the type that was tried last, then its region.
-    pub(super) fn next<'p>(
-        &self,
-        plans: &'p [LaunchPlan],
-        only_type: Option<&str>,
-        most_offers: u32,
-    ) -> Option<&'p LaunchPlan> {
+    pub(super) fn next<'p>(&self, plans: &'p [LaunchPlan], choice: Choice<'_>) -> Option<&'p LaunchPlan> {
         let known: HashSet<OfferKey<'_>> = self.tried.iter().map(|launch| key_of(launch)).collect();
-        let is_full = known.len() >= most_offers as usize;
+        let is_full = known.len() >= choice.most_offers as usize;
         let left = |plan: &&LaunchPlan| {
             let is_known = known.contains(&key_of_plan(plan));
-            let is_of_type = only_type.is_none_or(|name| name == plan.offer.instance.name);
+            let is_of_type = choice.only_type.is_none_or(|name| name == plan.offer.instance.name);
             is_of_type && (is_known || !is_full) && !self.tried.iter().any(|launch| excludes(launch, plan))
         };
         let left: Vec<&LaunchPlan> = plans.iter().filter(left).collect();
         let price = left.first()?.offer.price;
-        let of_one_price = left.into_iter().take_while(|plan| plan.offer.price <= price);
+        let of_one_price = || left.iter().copied().take_while(|plan| plan.offer.price <= price);
         let last = self.tried.last().map(|launch| key_of(launch));
         // The first of equals.
-        of_one_price.min_by_key(|plan| {
+        let best = of_one_price().min_by_key(|plan| {
             let key = key_of_plan(plan);
             let same_region = last.is_some_and(|last| (last.0, last.2) == (key.0, key.2));
             (!self.is_hinted(plan), last != Some(key), !same_region)
-        })
+        })?;
+        let (key, is_hinted) = (key_of_plan(best), self.is_hinted(best));
+        let zones = of_one_price().filter(|plan| key_of_plan(plan) == key && self.is_hinted(plan) == is_hinted);
+        zones.min_by_key(|plan| choice.was_sold_out(plan))
     }
 
     /// Whether a backend said that the plan's zone has what is wanted.

@@ -21,6 +21,8 @@ struct Case {
     launches: Vec<Launch>,
     /// Those that came to nothing.
     failed: Vec<Launch>,
+    /// Those of others.
+    failed_lately: Vec<Launch>,
     unlike_runs: Vec<RunId>,
     offers: Vec<(Buyer, OffersSeen)>,
 }
@@ -33,6 +35,7 @@ fn case(fleet: Fleet, instances: Vec<(Instance, u32)>) -> Case {
         buyers: vec![],
         launches: vec![],
         failed: vec![],
+        failed_lately: vec![],
         unlike_runs: vec![],
         offers: vec![],
     }
@@ -45,6 +48,7 @@ impl Case {
             buyers: &self.buyers,
             open_launches: &self.launches,
             failed_launches: &self.failed,
+            failed_lately: &self.failed_lately,
             unlike_runs: &self.unlike_runs,
             most_offers: 25,
             offers: &self.offers,
@@ -382,6 +386,31 @@ fn a_zone_that_is_said_to_have_room_comes_first() {
     check_next(hinted(&["west-c"]), "p5.large in west-c");
     check_next(hinted(&["west-c", "west-b"]), "p5.large in west-b");
     check_next(hinted(&["east-a"]), "p5.large in west-b");
+}
+
+#[test]
+fn a_zone_that_was_sold_out_a_moment_ago_comes_last() {
+    // Of purchases for others: the numbers of these instances are not theirs.
+    let others = |places: &[usize], scope| {
+        places.iter().map(|place| refused(*place as u128, &market()[*place], scope, &[7])).collect::<Vec<_>>()
+    };
+    let first = |failed_lately, failed| {
+        let decision = Case { failed_lately, ..two_in_vain(failed) }.decide();
+        let plan = &decision.buy[0].plan;
+        format!("{} in {}", plan.offer.instance.name, plan.zone.as_deref().unwrap())
+    };
+    assert_eq!(first(vec![], vec![]), "p5.large in west-a");
+    assert_eq!(first(others(&[0], Scope::Zone), vec![]), "p5.large in west-b");
+    assert_eq!(first(others(&[0, 1], Scope::Zone), vec![]), "p5.large in west-c");
+    // Nothing is left out, and no other offer comes before it.
+    assert_eq!(first(others(&[0, 1, 2], Scope::Zone), vec![]), "p5.large in west-a");
+    // It is about one type, and about room only.
+    assert_eq!(first(others(&[3], Scope::Zone), vec![]), "p5.large in west-a");
+    assert_eq!(first(others(&[0], Scope::Region), vec![]), "p5.large in west-a");
+    // What its own round was told says more.
+    let mut hinting = refused(9, &market()[2], Scope::Zone, &[0, 1]);
+    hinting.state.error.as_mut().unwrap().zones_with_capacity = vec!["west-a".to_owned()];
+    assert_eq!(first(others(&[0], Scope::Zone), vec![hinting]), "p5.large in west-a");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use api::ids::{FleetId, InstanceId, LaunchId, RunId};
 use api::instances::InstanceStatus;
 use api::jobs::JobSpec;
 use lifecycle::events::Target;
-use lifecycle::fleet::{Buyer, Effect, Fleet, FleetDecision, OffersSeen, Purchase, Surroundings, decide};
+use lifecycle::fleet::{Buyer, Effect, Fleet, FleetDecision, LATELY, OffersSeen, Purchase, Surroundings, decide};
 use lifecycle::instance::{Instance, InstanceState};
 use lifecycle::launch::{Launch, LaunchState, LaunchStatus};
 use lifecycle::placement::{has_unlike_nodes, is_cluster, profile_of};
@@ -24,6 +24,9 @@ use crate::offers::Collected;
 
 /// Purchases that came to nothing, of which a fleet remembers so many while it tries others.
 const FAILED_LIMIT: u32 = 2000;
+
+/// Purchases of a project that came to nothing a moment ago, of which so many are looked at before the next one.
+const LATELY_LIMIT: u32 = 200;
 
 /// Moves one fleet on.
 pub async fn reconcile(deps: &Deps, id: FleetId) -> store::Result<Next> {
@@ -45,6 +48,7 @@ pub async fn reconcile(deps: &Deps, id: FleetId) -> store::Result<Next> {
         buyers: &needs.buyers,
         open_launches: &open,
         failed_launches: &failed,
+        failed_lately: &[],
         unlike_runs: &[],
         most_offers: deps.settings.most_offers_tried,
         offers: &[],
@@ -54,6 +58,7 @@ pub async fn reconcile(deps: &Deps, id: FleetId) -> store::Result<Next> {
     if decision.effect == Some(Effect::AskOffers) {
         let asked = ask_offers(deps, &decision, &around, &needs).await?;
         (around.offers, around.unlike_runs) = (&asked.offers, &asked.unlike_runs);
+        around.failed_lately = &asked.failed_lately;
         decision = decide(now, &loaded.value, &around);
     }
     if !save(deps, &loaded, &rows, &decision).await? {
@@ -110,6 +115,7 @@ fn least_useful(decision: &FleetDecision, around: &Surroundings<'_>, there: &[In
 struct Asked {
     offers: Vec<(Buyer, OffersSeen)>,
     unlike_runs: Vec<RunId>,
+    failed_lately: Vec<Launch>,
 }
 
 /// What the project's backends offer the fleet for each buyer who asks.
@@ -153,7 +159,13 @@ async fn ask_offers(
     });
     let offers = asked.collect();
     let unlike = runs.values().filter(|run| has_unlike_nodes(&run.spec));
-    Ok(Asked { offers, unlike_runs: unlike.map(|run| run.id).collect() })
+    let since = deps.clock.now() - LATELY;
+    let failed = launches::list_failed_by_project(&deps.db, fleet.project_id, since, LATELY_LIMIT).await?;
+    Ok(Asked {
+        offers,
+        unlike_runs: unlike.map(|run| run.id).collect(),
+        failed_lately: failed.into_iter().map(|row| row.value).collect(),
+    })
 }
 
 /// The instance without a purchase that came to nothing.

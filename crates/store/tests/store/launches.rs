@@ -1,6 +1,6 @@
 //! Launches: what is open, and who may change what.
 
-use api::ids::FleetId;
+use api::ids::{FleetId, ProjectId};
 use lifecycle::launch::{Launch, LaunchStatus};
 use store::leases::{self, Table};
 use store::{Db, Error, launches};
@@ -12,6 +12,7 @@ on_every_engine! {
     a_launch_is_kept_as_it_was_made
     open_launches_come_by_age
     what_came_to_nothing_since_a_time_comes_by_age
+    what_came_to_nothing_for_a_project_is_that_of_all_its_fleets
     an_overtaken_save_is_refused
     a_cancelled_launch_is_due_once
 }
@@ -52,6 +53,26 @@ async fn what_came_to_nothing_since_a_time_comes_by_age(db: Db) {
     assert_eq!(since(5, 10).await, [first.clone(), second.clone()]);
     assert_eq!(since(0, 2).await, [first, second.clone()], "the newest");
     assert_eq!(since(6, 10).await, [second]);
+}
+
+async fn what_came_to_nothing_for_a_project_is_that_of_all_its_fleets(db: Db) {
+    let project = launch(id(), 0).project_id;
+    let of = |project_id: ProjectId, status: LaunchStatus, created: i64| {
+        let launch = launch(id(), created);
+        Launch { project_id, status, ..launch }
+    };
+    let failed = |created: i64| of(project, LaunchStatus::Failed, created);
+    let (old, first, second) = (failed(0), failed(5), failed(7));
+    let others = of(id(), LaunchStatus::Failed, 6);
+    for one in [&second, &old, &first, &others, &of(project, LaunchStatus::Done, 6)] {
+        launches::insert(&db, one, at(0)).await.unwrap();
+    }
+    let since = async |secs: i64, limit: u32| -> Vec<Launch> {
+        let rows = launches::list_failed_by_project(&db, project, at(secs), limit).await.unwrap();
+        rows.into_iter().map(|row| row.value).collect()
+    };
+    assert_eq!(since(5, 10).await, [first, second.clone()]);
+    assert_eq!(since(0, 1).await, [second], "the newest");
 }
 
 async fn an_overtaken_save_is_refused(db: Db) {
