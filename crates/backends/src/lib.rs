@@ -173,6 +173,12 @@ pub struct LaunchOrder {
     pub fleet_name: String,
     /// The project's name, for tags.
     pub project_name: String,
+    /// The name of the one machine, or the fleet's if there are several; for tags.
+    pub name: String,
+    /// The name of the user whose fleet or run it is for, for tags.
+    pub user_name: String,
+    /// The tags that whoever it is for wants on it.
+    pub tags: BTreeMap<String, String>,
     /// What is bought.
     pub offer: BackendOffer,
     /// The zone, where it is fixed.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::config::{AwsConfig, RootVolume};
+use super::config::{AwsConfig, RootVolume, check_tag};
 use super::images::FoundImage;
 use super::layout::{Interface, efa_count, layout};
 use super::network::RegionNetwork;
@@ -16,6 +16,12 @@ use super::types::TypeFacts;
 use super::user_data;
 use crate::keys::invalid;
 use crate::{LaunchOrder, Result};
+
+/// AWS takes so many tags on a resource.
+const MOST_TAGS: usize = 50;
+
+/// Those of a machine that each call adds.
+const LATER_TAGS: [&str; 2] = ["Name", super::tags::FIRST_INDEX];
 
 /// What an offer carries for the launch.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -145,7 +151,7 @@ pub(super) fn prepare(order: &LaunchOrder, around: Surroundings<'_>) -> Result<P
         metadata_hop_limit: if config.iam_instance_profile.is_some() { 2 } else { 1 },
         root_volume: SavedVolume::of(&config.root_volume),
         tags: tags(config, order, &user, own_tags),
-        name: format!("dstack-{}-{}", order.project_name, order.fleet_name),
+        name: format!("dstack-{}-{}", order.project_name, order.name),
         machines_per_call: config.machines_per_call,
     })
 }
@@ -166,18 +172,96 @@ fn group(
     is_own.then(|| Group { name: placement_groups::name(&order.fleet_name, order.fleet_id), is_own: true })
 }
 
+/// Our own marks win over the configuration's tags, and these over the order's: a key that is there stays as it is.
 fn tags(
     config: &AwsConfig,
     order: &LaunchOrder,
     user: &str,
     own: BTreeMap<String, String>,
 ) -> BTreeMap<String, String> {
-    let mut tags = config.tags.clone();
-    tags.insert("dstack_project".to_owned(), order.project_name.clone());
-    tags.insert("dstack_fleet".to_owned(), order.fleet_name.clone());
-    tags.insert(super::tags::FLEET.to_owned(), order.fleet_id.to_string());
-    tags.insert(super::tags::LAUNCH.to_owned(), order.launch_id.to_string());
-    tags.insert(super::tags::LOGIN.to_owned(), user.to_owned());
-    tags.extend(own);
+    let mut tags = own;
+    tags.extend([
+        ("dstack_project".to_owned(), order.project_name.clone()),
+        ("dstack_name".to_owned(), order.name.clone()),
+        ("dstack_user".to_owned(), order.user_name.clone()),
+        ("dstack_fleet".to_owned(), order.fleet_name.clone()),
+        (super::tags::FLEET.to_owned(), order.fleet_id.to_string()),
+        (super::tags::LAUNCH.to_owned(), order.launch_id.to_string()),
+        (super::tags::LOGIN.to_owned(), user.to_owned()),
+    ]);
+    for (key, value) in config.tags.iter().chain(&order.tags) {
+        if tags.contains_key(key) || LATER_TAGS.contains(&key.as_str()) {
+            continue;
+        }
+        let checked = check_tag(key, value).and_then(|()| {
+            let has_room = tags.len() + LATER_TAGS.len() < MOST_TAGS;
+            has_room
+                .then_some(())
+                .ok_or_else(|| format!("AWS takes {MOST_TAGS} tags on a resource, ours included"))
+        });
+        match checked {
+            Ok(()) => drop(tags.insert(key.clone(), value.clone())),
+            Err(why) => tracing::warn!("the tag `{key}` of `{}` is left out: {why}", order.name),
+        }
+    }
     tags
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn tags_with(config_tags: serde_json::Value, more: serde_json::Value) -> BTreeMap<String, String> {
+        let config = json!({ "type": "aws", "creds": { "type": "default" }, "tags": config_tags });
+        let config = super::super::config::parse(&config).unwrap();
+        let order: LaunchOrder = serde_json::from_value(json!({
+            "launch_id": "00000000-0000-4000-8000-000000000001", "fleet_id": "00000000-0000-4000-8000-000000000002",
+            "fleet_name": "a-fleet", "project_name": "main", "name": "a-fleet-0", "user_name": "ann", "tags": more,
+            "offer": {
+                "instance_type": { "name": "m7i.large", "resources": { "cpus": 2, "memory_mib": 8192, "gpus": [], "spot": false } },
+                "region": "us-west-2", "zones": null, "price_usd_per_hour": 0.1, "availability": "available",
+                "unavailable_because": null, "backend_data": null,
+            },
+            "zone": "us-west-2a", "count": 1, "least": 1, "cluster": false, "authorized_keys": [], "prepared": null,
+            "fleet_prepared": null,
+        }))
+        .unwrap();
+        tags(&config, &order, "ubuntu", BTreeMap::from([("owner".to_owned(), "dstack".to_owned())]))
+    }
+
+    #[track_caller]
+    fn check(tags: &BTreeMap<String, String>, key: &str, expected: Option<&str>) {
+        assert_eq!(tags.get(key).map(String::as_str), expected, "{key}");
+    }
+
+    #[test]
+    fn a_key_that_is_there_stays_as_it_is() {
+        let more = json!({
+            "team": "of the fleet", "cost": "12", "owner": "me", "dstack_launch_id": "none", "Name": "mine",
+            "dstack_first_index": "7", "aws:x": "1",
+        });
+        let tags = tags_with(json!({ "team": "of the backend", "dstack_fleet_id": "none" }), more);
+        check(&tags, "team", Some("of the backend"));
+        check(&tags, "cost", Some("12"));
+        check(&tags, "owner", Some("dstack"));
+        check(&tags, "dstack_launch_id", Some("00000000-0000-4000-8000-000000000001"));
+        check(&tags, "dstack_fleet_id", Some("00000000-0000-4000-8000-000000000002"));
+        check(&tags, "dstack_name", Some("a-fleet-0"));
+        check(&tags, "dstack_user", Some("ann"));
+        for key in ["Name", "dstack_first_index", "aws:x"] {
+            check(&tags, key, None);
+        }
+    }
+
+    #[test]
+    fn there_are_never_more_than_aws_takes() {
+        let many: BTreeMap<String, String> =
+            (0..60).map(|number| (format!("k{number:02}"), String::new())).collect();
+        let tags = tags_with(json!({}), json!(many));
+        assert_eq!(tags.len() + LATER_TAGS.len(), MOST_TAGS);
+        check(&tags, "k00", Some(""));
+        check(&tags, "dstack_user", Some("ann"));
+    }
 }

@@ -31,6 +31,39 @@ async fn a_gang_is_one_call_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn whatever_is_made_carries_the_tags_of_backend_and_order() {
+    let more = json!({ "public_ips": false, "vpc_name": "my-vpc", "tags": { "team": "backend", "cost": "12" } });
+    let rig = Rig::with(more, Settings::immediate()).await;
+    let mut order = rig.order(1, 2).await;
+    order.tags = [("team", "fleet"), ("purpose", "train"), ("dstack_launch_id", "none")]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into();
+    rig.launch(order).await.unwrap();
+    rig.machines(MachineState::Running, 2).await;
+    let expected = [
+        ("owner", "dstack"),
+        ("dstack_project", "main"),
+        ("dstack_name", "my-efa-fleet"),
+        ("dstack_user", "ann"),
+        ("team", "backend"),
+        ("cost", "12"),
+        ("purpose", "train"),
+        ("dstack_launch_id", "00000000-0000-0000-0000-000000000001"),
+    ];
+    let made = rig.sim.ledger();
+    for kind in [Kind::Instance, Kind::Volume, Kind::NetworkInterface] {
+        let of_kind: Vec<_> = made.iter().filter(|entry| entry.kind == kind).collect();
+        assert!(of_kind.len() >= 2, "{kind:?}");
+        for entry in of_kind {
+            for (key, value) in expected {
+                assert_eq!(entry.tags.get(key).map(String::as_str), Some(value), "{key} of {kind:?}");
+            }
+        }
+    }
+    rig.end_everything().await;
+}
+
+#[tokio::test]
 async fn the_same_launch_again_makes_nothing_more() {
     let rig = Rig::private().await;
     rig.control("faults", json!({ "action": "RunInstances", "times": 1, "what": "lost_reply" }));

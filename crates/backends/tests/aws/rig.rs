@@ -1,5 +1,6 @@
 //! A simulated EC2, and the backend that uses it.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,6 +111,9 @@ impl Rig {
             fleet_id: self.fleet,
             fleet_name: "my-efa-fleet".to_owned(),
             project_name: "main".to_owned(),
+            name: "my-efa-fleet".to_owned(),
+            user_name: "ann".to_owned(),
+            tags: BTreeMap::new(),
             zone,
             offer,
             count,

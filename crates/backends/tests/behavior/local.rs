@@ -1,5 +1,6 @@
 //! What is particular to this machine as a backend: its processes, its folders, and what a crash leaves behind.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -296,6 +297,9 @@ async fn rig_order(rig: &Rig, machine: &Machine) -> backends::LaunchOrder {
         fleet_id: FleetId(Uuid::from_u128(3)),
         fleet_name: String::new(),
         project_name: String::new(),
+        name: String::new(),
+        user_name: String::new(),
+        tags: BTreeMap::new(),
         offer: offers[0].clone(),
         zone: None,
         count: 2,

@@ -1,5 +1,6 @@
 //! What the tests of this crate share: backends to try, and a stand-in for the agent's program.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -114,6 +115,9 @@ impl Rig {
             fleet_id: FleetId(Uuid::from_u128(3)),
             fleet_name: "a-fleet".to_owned(),
             project_name: "main".to_owned(),
+            name: "a-fleet".to_owned(),
+            user_name: "ann".to_owned(),
+            tags: BTreeMap::new(),
             offer: offer.expect("something is on offer"),
             zone: None,
             count,

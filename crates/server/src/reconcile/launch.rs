@@ -11,7 +11,7 @@ use lifecycle::planted::{self, Bug};
 use store::leases::{Table, touch};
 use store::{Versioned, fleets, instances, launches};
 
-use super::{Next, record};
+use super::{Next, buyer, record};
 use crate::backend_answers::Fresh;
 use crate::backend_pool::{MOVING, OpenBackend, answer};
 use crate::deps::Deps;
@@ -210,6 +210,7 @@ async fn order_of(deps: &Deps, launch: &Launch) -> store::Result<backends::Launc
     let fleet = fleets::get(&deps.db, launch.fleet_id).await?;
     let project = store::projects::get(&deps.db, launch.project_id).await?;
     let before = launches::list_done(&deps.db, launch.fleet_id, launch.backend_id, MOST_REMEMBERED).await?;
+    let buyer = buyer::of_launch(deps, launch, fleet.as_ref().map(|fleet| &fleet.value)).await?;
     let state = &launch.state;
     Ok(backends::LaunchOrder {
         launch_id: launch.id,
@@ -219,6 +220,9 @@ async fn order_of(deps: &Deps, launch: &Launch) -> store::Result<backends::Launc
         fleet_prepared: before.into_iter().filter_map(|before| before.value.state.prepared).collect(),
         fleet_name: fleet.map(|fleet| fleet.value.name).unwrap_or_default(),
         project_name: project.map(|project| project.name.clone()).unwrap_or_default(),
+        name: buyer.name,
+        user_name: buyer.user_name,
+        tags: buyer.tags,
         offer: backends::BackendOffer {
             instance_type: state.offer.instance.clone(),
             region: state.offer.region.clone(),

@@ -4,6 +4,7 @@
 //! lost; a slow full pass is the safety net.
 
 mod blocks;
+mod buyer;
 pub mod fleet;
 mod gang;
 pub mod instance;

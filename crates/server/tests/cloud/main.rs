@@ -15,4 +15,5 @@ mod crowd;
 mod faults;
 mod gang;
 mod park;
+mod tags;
 mod world;
