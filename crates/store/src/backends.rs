@@ -149,9 +149,3 @@ pub async fn delete_drained(mut db: impl Executor, id: BackendId) -> Result<()> 
     db.execute("DELETE FROM backends WHERE id = $1 AND draining = 1", values![id]).await?;
     Ok(())
 }
-
-/// Forgets a backend and its credentials.
-pub async fn delete(mut db: impl Executor, id: BackendId) -> Result<()> {
-    db.execute("DELETE FROM backends WHERE id = $1", values![id]).await?;
-    Ok(())
-}

@@ -94,18 +94,15 @@ pub async fn delete_projects(
     Ok(Ok(()))
 }
 
-/// Deletes a project. Its secrets and its backends' credentials are forgotten, unless machines still need them.
+/// Deletes a project. Its secrets are forgotten at once, and its backends once nothing of ours is in their clouds.
 async fn delete_project(deps: &Deps, tx: &mut Tx, actor: UserId, project: &ProjectRow) -> store::Result<()> {
     projects::delete(&mut *tx, project.id).await?;
     for secret in store::secrets::list(&mut *tx, project.id).await? {
         store::secrets::delete(&mut *tx, secret.id).await?;
     }
     for backend in backends::list(&mut *tx, project.id).await? {
-        if backends::is_in_use(&mut *tx, backend.id).await? {
-            backends::set_draining(&mut *tx, backend.id).await?;
-        } else {
-            backends::delete(&mut *tx, backend.id).await?;
-        }
+        // Also a backend without machines may have things of ours in its cloud.
+        backends::set_draining(&mut *tx, backend.id).await?;
     }
     let event = NewEvent::by_user(actor, "Project deleted", vec![project_target(project)]);
     record(deps, tx, &event).await

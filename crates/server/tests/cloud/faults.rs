@@ -118,6 +118,24 @@ async fn credentials_that_expire_keep_the_rows_until_they_are_good_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_project_that_is_deleted_leaves_nothing_in_its_account() {
+    let mut world = World::start(quick()).await;
+    world.add_fleet(json!(1), json!({})).await;
+    world.wait_for_instances(InstanceStatus::Idle, 1).await;
+    world.delete_fleet().await;
+    world.wait_for_end().await;
+    assert!(world.sim.count_alive(ec2sim::Kind::SecurityGroup) > 0);
+    let project = store::projects::get(&world.deps.db, world.project).await.unwrap().unwrap();
+    server::accounts::delete_projects(&world.deps, world.user, &[project]).await.unwrap().unwrap();
+    world
+        .wait_until("the backend is forgotten", async || {
+            store::backends::all(&world.deps.db).await.unwrap().is_empty()
+        })
+        .await;
+    assert_eq!(world.sim.alive(), vec![]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_aws_ends_before_it_runs_tells_the_reason() {
     let mut world = World::start(Sky { boot_ms: 400, ..quick() }).await;
     world.control(

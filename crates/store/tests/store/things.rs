@@ -75,7 +75,10 @@ async fn a_backend_is_changed_and_forgotten(db: Db) {
     assert_eq!((changed.config, changed.draining), (json!({"a": 1.5}), false));
     assert_eq!(changed.sealed_config, "sealed again");
     assert!(!backends::is_in_use(&db, row.id).await.unwrap());
-    backends::delete(&db, row.id).await.unwrap();
+    backends::delete_drained(&db, row.id).await.unwrap();
+    assert!(backends::get(&db, row.id).await.unwrap().is_some(), "it is wanted again");
+    backends::set_draining(&db, row.id).await.unwrap();
+    backends::delete_drained(&db, row.id).await.unwrap();
     assert_eq!(backends::get(&db, row.id).await.unwrap(), None);
 }
 
