@@ -11,6 +11,7 @@ use store::Db;
 use store::backends::BackendRow;
 
 use crate::backend_answers::{Answers, Fresh};
+use crate::backend_troubles::{Trouble, Troubles};
 use crate::clock::Clock;
 use crate::sealing::Sealer;
 
@@ -38,6 +39,7 @@ pub struct BackendPool {
     listings: Answers<BackendId, Arc<Survey<Machine>>>,
     /// By backend, and what was wanted.
     offers: Answers<(BackendId, OffersWanted), Arc<Survey<BackendOffer>>>,
+    troubles: Troubles,
 }
 
 impl std::fmt::Debug for BackendPool {
@@ -65,8 +67,9 @@ impl BackendPool {
     /// A pool that opens backends with `context`.
     pub fn new(context: OpenContext, sealer: Arc<Sealer>, clock: Clock) -> BackendPool {
         let listings = Answers::new(clock.clone(), STEADY);
-        let offers = Answers::new(clock, OFFERS_MAX_AGE);
-        BackendPool { context, sealer, opened: Mutex::default(), listings, offers }
+        let offers = Answers::new(clock.clone(), OFFERS_MAX_AGE);
+        let troubles = Troubles::new(clock);
+        BackendPool { context, sealer, opened: Mutex::default(), listings, offers, troubles }
     }
 
     /// The pretended cloud, where there is one.
@@ -124,12 +127,19 @@ impl BackendPool {
             for SilentRegion { region, error } in &survey.silent {
                 tracing::warn!(backend.id = %open.id, "cannot list the machines of `{}` in {region}: {error}", open.kind);
             }
+            self.troubles.answered(open.id, &open.kind);
             Ok(Arc::new(survey))
         };
         let tell = |error: &backends::Error| {
+            self.troubles.failed(open.id, &open.kind, error);
             tracing::warn!(backend.id = %open.id, "cannot list the machines of `{}`: {error}", open.kind);
         };
         self.listings.get_telling(&open.id, fresh, ANSWER_TIMEOUT, ask, tell).await.ok()
+    }
+
+    /// Why a backend cannot be asked, if it cannot.
+    pub fn trouble(&self, id: BackendId) -> Option<Trouble> {
+        self.troubles.of(id)
     }
 
     /// What a backend would sell, not older than some seconds, or why it does not say so within `patience`.

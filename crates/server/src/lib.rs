@@ -4,6 +4,7 @@ pub mod accounts;
 pub mod agents;
 pub mod backend_answers;
 pub mod backend_pool;
+pub mod backend_troubles;
 pub mod bought_machines;
 pub mod clock;
 pub mod config;

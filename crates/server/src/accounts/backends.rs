@@ -4,7 +4,8 @@ use anyhow::Context as _;
 use api::ids::ProjectId;
 use backends::BackendConfig;
 use store::backends::{self as rows, BackendRow};
-use store::{Hold, Tx, projects};
+use store::projects::ProjectRow;
+use store::{Hold, Tx, instances, projects};
 
 use crate::deps::Deps;
 
@@ -112,4 +113,20 @@ pub async fn remove_backend(deps: &Deps, row: &BackendRow) -> store::Result<bool
 pub fn draining_note(kind: &str, project_name: &str, left: usize) -> String {
     let machines = if left == 1 { "machine" } else { "machines" };
     format!("backend {kind} of project {project_name} is draining: {left} {machines} left")
+}
+
+/// What the users of a project should know of its backends: which are let go, and which cannot be asked.
+pub async fn backend_notes(deps: &Deps, project: &ProjectRow) -> store::Result<Vec<String>> {
+    let mut notes = vec![];
+    let leaving = rows::list_draining(&deps.db, project.id).await?;
+    for row in &leaving {
+        let left = instances::list_machines_by_backend(&deps.db, row.id).await?.len();
+        notes.push(draining_note(&row.kind, &project.name, left));
+    }
+    for row in rows::list(&deps.db, project.id).await?.iter().chain(&leaving) {
+        if let Some(trouble) = deps.backends.trouble(row.id) {
+            notes.push(format!("backend {} of project {} {}", row.kind, project.name, trouble.in_words()));
+        }
+    }
+    Ok(notes)
 }

@@ -5,7 +5,9 @@ mod keys;
 mod projects;
 mod users;
 
-pub use backends::{add_backend, backend_config, check_backends, draining_note, remove_backend, set_backend};
+pub use backends::{
+    add_backend, backend_config, backend_notes, check_backends, draining_note, remove_backend, set_backend,
+};
 pub use keys::{KeyPair, PublicKeyFacts, read_public_key};
 pub use projects::{InUse, NewProject, create_project, delete_projects, is_project_name};
 pub use users::{NewUser, create_user, delete_user, is_username, refresh_ssh_key, refresh_token};

@@ -19,7 +19,7 @@ use store::{fleets, instances, jobs, launches, runs};
 use super::auth::ProjectMember;
 use super::error::{Error, Result};
 use super::extract::Json;
-use crate::accounts::draining_note;
+use crate::accounts;
 use crate::deps::Deps;
 
 /// Events that are told, the newest.
@@ -73,14 +73,14 @@ pub async fn why(
         Subject::Instance(instance) => of_instance(&deps, instance).await?,
     };
     answer.project_name.clone_from(&member.project.name);
-    answer.notes = notes(&deps, &member).await?;
+    answer.notes = accounts::backend_notes(&deps, &member.project).await?;
     answer.next.sort_by_key(|step| step.at.unwrap_or(Timestamp::MIN));
     answer.next.truncate(MOST_STEPS);
     Ok(Json(answer))
 }
 
 pub async fn project_notes(State(deps): State<Deps>, member: ProjectMember) -> Result<Json<ProjectNotes>> {
-    Ok(Json(ProjectNotes { notes: notes(&deps, &member).await? }))
+    Ok(Json(ProjectNotes { notes: accounts::backend_notes(&deps, &member.project).await? }))
 }
 
 fn kind_of(subject: &Subject) -> WhyKind {
@@ -266,14 +266,4 @@ async fn story(deps: &Deps, filter: EventFilter) -> Result<Vec<StoryLine>> {
         message: event.message,
     };
     Ok(events.into_iter().rev().map(line).collect())
-}
-
-/// The backends that the project is letting go.
-async fn notes(deps: &Deps, member: &ProjectMember) -> Result<Vec<String>> {
-    let mut notes = vec![];
-    for row in store::backends::list_draining(&deps.db, member.project.id).await? {
-        let left = instances::list_machines_by_backend(&deps.db, row.id).await?.len();
-        notes.push(draining_note(&row.kind, &member.project.name, left));
-    }
-    Ok(notes)
 }

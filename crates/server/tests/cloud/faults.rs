@@ -113,7 +113,14 @@ async fn credentials_that_expire_keep_the_rows_until_they_are_good_again() {
         })
         .await;
     assert_eq!(world.instances().await.len(), 2);
+    let project = store::projects::get(&world.deps.db, world.project).await.unwrap().unwrap();
+    let notes = async || server::accounts::backend_notes(&world.deps, &project).await.unwrap();
+    world.wait_until("the project's users are told", async || !notes().await.is_empty()).await;
+    let told = notes().await.join("\n");
+    assert!(told.starts_with("backend aws of project main cannot be asked since"), "{told}");
+    assert!(told.contains("its credentials are refused (") && told.contains("expired"), "{told}");
     world.control("credentials/expire", json!({ "access_key": ec2sim::ACCESS_KEY, "at": null }));
+    world.wait_until("it is over", async || notes().await.is_empty()).await;
     world.wait_for_end().await;
 }
 
