@@ -111,7 +111,23 @@ pub async fn all(mut db: impl Executor) -> Result<Vec<BackendRow>> {
     rows.iter().map(BackendRow::from_row).collect()
 }
 
-/// Changes a backend's configuration; it no longer drains.
+/// The backends that a project may buy from and that came from `config.yml`, of all projects.
+pub async fn list_from_file(mut db: impl Executor) -> Result<Vec<BackendRow>> {
+    let rows = db.rows(select!("WHERE from_file = 1 AND draining = 0 ORDER BY created_at, id"), vec![]).await?;
+    rows.iter().map(BackendRow::from_row).collect()
+}
+
+/// Remembers that `config.yml` lists the backend that a project may buy from.
+pub async fn set_from_file(mut db: impl Executor, project: ProjectId, kind: &str) -> Result<()> {
+    db.execute(
+        "UPDATE backends SET from_file = 1 WHERE project_id = $1 AND kind = $2 AND draining = 0 AND from_file = 0",
+        values![project, kind],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Changes a backend's configuration; it no longer drains, and is not that of `config.yml` unless that is said again.
 pub async fn set_config(
     mut db: impl Executor,
     id: BackendId,
@@ -119,7 +135,7 @@ pub async fn set_config(
     sealed_config: &str,
 ) -> Result<()> {
     db.execute(
-        "UPDATE backends SET config = $1, sealed_config = $2, draining = 0 WHERE id = $3",
+        "UPDATE backends SET config = $1, sealed_config = $2, draining = 0, from_file = 0 WHERE id = $3",
         values![config.to_string(), sealed_config, id],
     )
     .await?;

@@ -18,6 +18,7 @@ const STEPS: &[(i64, &str, &str)] = &[
     (6, "hosts", include_str!("../migrations/0006_hosts.sql")),
     (7, "failed launches", include_str!("../migrations/0007_failed_launches.sql")),
     (8, "failed launches of projects", include_str!("../migrations/0008_failed_launches_of_projects.sql")),
+    (9, "backends from the file", include_str!("../migrations/0009_backends_from_file.sql")),
 ];
 
 /// The last step.

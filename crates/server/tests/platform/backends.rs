@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::TestServer;
+use crate::harness::{Home, TestServer};
 
 /// The backend that every build has.
 fn own_kind() -> &'static str {
@@ -122,4 +122,42 @@ async fn of_two_who_create_one_backend_one_is_told_that_it_exists() {
         statuses.sort_unstable();
         assert_eq!(statuses, [200, 400], "{} {}", left.body, right.body);
     }
+}
+
+/// The backends that a project may buy from.
+async fn kinds_of(server: &TestServer, project: &str) -> Vec<String> {
+    let db = &server.server.deps.db;
+    let project = store::projects::find_by_name(db, project).await.unwrap().unwrap();
+    store::backends::list(db, project.id).await.unwrap().into_iter().map(|row| row.kind).collect()
+}
+
+#[tokio::test]
+async fn a_project_that_leaves_the_file_keeps_only_what_others_gave_it() {
+    let main = "projects:\n- name: main\n  backends:\n  - type: fake\n";
+    let both = format!("{main}- name: team\n  backends:\n  - type: fake\n");
+    let home = Home::new();
+    home.configure(&both);
+    let server = home.start(&["--test-backends"]).await;
+    server.post("/api/projects/create", json!({"project_name": "own"})).await.ok();
+    server.post("/api/project/own/backends/create", json!({"type": "fake"})).await.ok();
+    server.post("/api/project/team/backends/create", json!({"type": own_kind()})).await.ok();
+    let fleet = json!({"configuration": {"type": "fleet", "name": "lab", "nodes": 1}, "profile": {}});
+    server.post("/api/project/team/fleets/apply", json!({"plan": {"spec": fleet}, "force": false})).await.ok();
+    let home = server.stop().await;
+    home.configure(main);
+    let server = home.start(&["--test-backends"]).await;
+    assert_eq!(kinds_of(&server, "team").await, [own_kind()]);
+    assert_eq!(
+        (kinds_of(&server, "own").await, kinds_of(&server, "main").await.len()),
+        (vec!["fake".to_owned()], 1)
+    );
+    let told = server.post("/api/project/team/notes", Value::Null).await.ok();
+    assert!(told["notes"][0].as_str().unwrap().starts_with("backend fake of project team is draining"), "{told}");
+    let home = server.stop().await;
+    home.configure(&both);
+    let server = home.start(&["--test-backends"]).await;
+    // The file says all that a project has which it lists.
+    assert_eq!(kinds_of(&server, "team").await, ["fake"]);
+    let told = server.post("/api/project/team/notes", Value::Null).await.ok();
+    assert!(!told["notes"].to_string().contains("backend fake"), "{told}");
 }

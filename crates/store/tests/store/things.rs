@@ -15,6 +15,7 @@ on_every_engine! {
     a_project_has_one_backend_of_a_kind
     a_draining_backend_makes_room_for_another
     a_backend_is_changed_and_forgotten
+    a_backend_of_the_file_is_known_until_it_is_changed_or_let_go
     a_backend_is_in_use_while_machines_of_it_may_live
     secrets_belong_to_their_project
     repositories_are_told_of_again_and_again
@@ -80,6 +81,23 @@ async fn a_backend_is_changed_and_forgotten(db: Db) {
     backends::set_draining(&db, row.id).await.unwrap();
     backends::delete_drained(&db, row.id).await.unwrap();
     assert_eq!(backends::get(&db, row.id).await.unwrap(), None);
+}
+
+async fn a_backend_of_the_file_is_known_until_it_is_changed_or_let_go(db: Db) {
+    let project: ProjectId = id();
+    let (listed, other) = (backend(project, "one", 0), backend(project, "another", 1));
+    for row in [&listed, &other, &backend(id(), "one", 2)] {
+        backends::insert(&db, row).await.unwrap();
+    }
+    let known = async || backends::list_from_file(&db).await.unwrap();
+    assert_eq!(known().await, vec![]);
+    backends::set_from_file(&db, project, "one").await.unwrap();
+    assert_eq!(known().await, vec![listed.clone()]);
+    backends::set_config(&db, listed.id, &listed.config, &listed.sealed_config).await.unwrap();
+    assert_eq!(known().await, vec![], "somebody else has changed it");
+    backends::set_from_file(&db, project, "one").await.unwrap();
+    backends::set_draining(&db, listed.id).await.unwrap();
+    assert_eq!(known().await, vec![]);
 }
 
 async fn add_launch(mut db: &Db, backend: BackendId, status: &str) -> Uuid {
