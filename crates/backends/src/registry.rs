@@ -68,6 +68,23 @@ impl BackendConfig {
         config
     }
 
+    /// Whether it is used with what is found in the server's own surroundings, such as the role of its machine.
+    pub fn has_default_creds(&self) -> bool {
+        let Some(creds) = self.config.get("creds") else { return false };
+        let type_of = |creds: &Value| creds.get("type").and_then(Value::as_str).map(str::to_owned);
+        match type_of(creds).as_deref() {
+            Some("default") => true,
+            // A role is taken with the default ones unless it says with which.
+            Some("assume_role") => creds.get("source").and_then(type_of).is_none_or(|source| source == "default"),
+            _ => false,
+        }
+    }
+
+    /// Whether it says itself where it is reached, so that the server connects to whatever that is.
+    pub fn has_own_endpoint(&self) -> bool {
+        self.config.get("endpoint_url").is_some_and(|url| !url.is_null())
+    }
+
     /// The name that clients know it by.
     pub fn wire_type(&self) -> Result<BackendType> {
         Ok((entry(&self.kind)?.wire_type)(&self.config))
@@ -182,6 +199,29 @@ mod tests {
         assert!(config.is_hidden());
         assert_eq!(config.config, json!({ "type": "local" }));
         assert!(!wire_types().contains(&BackendType::Remote));
+    }
+
+    #[cfg(feature = "aws")]
+    #[test]
+    fn what_uses_the_servers_own_credentials_or_endpoints_of_its_own_is_known() {
+        let check = |creds: Value, has_default_creds: bool| {
+            let config = parse_config(&json!({ "type": "aws", "creds": creds })).unwrap();
+            assert_eq!(
+                (config.has_default_creds(), config.has_own_endpoint()),
+                (has_default_creds, false),
+                "{creds}"
+            );
+        };
+        let key = json!({ "type": "access_key", "access_key": "a", "secret_key": "b" });
+        let role = "arn:aws:iam::123456789012:role/dstack";
+        check(json!({ "type": "default" }), true);
+        check(key.clone(), false);
+        check(json!({ "type": "assume_role", "role_arn": role }), true);
+        check(json!({ "type": "assume_role", "role_arn": role, "source": { "type": "default" } }), true);
+        check(json!({ "type": "assume_role", "role_arn": role, "source": key }), false);
+        let elsewhere = json!({ "type": "aws", "creds": key, "endpoint_url": "http://127.0.0.1:1" });
+        assert!(parse_config(&elsewhere).unwrap().has_own_endpoint());
+        assert!(!parse_config(&json!({ "type": "local" })).unwrap().has_default_creds());
     }
 
     #[test]

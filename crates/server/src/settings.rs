@@ -33,6 +33,8 @@ pub struct Settings {
     pub prometheus_token_hash: Option<String>,
     /// How many offers are tried for the same machines before they are given up.
     pub most_offers_tried: u32,
+    /// No backend may use what is found in the server's own surroundings, such as the role of its machine.
+    pub default_creds_disabled: bool,
     /// Backends that exist for tests may be configured.
     pub test_backends: bool,
     /// What users may do unless `config.yml` says otherwise.
@@ -92,6 +94,7 @@ impl Default for Settings {
             prometheus_metrics: false,
             prometheus_token_hash: None,
             most_offers_tried: MOST_OFFERS_TRIED,
+            default_creds_disabled: false,
             test_backends: false,
             default_permissions: DefaultPermissions::default(),
         }

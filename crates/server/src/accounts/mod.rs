@@ -12,6 +12,10 @@ pub use keys::{KeyPair, PublicKeyFacts, read_public_key};
 pub use projects::{InUse, NewProject, create_project, delete_projects, is_project_name};
 pub use users::{NewUser, create_user, delete_user, is_username, refresh_ssh_key, refresh_token};
 
+/// What is said of a backend that would use what the server itself is given, where that is forbidden.
+pub const DEFAULT_CREDS_DISABLED: &str =
+    "Default credentials are disabled on this server (DSTACK_DEFAULT_CREDS_DISABLED)";
+
 /// The project that every server begins with.
 pub const MAIN_PROJECT: &str = "main";
 

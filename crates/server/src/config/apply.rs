@@ -44,6 +44,10 @@ async fn apply_project(deps: &Deps, entry: &ProjectEntry, admin: UserId) -> anyh
     let mut listed = HashSet::new();
     for backend in entry.backends.iter().flatten() {
         match backend {
+            BackendEntry::Known(config) if config.has_default_creds() && deps.settings.default_creds_disabled => {
+                let (kind, why) = (&config.kind, accounts::DEFAULT_CREDS_DISABLED);
+                tracing::error!("backend `{kind}` of project `{}` is not taken: {why}", entry.name);
+            }
             BackendEntry::Known(config) if listed.insert(config.kind.clone()) => {
                 accounts::set_backend(deps, project.id, config).await?;
                 store::backends::set_from_file(&deps.db, project.id, &config.kind).await?;

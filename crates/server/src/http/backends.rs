@@ -108,6 +108,18 @@ async fn checked(deps: &Deps, access: &Access, body: &Value) -> Result<BackendCo
     if config.is_hidden() && !access.is_global_admin() {
         return Err(Error::access_denied());
     }
+    // Otherwise the server connects for a project's admin to what only the server reaches.
+    if config.has_own_endpoint() && !access.is_global_admin() {
+        let message = "`endpoint_url` is for global admins and `config.yml`";
+        return Err(Error::in_fields(ErrorCode::Error, message, &[&["endpoint_url"]]));
+    }
+    if config.has_default_creds() && deps.settings.default_creds_disabled {
+        return Err(Error::in_fields(
+            ErrorCode::InvalidCredentials,
+            accounts::DEFAULT_CREDS_DISABLED,
+            &[&["creds"]],
+        ));
+    }
     deps.backends.check(&config, deps.ids.id()).await.map_err(refused)?;
     Ok(config)
 }

@@ -152,6 +152,16 @@ pub struct ServerArgs {
     )]
     pub max_offers_tried: u32,
 
+    /// No backend may have `creds: {type: default}`
+    #[arg(
+        long,
+        env = "DSTACK_DEFAULT_CREDS_DISABLED",
+        action = ArgAction::SetTrue,
+        value_parser = flag(),
+        hide = true
+    )]
+    pub default_creds_disabled: bool,
+
     /// Backends that exist for tests may be configured
     #[arg(long, env = "DSTACK_TEST_BACKENDS", action = ArgAction::SetTrue, value_parser = flag(), hide = true)]
     pub test_backends: bool,

@@ -324,6 +324,7 @@ fn settings(
         prometheus_metrics: args.prometheus_metrics,
         prometheus_token_hash: args.prometheus_token.as_deref().filter(|token| !token.is_empty()).map(token_hash),
         most_offers_tried: args.max_offers_tried,
+        default_creds_disabled: args.default_creds_disabled,
         test_backends: args.test_backends,
         default_permissions: config.permissions(),
         ..Settings::default()

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Home, TestServer};
+use crate::harness::{Answer, Home, TestServer};
 
 /// The backend that every build has.
 fn own_kind() -> &'static str {
@@ -122,6 +122,51 @@ async fn of_two_who_create_one_backend_one_is_told_that_it_exists() {
         statuses.sort_unstable();
         assert_eq!(statuses, [200, 400], "{} {}", left.body, right.body);
     }
+}
+
+/// A backend of a cloud, with more keys.
+fn of_cloud(more: &Value) -> Value {
+    let mut config = json!({ "type": "aws", "creds": { "type": "default" }, "regions": ["us-west-2"] });
+    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    config
+}
+
+#[track_caller]
+fn expect_refusal(answer: &Answer, field: &str, code: &str, part: &str) {
+    let told = &answer.body["detail"][0];
+    assert_eq!((answer.status, &told["code"], &told["fields"]), (400, &json!(code), &json!([[field]])), "{told}");
+    assert!(told["msg"].as_str().unwrap().contains(part), "{told}");
+}
+
+#[tokio::test]
+async fn only_global_admins_say_where_the_server_connects_to() {
+    let server = TestServer::new().await;
+    let bob = server.user("bob").await;
+    server.post_as(&bob, "/api/projects/create", json!({"project_name": "team"})).await.ok();
+    let elsewhere = of_cloud(&json!({ "endpoint_url": "http://127.0.0.1:1" }));
+    for verb in ["create", "update"] {
+        let path = format!("/api/project/team/backends/{verb}");
+        let got = server.post_as(&bob, &path, elsewhere.clone()).await;
+        expect_refusal(&got, "endpoint_url", "error", "for global admins");
+    }
+    let yaml = "type: aws\ncreds: {type: default}\nendpoint_url: http://127.0.0.1:1\n";
+    let got = server.post_as(&bob, "/api/project/team/backends/create_yaml", json!({ "config_yaml": yaml })).await;
+    expect_refusal(&got, "endpoint_url", "error", "for global admins");
+}
+
+#[tokio::test]
+async fn the_servers_own_credentials_are_nobodys_where_that_is_said() {
+    let home = Home::new();
+    home.configure("projects:\n- name: listed\n  backends:\n  - {type: aws, creds: {type: default}}\n");
+    let server = home.start(&["--default-creds-disabled"]).await;
+    for config in [
+        of_cloud(&json!({})),
+        of_cloud(&json!({ "creds": { "type": "assume_role", "role_arn": "arn:aws:iam::123456789012:role/a" } })),
+    ] {
+        let got = server.post("/api/project/main/backends/create", config).await;
+        expect_refusal(&got, "creds", "invalid_credentials", "DSTACK_DEFAULT_CREDS_DISABLED");
+    }
+    assert_eq!(kinds_of(&server, "listed").await, Vec::<String>::new());
 }
 
 /// The backends that a project may buy from.
