@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use api::ids::LaunchId;
+use api::ids::{InstanceId, LaunchId};
 use backends::ErrorKind;
 use jiff::Timestamp;
 use lifecycle::events::Target;
 use lifecycle::launch::{Effect, Launch, LaunchError, LaunchStatus, Scope, Seen, Verdict, decide};
 use lifecycle::planted::{self, Bug};
 use store::leases::{Table, touch};
-use store::{Versioned, fleets, instances, launches};
+use store::{Tx, Versioned, fleets, instances, jobs, launches};
 
 use super::{Next, buyer, record};
 use crate::backend_answers::Fresh;
@@ -102,12 +102,25 @@ async fn act(deps: &Deps, launch: &Versioned<Launch>, open: &OpenBackend) -> sto
         targets.extend(record::waiting(&mut tx, bought_for.iter().map(|row| row.value.clone()).collect()).await?);
         record::events(deps, &mut tx, &[message], &targets).await?;
     }
+    if answered.value.next_try_at().is_some() {
+        tell_first_job(deps, &mut tx, bought_for.first().map(|row| row.value.id)).await?;
+    }
     for instance in bought_for {
         touch(&mut tx, Table::Instances, instance.value.id.0, now).await?;
     }
     tx.commit().await?;
     deps.wake.ring(Table::Instances);
+    deps.wake.ring(Table::Jobs);
     deps.wake.tell_watchers();
+    Ok(())
+}
+
+/// The first node of a run that waits for machines tells when they are asked for again.
+async fn tell_first_job(deps: &Deps, tx: &mut Tx, instance: Option<InstanceId>) -> store::Result<()> {
+    let Some(instance) = instance else { return Ok(()) };
+    for job in jobs::list_active_by_instance(&mut *tx, instance).await? {
+        jobs::touch_first(&mut *tx, job.value.run_id, deps.clock.now()).await?;
+    }
     Ok(())
 }
 
@@ -116,12 +129,9 @@ fn event_of(launch: &Launch) -> Option<String> {
     let state = &launch.state;
     let error = state.error.as_ref()?;
     let next = match error.verdict {
-        // Told once: it may say so many times.
-        Verdict::Later if state.limited > 1 => return None,
-        Verdict::Later => match launch.next_try_at() {
-            Some(at) => format!("It is asked again from {} on, with growing pauses", at.strftime("%H:%M:%S UTC")),
-            None => "It is asked again later".to_owned(),
-        },
+        // It may say so many times, so that of the later ones fewer and fewer are told.
+        Verdict::Later if !state.limited.is_power_of_two() => return None,
+        Verdict::Later => later(launch),
         Verdict::Unanswered if state.maybe_heard == 0 => "It was not asked for yet, and is tried again".to_owned(),
         Verdict::Unanswered => "Nobody knows whether it was heard, so the same is asked again".to_owned(),
         Verdict::Refused(_) if state.maybe_heard > 0 => {
@@ -138,6 +148,21 @@ fn event_of(launch: &Launch) -> Option<String> {
     Some(format!(
         "Launching {count} × {name}{spot} on {backend} in {place} for ${price} failed: {code}{said}. {next}"
     ))
+}
+
+/// What is told where a backend says to ask later: how often it has said so, and when it is asked again.
+fn later(launch: &Launch) -> String {
+    let state = &launch.state;
+    let since = state.limited_since.map(|at| at.strftime("%H:%M:%S UTC").to_string()).unwrap_or_default();
+    let so_far = if state.limited > 1 {
+        format!("So it said {} times since {since}. ", state.limited)
+    } else {
+        String::new()
+    };
+    match launch.next_try_at() {
+        Some(at) => format!("{so_far}It is asked again at {}, with growing pauses", at.strftime("%H:%M:%S UTC")),
+        None => format!("{so_far}It is asked again later"),
+    }
 }
 
 /// Earlier launches of a fleet from which a backend may take what it found out: a fleet may have machines of several
