@@ -285,6 +285,9 @@ pub struct Instance {
     /// How far it is joined, while it is not. Only our server says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<JoinProgress>,
+    /// What was said to its purchase and what is asked next, where something was refused. Only our server says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub purchase: Option<String>,
 }
 
 /// How an instance is. Later ones are worse.

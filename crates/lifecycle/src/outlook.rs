@@ -80,6 +80,44 @@ pub fn of_instance(now: Timestamp, instance: &Instance, launch: Option<&Launch>)
     }
 }
 
+/// What was said to the purchase of an instance that has no machine yet, and what is asked next, in a few words; none
+/// where nothing was refused. These are its fleet's last purchases, the oldest first.
+pub fn of_purchase(instance: &Instance, tried: &[Launch]) -> Option<String> {
+    if !is_bought(instance) {
+        return None;
+    }
+    let mut theirs = tried.iter().rev().filter(|launch| launch.state.instances.contains(&instance.id));
+    let last = theirs.next()?;
+    let place = last.state.place();
+    if let Some(refusal) = refusal(instance, last) {
+        return Some(match (last.status.is_final(), last.next_try_at()) {
+            (true, _) => refusal,
+            (false, Some(at)) => format!("{refusal}, asked again at {}", at.strftime("%H:%M:%S UTC")),
+            (false, None) => format!("{refusal}, asked again"),
+        });
+    }
+    // Once it is bought, nobody asks any more what was refused before.
+    let before = theirs.next().filter(|_| last.status != LaunchStatus::Done)?;
+    Some(format!("{}; next {place}", refusal(instance, before)?))
+}
+
+/// Whether an instance waits for a machine that is sold by somebody.
+pub fn is_bought(instance: &Instance) -> bool {
+    let is_early = matches!(instance.status, InstanceStatus::Pending | InstanceStatus::Provisioning);
+    is_early && instance.state.host.is_none() && instance.state.joined_at.is_none() && instance.launch_id.is_some()
+}
+
+/// What was said to a purchase, and where, if it was no yes.
+fn refusal(instance: &Instance, launch: &Launch) -> Option<String> {
+    let place = launch.state.place();
+    if let Some(error) = launch.state.error.as_ref().filter(|_| launch.status != LaunchStatus::Done) {
+        return Some(format!("{place}: {}", error.word()));
+    }
+    // A refusal that came late is known to the instance only.
+    let in_vain = instance.state.in_vain.iter().find(|one| one.launch == launch.id)?;
+    Some(format!("{place}: {}", in_vain.why.as_deref().unwrap_or("too few machines")))
+}
+
 /// What happens next to a purchase.
 fn of_launch(launch: &Launch) -> NextStep {
     let state = &launch.state;

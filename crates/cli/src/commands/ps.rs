@@ -1,12 +1,14 @@
 //! `dstack ps`: the runs of a project.
 
 use api::client::endpoints;
+use api::jobs::JobStatus;
 use api::runs::{ListRunsRequest, Run};
 use serde::Serialize;
 
 use crate::Outcome;
 use crate::args::{Format, PsArgs};
 use crate::output::runs::{self, Times};
+use crate::printer::SECONDARY;
 use crate::session::{Project, Session};
 
 #[derive(Serialize)]
@@ -23,12 +25,27 @@ pub(super) async fn run(session: &mut Session, args: &PsArgs) -> anyhow::Result<
         session.printer.json(&Listing { project: &project.name, runs: &runs })?;
         return Ok(Outcome::Done);
     }
-    let table = async |now| Ok(runs::table(&list(&project, args).await?, args.verbose, &Times::Since(now)));
-    super::show(session, args.watch, false, table).await?;
-    if !args.watch {
-        tell_notes(session, &project).await?;
+    if args.watch {
+        let table = async |now| Ok(runs::table(&list(&project, args).await?, args.verbose, &Times::Since(now)));
+        super::show(session, true, false, table).await?;
+        return Ok(Outcome::Done);
     }
+    let runs = list(&project, args).await?;
+    let times = Times::Since(session.now());
+    session.printer.table(&runs::table(&runs, args.verbose, &times))?;
+    for waits in runs.iter().filter_map(waits_for) {
+        session.printer.styled_line(&waits, SECONDARY)?;
+    }
+    tell_notes(session, &project).await?;
     Ok(Outcome::Done)
+}
+
+/// What a run waits for that has no machines yet, as its first node tells it.
+fn waits_for(run: &Run) -> Option<String> {
+    let submission = run.jobs.first()?.job_submissions.last()?;
+    let is_early = matches!(submission.status, JobStatus::Submitted | JobStatus::Provisioning);
+    let reason = submission.waiting_for.as_ref().filter(|_| is_early && !run.status.is_finished())?;
+    Some(format!("{} waits for {reason}", runs::run_name(run)))
 }
 
 /// What else users of the project should know, such as machines of a backend that was let go. Servers of others do not

@@ -181,6 +181,9 @@ pub(crate) fn instance_status(instance: &Instance) -> String {
 
 /// Why an instance ended, if it did, or else what is wrong with it.
 pub(crate) fn instance_error(instance: &Instance) -> String {
+    if matches!(instance.status, InstanceStatus::Pending | InstanceStatus::Provisioning) {
+        return instance.purchase.clone().unwrap_or_default();
+    }
     if instance.status != InstanceStatus::Terminated {
         return failed_checks(instance);
     }
@@ -249,5 +252,8 @@ mod tests {
         assert_eq!(instance_error(&gone), "idle_timeout");
         // Other servers do not say what was looked at.
         assert_eq!(instance_error(&Instance { health: None, ..idle }), "");
+        let said = "us-east-2a: InsufficientInstanceCapacity; next us-east-2b";
+        let waiting = Instance { purchase: Some(said.to_owned()), ..instance("provisioning") };
+        assert_eq!(instance_error(&waiting), said);
     }
 }

@@ -451,6 +451,20 @@ fn an_image_is_pulled_and_counted() {
 }
 
 #[test]
+fn a_listing_tells_what_a_run_waits_for_that_has_no_machines_yet() {
+    let reason = "instance lab-0 to start (us-west-2a: InsufficientInstanceCapacity; next us-west-2b)";
+    for (status, is_told) in [("provisioning", true), ("running", false)] {
+        let server = server(2);
+        let mut waiting = run(2, "provisioning", status);
+        waiting["jobs"][0]["job_submissions"][0]["waiting_for"] = json!(reason);
+        server.answer("/api/runs/list", 200, &json!([waiting]));
+        let ran = user(&server).runs("ps");
+        assert_eq!(ran.code, 0, "{}", ran.err);
+        assert_eq!(ran.out.contains(&format!("\nlong waits for {reason}\n")), is_told, "{}", ran.out);
+    }
+}
+
+#[test]
 fn listings_name_the_node_that_a_run_failed_for_and_why() {
     let server = server(2);
     let mut failed_run = run(2, "failed", "terminated");

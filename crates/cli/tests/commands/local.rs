@@ -478,6 +478,33 @@ fn a_fleet_is_retried_while_it_owes_instances() {
 }
 
 #[test]
+fn a_fleet_that_is_bought_tells_what_was_refused_and_what_is_asked_next() {
+    let path = format!("{}/tests/golden/apply-fleet-fixed.json", env!("CARGO_MANIFEST_DIR"));
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let (plan, fleet) = (&golden["calls"][0], &golden["calls"][1]);
+    let server = Server::start();
+    server.answer(plan["path"].as_str().unwrap(), 200, &plan["body"]);
+    let refused = "us-west-2a: InsufficientInstanceCapacity; next us-west-2b";
+    let later = "us-west-2b: RequestLimitExceeded, asked again at 12:03:05 UTC";
+    let states =
+        [("pending", None), ("provisioning", Some(refused)), ("provisioning", Some(later)), ("idle", None)];
+    for (index, (status, purchase)) in states.into_iter().enumerate() {
+        let mut body = fleet["body"].clone();
+        body["instances"][0]["status"] = json!(status);
+        body["instances"][0]["purchase"] = json!(purchase);
+        let path = if index == 0 { fleet["path"].as_str().unwrap() } else { "/api/project/main/fleets/get" };
+        server.answer(path, 200, &body);
+    }
+    let ran = User::of(&server).file("f.yml", "type: fleet\nname: fix\nnodes: 1\n").runs("apply -f f.yml -y");
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    let lines: Vec<&str> = ran.err.lines().collect();
+    let [pending, first, second, _] = lines[..] else { panic!("{}", ran.err) };
+    assert_eq!(pending, "[0] pending");
+    assert!(first.starts_with("[0] provisioning") && first.ends_with(&format!(": {refused}")), "{first}");
+    assert!(second.starts_with("[0] provisioning") && second.ends_with(&format!(": {later}")), "{second}");
+}
+
+#[test]
 fn ps_tells_of_backends_that_are_let_go() {
     let server = Server::start();
     server.answer("/api/runs/list", 200, &json!([]));

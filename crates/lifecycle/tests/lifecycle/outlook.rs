@@ -4,6 +4,7 @@ use api::instances::InstanceStatus;
 use api::jobs::JobStatus;
 use api::runs::RunStatus;
 use api::why::NextStep;
+use lifecycle::instance::InVain;
 use lifecycle::launch::{Launch, LaunchError, LaunchStatus, Scope, Verdict};
 use lifecycle::outlook;
 use lifecycle::run::RetryWait;
@@ -58,6 +59,46 @@ fn a_backend_that_said_to_ask_later_is_asked_again_at_the_time_that_is_told() {
     let told = outlook::of_instance(at(0), &instance(0, InstanceStatus::Provisioning), Some(&limited)).unwrap();
     assert_eq!(told.at, limited.next_try_at());
     assert!(told.at.is_some() && told.what.contains("is asked again for"), "{told:?}");
+}
+
+#[test]
+fn a_purchase_tells_what_was_said_last_and_what_is_asked_next() {
+    let buys = |launch_of_instance: &Launch| {
+        let mut instance = instance(0, InstanceStatus::Provisioning);
+        instance.launch_id = Some(launch_of_instance.id);
+        instance
+    };
+    let in_zone = |number: u128, mut launch: Launch, zone: &str| {
+        launch.id = crate::fixtures::id(number);
+        launch.state.zone = Some(zone.to_owned());
+        launch.state.instances = vec![instance(0, InstanceStatus::Provisioning).id];
+        launch
+    };
+    let zone = Verdict::Refused(Scope::Zone);
+    let first = in_zone(301, refused(LaunchStatus::Failed, zone, "no room"), "a");
+    let told = |tried: &[Launch]| outlook::of_purchase(&buys(tried.last().unwrap()), tried);
+    assert_eq!(told(std::slice::from_ref(&first)).as_deref(), Some("a: VcpuLimitExceeded"));
+    let asked = in_zone(302, launch(LaunchStatus::Requested), "b");
+    assert_eq!(told(&[first.clone(), asked.clone()]).as_deref(), Some("a: VcpuLimitExceeded; next b"));
+    assert_eq!(told(std::slice::from_ref(&asked)), None, "nothing was refused");
+    let limited = in_zone(302, refused(LaunchStatus::Requested, Verdict::Later, "slowly"), "b");
+    let at = limited.next_try_at().unwrap().strftime("%H:%M:%S UTC").to_string();
+    assert_eq!(told(&[first.clone(), limited]), Some(format!("b: VcpuLimitExceeded, asked again at {at}")));
+    let bought = in_zone(302, launch(LaunchStatus::Done), "b");
+    assert_eq!(told(&[first.clone(), bought.clone()]), None);
+    // What was taken back while it started was not to be had either.
+    let mut taken_back = buys(&bought);
+    taken_back.status = InstanceStatus::Pending;
+    taken_back.state.in_vain = vec![InVain { launch: bought.id, why: Some("no room after all".to_owned()) }];
+    let tried = [first.clone(), bought.clone()];
+    assert_eq!(outlook::of_purchase(&taken_back, &tried).as_deref(), Some("b: no room after all"));
+    // Others' purchases, and machines that are there, are not told of.
+    let mut others = first.clone();
+    others.state.instances = vec![instance(1, InstanceStatus::Provisioning).id];
+    assert_eq!(outlook::of_purchase(&buys(&others), &[others]), None);
+    let mut idle = buys(&first);
+    idle.status = InstanceStatus::Idle;
+    assert_eq!(outlook::of_purchase(&idle, &[first]), None);
 }
 
 #[test]

@@ -119,6 +119,7 @@ pub fn instance(
         busy_blocks,
         gpu_driver: state.gpu_driver.clone(),
         progress: None,
+        purchase: None,
     }
 }
 

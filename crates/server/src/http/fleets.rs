@@ -14,9 +14,11 @@ use axum::extract::State;
 use lifecycle::events::{NewEvent, Target};
 use lifecycle::fleet::Fleet;
 use lifecycle::instance::{EndOrder, HOST_REGION, Instance};
+use lifecycle::launch::Launch;
+use lifecycle::outlook;
 use store::fleets::{self, FleetFilter};
 use store::leases::Table;
-use store::{Tx, Versioned, instances, runs};
+use store::{Tx, Versioned, instances, launches, runs};
 
 use super::auth::{AuthUser, ProjectMember};
 use super::error::{Error, Result, check_bounds, check_length};
@@ -28,6 +30,7 @@ use crate::accounts;
 use crate::agents::{HostSeen, hosts};
 use crate::deps::Deps;
 use crate::pool;
+use crate::reconcile::job::MOST_PURCHASES;
 
 /// The most fleets of a page, and how many there are unless told.
 const MOST_FLEETS: u32 = 100;
@@ -211,6 +214,7 @@ async fn views_of(
         by_fleet.entry(row.value.fleet_id).or_default().push((&row.value, busy));
     }
     let moment = moment(deps);
+    let mut purchases = purchases(deps, &by_fleet).await?;
     Ok(rows
         .iter()
         .map(|row| {
@@ -223,8 +227,27 @@ async fn views_of(
             }
             for instance in &mut view.instances {
                 instance.progress = progress(deps, instance);
+                instance.purchase = purchases.remove(&instance.id);
             }
             view
         })
         .collect())
+}
+
+/// How the purchases of instances go that have no machines yet, where something was refused.
+async fn purchases(
+    deps: &Deps,
+    by_fleet: &HashMap<FleetId, Vec<(&Instance, u32)>>,
+) -> Result<HashMap<InstanceId, String>> {
+    let mut told = HashMap::new();
+    for (fleet, instances) in by_fleet {
+        let bought = || instances.iter().map(|(instance, _)| *instance).filter(|one| outlook::is_bought(one));
+        if bought().next().is_none() {
+            continue;
+        }
+        let rows = launches::list_last(&deps.db, *fleet, MOST_PURCHASES).await?;
+        let tried: Vec<Launch> = rows.into_iter().map(|row| row.value).collect();
+        told.extend(bought().filter_map(|one| Some((one.id, outlook::of_purchase(one, &tried)?))));
+    }
+    Ok(told)
 }

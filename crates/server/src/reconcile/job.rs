@@ -9,8 +9,10 @@ use api::jobs::{JobStatus, JobTerminationReason};
 use lifecycle::events::Target;
 use lifecycle::instance::Instance;
 use lifecycle::job::{Effect, Inactivity, Job, JobDecision, Refused, Seen, Surroundings, decide};
+use lifecycle::launch::Launch;
+use lifecycle::outlook;
 use store::leases::Table;
-use store::{Versioned, instances, jobs, runs};
+use store::{Versioned, instances, jobs, launches, runs};
 
 use super::{Next, gang, record, task_spec};
 use crate::agents::{HostSeen, OrderError, TaskSeen};
@@ -18,6 +20,9 @@ use crate::deps::Deps;
 
 /// The generation of every task: a submission is given to one machine once, so there is never a second one.
 pub const GENERATION: u64 = 1;
+
+/// Purchases of a fleet that are looked at to tell how one of them goes, the newest.
+pub const MOST_PURCHASES: u32 = 20;
 
 /// Moves one job on.
 pub async fn reconcile(deps: &Deps, id: JobId) -> store::Result<Next> {
@@ -43,7 +48,12 @@ pub async fn reconcile(deps: &Deps, id: JobId) -> store::Result<Next> {
         inactivity: inactivity_of(deps, &job, instance.as_ref()).await?,
         instance: instance.as_ref(),
     };
-    let decision = decide(deps.clock.now(), &job, &seen, &around);
+    let mut decision = decide(deps.clock.now(), &job, &seen, &around);
+    if let (Some(waiting_for), Some(instance)) = (&mut decision.job.state.waiting_for, &instance)
+        && let Some(said) = said_to_purchase(deps, &job, instance).await?
+    {
+        waiting_for.push_str(&format!(" ({said})"));
+    }
     save(deps, &loaded, &decision, instance.as_ref()).await?;
     if let (Some(effect), Some(instance)) = (decision.effect, &instance) {
         // What was decided may rest on what others wrote, and nothing may have been recorded here.
@@ -60,6 +70,17 @@ fn observe(deps: &Deps, job: &Job, instance: Option<&Instance>) -> Seen {
         TaskSeen::Absent => Seen::Absent,
         TaskSeen::Known(task) => Seen::Known(task),
     }
+}
+
+/// What was said to the purchase of the job's machine, if something was refused. All nodes of a run are bought together,
+/// so that the first one tells it for all.
+async fn said_to_purchase(deps: &Deps, job: &Job, instance: &Instance) -> store::Result<Option<String>> {
+    if job.job_num != 0 || !outlook::is_bought(instance) {
+        return Ok(None);
+    }
+    let rows = launches::list_last(&deps.db, instance.fleet_id, MOST_PURCHASES).await?;
+    let tried: Vec<Launch> = rows.into_iter().map(|row| row.value).collect();
+    Ok(outlook::of_purchase(instance, &tried))
 }
 
 /// How long nobody has been in a dev environment, if that is to end it. Agents tell it of such jobs only.

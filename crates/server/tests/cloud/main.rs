@@ -16,4 +16,5 @@ mod faults;
 mod gang;
 mod park;
 mod tags;
+mod told;
 mod world;

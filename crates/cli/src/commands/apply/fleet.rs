@@ -298,5 +298,9 @@ fn doing(instance: &Instance) -> String {
         let place = format::place(backend, region, instance.availability_zone.as_deref());
         doing.push_str(&format::on(&kind.name, &place));
     }
+    // What the backend said last says more than where it is asked.
+    if let (Some(said), true) = (&instance.purchase, is_on_its_way(instance.status)) {
+        doing.push_str(&format!(": {said}"));
+    }
     doing
 }
