@@ -213,7 +213,7 @@ mod tests {
 
     use super::*;
 
-    fn tags_with(config_tags: serde_json::Value, more: serde_json::Value) -> BTreeMap<String, String> {
+    fn tags_with(config_tags: &serde_json::Value, more: &serde_json::Value) -> BTreeMap<String, String> {
         let config = json!({ "type": "aws", "creds": { "type": "default" }, "tags": config_tags });
         let config = super::super::config::parse(&config).unwrap();
         let order: LaunchOrder = serde_json::from_value(json!({
@@ -242,7 +242,7 @@ mod tests {
             "team": "of the fleet", "cost": "12", "owner": "me", "dstack_launch_id": "none", "Name": "mine",
             "dstack_first_index": "7", "aws:x": "1",
         });
-        let tags = tags_with(json!({ "team": "of the backend", "dstack_fleet_id": "none" }), more);
+        let tags = tags_with(&json!({ "team": "of the backend", "dstack_fleet_id": "none" }), &more);
         check(&tags, "team", Some("of the backend"));
         check(&tags, "cost", Some("12"));
         check(&tags, "owner", Some("dstack"));
@@ -259,7 +259,7 @@ mod tests {
     fn there_are_never_more_than_aws_takes() {
         let many: BTreeMap<String, String> =
             (0..60).map(|number| (format!("k{number:02}"), String::new())).collect();
-        let tags = tags_with(json!({}), json!(many));
+        let tags = tags_with(&json!({}), &json!(many));
         assert_eq!(tags.len() + LATER_TAGS.len(), MOST_TAGS);
         check(&tags, "k00", Some(""));
         check(&tags, "dstack_user", Some("ann"));

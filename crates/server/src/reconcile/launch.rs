@@ -102,11 +102,12 @@ async fn act(deps: &Deps, launch: &Versioned<Launch>, open: &OpenBackend) -> sto
         targets.extend(record::waiting(&mut tx, bought_for.iter().map(|row| row.value.clone()).collect()).await?);
         record::events(deps, &mut tx, &[message], &targets).await?;
     }
+    for instance in &bought_for {
+        touch(&mut tx, Table::Instances, instance.value.id.0, now).await?;
+    }
+    // After the instances, as their own reconciler does it, so that nobody waits for each other.
     if answered.value.next_try_at().is_some() {
         tell_first_job(deps, &mut tx, bought_for.first().map(|row| row.value.id)).await?;
-    }
-    for instance in bought_for {
-        touch(&mut tx, Table::Instances, instance.value.id.0, now).await?;
     }
     tx.commit().await?;
     deps.wake.ring(Table::Instances);
