@@ -15,22 +15,8 @@ use crate::workspace::{self, Profile};
 /// How long the simulator may take to answer.
 const START: Duration = Duration::from_mins(2);
 
-const CONFIG: &str = "\
-projects:
-- name: main
-  backends:
-    - type: aws
-      creds:
-        type: default
-      regions: [us-west-2]
-      public_ips: false
-      vpc_name: my-vpc
-      os_images:
-        nvidia:
-          name: Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04) 20241115
-          owner: 898082745236
-          user: ubuntu
-";
+/// The configuration of the documented example.
+pub(crate) const CONFIG: &str = include_str!("../../examples/efa/config.yml");
 
 /// Starts the cloud, and answers where it is and which process.
 pub(crate) fn start(sandbox: &Sandbox, profile: Profile, args: &[&str]) -> Result<(SocketAddr, u32)> {
