@@ -29,7 +29,8 @@ pub(super) fn task_text() -> Result<String> {
     let look = LOOK.lines().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n");
     let task = read(TASK)?;
     let (head, tail) = around_commands(&task)?;
-    Ok(format!("{head}  - |\n{look}\n{commands}{tail}"))
+    // Without the newline at its end, behind which no `&&` could follow.
+    Ok(format!("{head}  - |-\n{look}\n{commands}{tail}"))
 }
 
 /// The variables of the example's task, as they are written.
@@ -53,7 +54,10 @@ fn read(path: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
+    use crate::shell;
 
     /// The three files as they were documented. Whoever changes what the lab runs has to say here that it is no longer
     /// that example.
@@ -73,6 +77,23 @@ mod tests {
         assert!(commands.lines().all(|line| line.is_empty() || line.starts_with("  ")), "{commands}");
         assert!(commands.contains("nvidia-smi -L\n") && commands.contains("all-reduce is right"), "{commands}");
         assert!(!text.contains("accelerate"), "{text}");
+    }
+
+    #[test]
+    fn the_commands_are_a_script_that_the_shell_can_read() {
+        let text = task_text().unwrap();
+        let (_, tail) = around_commands(DOCUMENTED_TASK).unwrap();
+        let commands = text.strip_suffix(tail).unwrap();
+        let read = |block: &str| -> String {
+            let (chomping, lines) = block.split_once('\n').unwrap();
+            let end = if chomping == "-" { "" } else { "\n" };
+            lines.lines().map(|line| line.strip_prefix("    ").unwrap_or(line)).collect::<Vec<_>>().join("\n")
+                + end
+        };
+        let blocks: Vec<String> = commands.split("  - |").skip(1).map(read).collect();
+        assert_eq!(blocks.len(), 2);
+        // As the server joins them.
+        shell::run(Command::new("bash").args(["-n", "-c", &blocks.join(" && ")])).unwrap();
     }
 
     #[test]
