@@ -122,6 +122,11 @@ pub(crate) fn catalog() -> &'static Catalog {
     &CATALOG
 }
 
+/// All instance types that AWS has, wherever they are sold, as DescribeInstanceTypes tells of them.
+pub fn instance_types() -> impl Iterator<Item = (&'static str, &'static Value)> {
+    catalog().types.iter().map(|(name, kind)| (name.as_str(), &kind.row))
+}
+
 fn read() -> Catalog {
     let mut types: BTreeMap<String, Value> =
         serde_json::from_str(include_str!("../data/types.json")).expect("the types are JSON");

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::catalog::{Card, Network};
+use crate::catalog::{Card, Network, catalog};
 use crate::error::ApiError;
 
 /// An interface that a launch asks for.
@@ -22,6 +22,20 @@ impl Asked {
     fn is_efa(&self) -> bool {
         self.interface_type != "interface"
     }
+}
+
+/// Refuses interfaces (card, device, type) that machines of a type cannot be launched with, wherever it is sold.
+pub fn check_layout(instance_type: &str, interfaces: &[(i64, i64, &str)]) -> Result<(), ApiError> {
+    let Some(kind) = catalog().types.get(instance_type) else {
+        return Err(ApiError::client("InvalidInstanceType", format!("{instance_type} is no type")));
+    };
+    let asked = interfaces.iter().map(|(card, device, interface_type)| Asked {
+        card: *card,
+        device: *device,
+        interface_type: (*interface_type).to_owned(),
+        public: None,
+    });
+    check(instance_type, &kind.network, &asked.collect::<Vec<_>>())
 }
 
 /// Refuses interfaces that the type does not take.
@@ -109,7 +123,6 @@ fn check_public(asked: &[Asked]) -> Result<(), ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::catalog;
 
     /// `card,device,type` for each interface, with `+` behind the one that wants a public address.
     fn read(layout: &str) -> Vec<Asked> {

@@ -54,6 +54,7 @@ mod xml;
 pub use auth::{Credential, Request};
 pub use call::{Answer, Outcome, Reply};
 pub use capacity::{Market, NewReservation};
+pub use catalog::instance_types;
 pub use clock::Clock;
 pub use control::ControlError;
 pub use error::ApiError;
@@ -61,6 +62,7 @@ pub use faults::{Fault, Happening};
 pub use hosts::{ContainerHosts, HostOptions, metadata_service};
 pub use http::{CONTROL_PATH, Server, serve};
 pub use images::NewImage;
+pub use layout::check_layout;
 pub use ledger::{Entry, Kind};
 pub use machines::{
     HostTrouble, Machine, MachineEvent, MachineGpus, MachineInterface, MachineNetwork, Machines, Report,

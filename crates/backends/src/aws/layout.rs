@@ -98,6 +98,10 @@ pub(super) fn efa_count(interfaces: &[Interface]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::Value;
+
     use super::*;
 
     fn cards(count: i32, most_interfaces: i32) -> Vec<NetworkCard> {
@@ -167,5 +171,67 @@ mod tests {
             &network,
             &[(0, 0, "interface"), (0, 1, "efa-only"), (1, 0, "efa-only"), (2, 0, "efa-only"), (3, 0, "efa-only")],
         );
+    }
+
+    /// The network of a type, as AWS tells of it.
+    fn facts(row: &Value) -> NetworkFacts {
+        let network = &row["NetworkInfo"];
+        let number = |value: &Value| i32::try_from(value.as_i64().unwrap_or_default()).unwrap();
+        let card = |card: &Value| NetworkCard {
+            index: number(&card["NetworkCardIndex"]),
+            most_interfaces: number(&card["MaximumNetworkInterfaces"]),
+            does_efa: card["InterfaceTypes"].as_array().unwrap().contains(&Value::from("efa-only")),
+        };
+        NetworkFacts {
+            cards: network["NetworkCards"].as_array().unwrap().iter().map(card).collect(),
+            default_card: number(&network["DefaultNetworkCardIndex"]),
+            most_efa: number(&network["EfaInfo"]["MaximumEfaInterfaces"]) as u32,
+        }
+    }
+
+    fn names(interfaces: &[Interface]) -> Vec<(i64, i64, &'static str)> {
+        interfaces.iter().map(|one| (one.card.into(), one.device.into(), one.kind.as_str())).collect()
+    }
+
+    #[test]
+    fn every_type_gets_all_the_efa_that_it_takes_and_one_address() {
+        let mut with_efa = 0;
+        for (name, row) in ec2sim::instance_types() {
+            let network = facts(row);
+            let most_efa = row["NetworkInfo"]["EfaInfo"]["MaximumEfaInterfaces"].as_u64().unwrap_or(0);
+            let all = layout(&network, true);
+            assert_eq!(u64::from(efa_count(&all)), most_efa, "{name}");
+            let with_address: Vec<&Interface> =
+                all.iter().filter(|interface| interface.kind != InterfaceType::EfaOnly).collect();
+            assert_eq!(with_address, [&all[0]], "{name}");
+            // The simulator's own rules, which it has from elsewhere.
+            assert_eq!(ec2sim::check_layout(name, &names(&all)), Ok(()), "{name}");
+            let plain = layout(&network, false);
+            assert_eq!(names(&plain), [(network.default_card.into(), 0, "interface")], "{name}");
+            assert_eq!(ec2sim::check_layout(name, &names(&plain)), Ok(()), "{name}");
+            with_efa += usize::from(0 < most_efa);
+        }
+        assert_eq!(with_efa, 303);
+    }
+
+    /// The table of `docs/efa.md`.
+    #[test]
+    fn the_documented_types_get_the_documented_interfaces() {
+        let rows: BTreeMap<&str, &Value> = ec2sim::instance_types().collect();
+        let check = |types: &[&str], first: &[(i64, i64, &'static str)], others: std::ops::Range<i64>| {
+            let expected: Vec<_> = first.iter().copied().chain(others.map(|card| (card, 0, "efa-only"))).collect();
+            for name in types {
+                assert_eq!(names(&layout(&facts(rows[name]), true)), expected, "{name}");
+            }
+        };
+        check(&["c7i.large"], &[(0, 0, "interface")], 1..1);
+        check(&["g5.8xlarge", "g6.8xlarge", "p5.4xlarge", "c7i.48xlarge"], &[(0, 0, "efa")], 1..1);
+        let beside = [(0, 0, "interface"), (0, 1, "efa-only")];
+        check(&["g6e.24xlarge", "g7e.24xlarge"], &beside, 1..2);
+        check(&["g6e.48xlarge", "g7e.48xlarge", "p4d.24xlarge", "p4de.24xlarge"], &beside, 1..4);
+        check(&["p5.48xlarge", "p5e.48xlarge"], &beside, 1..32);
+        check(&["p5en.48xlarge"], &beside, 1..16);
+        check(&["p6-b200.48xlarge"], &beside, 1..8);
+        check(&["p6-b300.48xlarge"], &[(0, 0, "interface")], 1..17);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use backends::{AgentAccess, Living, MachineState, OffersWanted};
 use ec2sim::{Kind, Settings};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::rig::{REGION, Rig, key, zone_of};
 
@@ -107,10 +107,8 @@ async fn every_type_with_efa_gets_a_layout_that_is_taken() {
 
 /// The types with EFA that the region sells, each with a zone.
 fn efa_types() -> Vec<(String, String)> {
-    let types: Value = serde_json::from_str(include_str!("../../../ec2sim/data/types.json")).unwrap();
-    let with_efa =
-        types.as_object().unwrap().iter().filter(|(_, facts)| facts["NetworkInfo"]["EfaSupported"] == true);
-    with_efa.filter_map(|(name, _)| Some((name.clone(), zone_of(name)?))).collect()
+    let with_efa = ec2sim::instance_types().filter(|(_, row)| row["NetworkInfo"]["EfaSupported"] == true);
+    with_efa.filter_map(|(name, _)| Some((name.to_owned(), zone_of(name)?))).collect()
 }
 
 #[tokio::test]
