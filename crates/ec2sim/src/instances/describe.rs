@@ -14,7 +14,6 @@ use crate::filters::{Filter, Page, tag_set};
 use crate::interfaces;
 use crate::security_groups;
 use crate::settings::millis;
-use crate::types;
 use crate::world::Region;
 use crate::xml;
 
@@ -362,51 +361,4 @@ pub(crate) fn get_console_output(call: &mut Call<'_>) -> Result<Value, ApiError>
     let console = &call.region().instances[&asked.instance_id].console;
     let output = (!console.is_empty()).then(|| STANDARD.encode(console));
     Ok(json!({"InstanceId": asked.instance_id, "Timestamp": xml::time(now), "Output": output}))
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "PascalCase")]
-struct AskedTopology {
-    #[serde(default)]
-    filters: Vec<Filter>,
-    #[serde(default)]
-    instance_ids: Vec<String>,
-    #[serde(default)]
-    group_names: Vec<String>,
-    max_results: Option<i64>,
-    next_token: Option<String>,
-}
-
-/// DescribeInstanceTopology: instances of one launch stand under few nodes, by their place.
-pub(crate) fn describe_instance_topology(call: &mut Call<'_>) -> Result<Value, ApiError> {
-    let asked: AskedTopology = call.read()?;
-    find_all(call, &asked.instance_ids)?;
-    let region = call.region();
-    let instances = region.instances.values().filter(|one| {
-        one.state() == State::Running
-            && (asked.instance_ids.is_empty() || asked.instance_ids.contains(&one.id))
-            && (asked.group_names.is_empty()
-                || one.placement_group.as_ref().is_some_and(|name| asked.group_names.contains(name)))
-    });
-    let rows = instances.map(|one| {
-        // A small data center: 2 nodes over 8 over 64.
-        let leaf = one.place % 64;
-        let node = |level: u32, number: u32| format!("nn-{level:x}{number:016x}");
-        json!({
-            "InstanceId": one.id,
-            "InstanceType": one.instance_type,
-            "GroupName": one.placement_group,
-            "NetworkNodes": [node(1, leaf / 32), node(2, leaf / 8), node(3, leaf)],
-            "AvailabilityZone": one.zone,
-            "ZoneId": types::zone_id(&region.name, &one.zone),
-            "CapacityBlockId": one.reservation.as_ref().filter(|_| one.market == Market::CapacityBlock),
-        })
-    });
-    let paths =
-        [("availability-zone", "AvailabilityZone"), ("instance-type", "InstanceType"), ("zone-id", "ZoneId")];
-    let rows = rows.collect();
-    let rows = call.filters(asked.filters)?.keep(rows, &paths)?;
-    let page = Page { size: asked.max_results, token: asked.next_token };
-    let (rows, next) = page.cut(call.action, rows, (1, 100))?;
-    Ok(json!({"Instances": rows, "NextToken": next}))
 }

@@ -1,6 +1,7 @@
 //! Instances: what they are, and how they come and go.
 
 mod describe;
+mod topology;
 
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -18,9 +19,9 @@ use crate::spot::RequestState;
 use crate::world::{Step, World};
 
 pub(crate) use describe::{
-    describe_instance_attribute, describe_instance_status, describe_instance_topology, describe_instances,
-    get_console_output, render,
+    describe_instance_attribute, describe_instance_status, describe_instances, get_console_output, render,
 };
+pub(crate) use topology::describe_instance_topology;
 
 /// The most text of a console that is kept.
 const MAX_CONSOLE: usize = 64 * 1024;

@@ -120,3 +120,29 @@ fn somebody_ends_a_machine_from_the_console() {
     reasons.sort();
     assert_eq!(reasons, ["Client.UserInitiatedShutdown", "Server.InternalError"]);
 }
+
+#[test]
+fn switches_are_told_of_large_machines_that_run() {
+    let account = Account::new(Settings { instance_unseen_ms: 0, ..slow() });
+    let types = ["p5.48xlarge", "p6-b200.48xlarge", "p5.4xlarge", "g5.xlarge", "m7i.large"];
+    let made: Vec<String> =
+        types.iter().map(|name| account.run(&account.launch(name, "us-west-2a", (1, 1))).remove(0)).collect();
+    // The instances that are told of, and how many switches are above each.
+    let told = |asked: &[(&str, &str)]| -> Vec<(String, usize)> {
+        let answer = account.ask("DescribeInstanceTopology", asked).unwrap();
+        let mut told: Vec<(String, usize)> = answer
+            .split("<instanceId>")
+            .skip(1)
+            .map(|item| (item.split_once('<').unwrap().0.to_owned(), item.matches("nn-").count()))
+            .collect();
+        told.sort_by_key(|(_, levels)| *levels);
+        told
+    };
+    assert_eq!(told(&[]), []);
+    account.pass(4_000);
+    assert_eq!(told(&[]), [(made[0].clone(), 3), (made[1].clone(), 4)]);
+    // Who asks for a machine of another type is told nothing, and is not refused.
+    assert_eq!(told(&[("InstanceId.1", &made[1]), ("InstanceId.2", &made[3])]), [(made[1].clone(), 4)]);
+    account.terminate(&made);
+    assert_eq!(told(&[]), []);
+}
