@@ -223,13 +223,14 @@ async fn what_the_host_forbids_is_left_out_and_said() {
         return;
     }
     let mut agent = agent();
-    let mut spec = shell("ulimit -l; ulimit -n");
+    let mut spec = shell("ulimit -l; ulimit -n; ulimit -s");
     edit(&mut spec).devices = vec!["/dev/null".to_owned()];
     let _cleanup = Cleanup(spec.clone());
     let (state, log) = agent.run(&spec).await;
     let is_unlimited = text(&log).starts_with("unlimited\n");
     let is_said = state.warnings.iter().any(|text| text.contains("locked memory"));
     assert!(is_unlimited != is_said, "{} {:?}", text(&log), state.warnings);
+    assert!(text(&log).ends_with("\n65536\n"), "{}", text(&log));
 }
 
 #[tokio::test]

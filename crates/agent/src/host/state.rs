@@ -293,6 +293,11 @@ impl Host {
         Ok(binary)
     }
 
+    /// The machine's memory; zero where it cannot be read.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.machine.memory_bytes
+    }
+
     /// The newest CUDA version that the machine can run, and its driver's.
     pub(crate) fn cuda(&self) -> (Option<&str>, Option<&str>) {
         (self.machine.cuda_version.as_deref(), self.machine.gpu_driver.as_deref())
@@ -384,7 +389,8 @@ impl Host {
             pci: None,
             numa_node: None,
         };
-        let machine = HostInfo { gpus: gpus.iter().enumerate().map(gpu).collect(), ..HostInfo::default() };
+        let gpus = gpus.iter().enumerate().map(gpu).collect();
+        let machine = HostInfo { gpus, memory_bytes: 2 << 40, ..HostInfo::default() };
         let options = HostOptions {
             home: home.to_owned(),
             socket: home.join("agent.sock"),

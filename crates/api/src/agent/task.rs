@@ -195,7 +195,8 @@ pub struct ContainerSpec {
     pub registry_auth: Option<RegistryAuth>,
     /// All capabilities and devices of the host.
     pub privileged: bool,
-    /// Size of `/dev/shm` in bytes; unset: the engine's default.
+    /// Size of `/dev/shm` in bytes; unset: half of the task's memory if it has several GPUs, or else the engine's
+    /// default.
     pub shm_size_bytes: Option<u64>,
     /// The network the container joins.
     pub network: ContainerNetwork,

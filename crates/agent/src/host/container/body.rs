@@ -30,6 +30,9 @@ const PASSED_ON: [&str; 3] = ["http_proxy", "https_proxy", "no_proxy"];
 /// Open files that a job may have; its programs assume more than a service's default.
 const OPEN_FILES: i64 = 1_048_576;
 
+/// The stack of a job with GPUs or RDMA, in bytes: NCCL and MPI want more than the usual 8 MiB.
+const STACK: i64 = 64 << 20;
+
 /// All that a container is made from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TaskContainer<'a> {
@@ -54,13 +57,15 @@ pub(crate) struct Extras {
     pub(crate) nofile: bool,
     /// Locked memory, for RDMA.
     pub(crate) memlock: bool,
+    /// A larger stack, for GPUs and RDMA.
+    pub(crate) stack: bool,
     /// NVIDIA's libraries for displays.
     pub(crate) display: bool,
 }
 
 impl Default for Extras {
     fn default() -> Extras {
-        Extras { nofile: true, memlock: true, display: true }
+        Extras { nofile: true, memlock: true, stack: true, display: true }
     }
 }
 
@@ -68,7 +73,7 @@ impl Extras {
     /// What to try after a start that failed with these words, and what to say about it. None: the extras were not
     /// what failed.
     pub(crate) fn without_what_failed(self, text: &str) -> Option<(Extras, Option<&'static str>)> {
-        // The kernel's numbers: 7 is the count of open files, 8 is locked memory.
+        // The kernel's numbers: 3 is the stack, 7 is the count of open files, 8 is locked memory.
         if self.memlock && text.contains("rlimit type 8") {
             let warning = "the host forbids unlimited locked memory; RDMA may fail";
             return Some((Extras { memlock: false, ..self }, Some(warning)));
@@ -76,8 +81,11 @@ impl Extras {
         if self.nofile && text.contains("rlimit type 7") {
             return Some((Extras { nofile: false, ..self }, None));
         }
+        if self.stack && text.contains("rlimit type 3") {
+            return Some((Extras { stack: false, ..self }, None));
+        }
         if self.nofile && text.contains("rlimit") {
-            return Some((Extras { nofile: false, memlock: false, ..self }, None));
+            return Some((Extras { nofile: false, memlock: false, stack: false, ..self }, None));
         }
         // Hosts without a display have no such device.
         if self.display && text.contains("/dev/nvidia-modeset") {
@@ -229,11 +237,11 @@ fn host_config(task: &TaskContainer<'_>, extras: Extras) -> Result<HostConfig, S
             ContainerNetwork::Named { name, .. } => name.clone(),
         }),
         privileged: Some(container.privileged),
-        shm_size: container.shm_size_bytes.map(|bytes| bytes as i64),
+        shm_size: shm_size_bytes(task, memory_bytes).map(|bytes| bytes as i64),
         nano_cpus: cpus.map(|cpus| (cpus * 1e9) as i64),
         memory: memory_bytes.map(|bytes| bytes as i64),
         pids_limit: pids_limit(),
-        ulimits: Some(ulimits(extras, wants_rdma)),
+        ulimits: Some(ulimits(extras, wants_rdma, !task.gpus.is_empty())),
         cap_add: wants_rdma.then(|| vec!["IPC_LOCK".to_owned()]),
         devices: Some(devices),
         port_bindings: published_port(spec, &task.container.network).map(on_loopback),
@@ -241,6 +249,14 @@ fn host_config(task: &TaskContainer<'_>, extras: Extras) -> Result<HostConfig, S
     };
     add_gpus(task, extras, &mut config);
     Ok(config)
+}
+
+/// What `/dev/shm` may hold. Programs on several GPUs exchange data there, NCCL and data loaders among them, and fail
+/// with the engine's 64 MB. None of it is taken before it is used.
+fn shm_size_bytes(task: &TaskContainer<'_>, memory_bytes: Option<u64>) -> Option<u64> {
+    let half = || memory_bytes.unwrap_or(task.host.memory_bytes()) / 2;
+    let usual = (1 < task.gpus.len()).then(half).filter(|bytes| 0 < *bytes);
+    task.container.shm_size_bytes.or(usual)
 }
 
 /// Half of the machine's processes and threads, so that whatever a job starts the host can start its own.
@@ -263,12 +279,17 @@ fn on_loopback(port: String) -> PortMap {
     HashMap::from([(port, Some(vec![binding]))])
 }
 
-fn ulimits(extras: Extras, wants_rdma: bool) -> Vec<ResourcesUlimits> {
-    let limit =
-        |name: &str, value| ResourcesUlimits { name: Some(name.to_owned()), soft: Some(value), hard: Some(value) };
-    let nofile = extras.nofile.then(|| limit("nofile", OPEN_FILES));
-    let memlock = (extras.memlock && wants_rdma).then(|| limit("memlock", -1));
-    nofile.into_iter().chain(memlock).collect()
+fn ulimits(extras: Extras, wants_rdma: bool, has_gpus: bool) -> Vec<ResourcesUlimits> {
+    let limit = |name: &str, soft, hard| ResourcesUlimits {
+        name: Some(name.to_owned()),
+        soft: Some(soft),
+        hard: Some(hard),
+    };
+    let nofile = extras.nofile.then(|| limit("nofile", OPEN_FILES, OPEN_FILES));
+    let memlock = (extras.memlock && wants_rdma).then(|| limit("memlock", -1, -1));
+    // Whoever wants even more may take it.
+    let stack = (extras.stack && (wants_rdma || has_gpus)).then(|| limit("stack", STACK, -1));
+    nofile.into_iter().chain(memlock).chain(stack).collect()
 }
 
 fn add_gpus(task: &TaskContainer<'_>, extras: Extras, config: &mut HostConfig) {
@@ -400,12 +421,21 @@ mod tests {
 
     #[test]
     fn ulimits_are_raised_as_far_as_the_host_allows() {
-        let names = |extras: Extras, rdma| -> Vec<String> {
-            ulimits(extras, rdma).into_iter().filter_map(|limit| limit.name).collect()
+        let check = |extras: Extras, rdma, gpus, expected: &[&str]| {
+            let limits = ulimits(extras, rdma, gpus).into_iter();
+            let text = |limit: ResourcesUlimits| {
+                format!("{}={}:{}", limit.name.unwrap(), limit.soft.unwrap(), limit.hard.unwrap())
+            };
+            assert_eq!(limits.map(text).collect::<Vec<_>>(), expected);
         };
-        assert_eq!(names(Extras::default(), true), ["nofile", "memlock"]);
-        assert_eq!(names(Extras::default(), false), ["nofile"]);
-        assert_eq!(names(Extras { memlock: false, ..Extras::default() }, true), ["nofile"]);
+        let (nofile, memlock, stack) = ("nofile=1048576:1048576", "memlock=-1:-1", "stack=67108864:-1");
+        let all = Extras::default();
+        check(all, true, true, &[nofile, memlock, stack]);
+        check(all, true, false, &[nofile, memlock, stack]);
+        check(all, false, true, &[nofile, stack]);
+        check(all, false, false, &[nofile]);
+        check(Extras { memlock: false, ..all }, true, true, &[nofile, stack]);
+        check(Extras { stack: false, ..all }, true, true, &[nofile, memlock]);
     }
 
     #[test]
@@ -416,6 +446,8 @@ mod tests {
         };
         check(all, "error setting rlimit type 8", Some(Extras { memlock: false, ..all }));
         check(all, "error setting rlimit type 7", Some(Extras { nofile: false, ..all }));
+        let without_stack = Extras { stack: false, ..all };
+        check(all, "error setting rlimit type 3: operation not permitted", Some(without_stack));
         let without_display = Extras { display: false, ..all };
         let text = "lstat /dev/nvidia-modeset: no such file or directory";
         check(all, text, Some(without_display));
@@ -465,6 +497,28 @@ mod tests {
             let capabilities = request.capabilities.unwrap().remove(0);
             assert!(capabilities.contains(&"compute".to_owned()) && !capabilities.contains(&"display".to_owned()));
         });
+    }
+
+    #[test]
+    fn a_container_with_several_gpus_has_half_of_its_memory_to_share() {
+        let home = tempfile::tempdir().unwrap();
+        let gpus = ["GPU-0", "GPU-1"].map(str::to_owned);
+        let mut host = Host::for_tests(home.path(), &[("nvidia", "GPU-0"), ("nvidia", "GPU-1")], None);
+        let check = |host: &Host, granted: &[String], share: Option<u64>, wanted: Option<u64>, expected| {
+            with_task_on(host, granted, &[], |task| {
+                let (mut spec, mut container) = (task.spec.clone(), task.container.clone());
+                (spec.share.memory_bytes, container.shm_size_bytes) = (share, wanted);
+                let task = TaskContainer { spec: &spec, container: &container, ..*task };
+                assert_eq!(host_config(&task, Extras::default()).unwrap().shm_size, expected);
+            });
+        };
+        check(&host, &gpus, Some(32 << 30), None, Some(16 << 30));
+        check(&host, &gpus, Some(32 << 30), Some(1 << 30), Some(1 << 30));
+        check(&host, &gpus[..1], Some(32 << 30), None, None);
+        // Who has no share has the machine, and how much that has may be unknown.
+        check(&host, &gpus, None, None, Some(1 << 40));
+        host.options.memory_bytes = Some(8 << 30);
+        check(&host, &gpus, None, None, Some(4 << 30));
     }
 
     #[test]
