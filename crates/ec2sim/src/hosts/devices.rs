@@ -14,6 +14,9 @@ use crate::machines::{Machine, MachineGpus};
 /// The driver of the GPUs, and the newest CUDA that it runs.
 const DRIVER: (&str, &str) = ("550.127.05", "12.4");
 
+/// GPUs that are joined by switches which their driver tells of, where there are several of them.
+const SWITCHED: [&str; 4] = ["H100", "H200", "B200", "B300"];
+
 /// The kernel's modules for the devices, with their versions.
 const MODULES: [(&str, &str); 3] = [("efa", "2.12.1g"), ("mlx5_core", "5.0-0"), ("nvidia", DRIVER.0)];
 
@@ -57,6 +60,7 @@ struct Gpu {
     memory_mib: u64,
     uuid: String,
     bus: usize,
+    is_switched: bool,
 }
 
 /// The devices of a host.
@@ -70,14 +74,15 @@ impl Devices {
     /// The devices of a machine. Without a driver in its image, its GPUs are not to be seen.
     pub(super) fn new(machine: &Machine, has_driver: bool) -> Devices {
         let kinds = machine.gpus.iter().filter(|gpus| has_driver && gpus.manufacturer == "NVIDIA");
-        let names = kinds.flat_map(|gpus| (0..gpus.count).map(move |_| product(gpus)));
+        let names = kinds.flat_map(|gpus| (0..gpus.count).map(move |_| (product(gpus), is_switched(gpus))));
         let gpus: Vec<Gpu> = names
             .enumerate()
-            .map(|(index, (name, memory_mib))| Gpu {
+            .map(|(index, ((name, memory_mib), is_switched))| Gpu {
                 name,
                 memory_mib,
                 uuid: uuid(&machine.instance_id, index),
                 bus: FIRST_BUSES.0 + index * BUSES_APART,
+                is_switched,
             })
             .collect();
         let mut pci: Vec<PciDevice> = gpus
@@ -127,8 +132,9 @@ impl Devices {
     pub(super) fn gpu_table(&self) -> String {
         let (driver, cuda) = DRIVER;
         let line = |(index, gpu): (usize, &Gpu)| {
-            let Gpu { name, memory_mib, uuid, bus } = gpu;
-            format!("{index}|{name}|{memory_mib}|{uuid}|{driver}|00000000:{bus:02X}:00.0|{cuda}")
+            let Gpu { name, memory_mib, uuid, bus, is_switched } = gpu;
+            let fabric = if *is_switched { "Completed|Success" } else { "N/A|N/A" };
+            format!("{index}|{name}|{memory_mib}|{uuid}|{driver}|00000000:{bus:02X}:00.0|{cuda}|{fabric}")
         };
         lines(self.gpus.iter().enumerate().map(line))
     }
@@ -243,6 +249,11 @@ fn write_device(root: &Path, device: &PciDevice) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether GPUs of a kind are joined by switches.
+fn is_switched(gpus: &MachineGpus) -> bool {
+    1 < gpus.count && SWITCHED.contains(&gpus.name.as_str())
+}
+
 /// The full name of a GPU, and the memory that its driver tells.
 fn product(gpus: &MachineGpus) -> (String, u64) {
     let (name, memory_mib) = match (gpus.name.as_str(), gpus.memory_mib) {
@@ -268,4 +279,49 @@ fn uuid(instance_id: &str, index: usize) -> String {
     let (head, _) = digest.split_first_chunk::<16>().expect("a digest has 32 bytes");
     let hex = format!("{:032x}", u128::from_be_bytes(*head));
     format!("GPU-{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// What our stand-in for NVIDIA's tool answers on a machine with these GPUs, and how it ends.
+    fn ask(name: &str, count: u32, arguments: &[&str]) -> (Option<i32>, String) {
+        let kind =
+            MachineGpus { manufacturer: "NVIDIA".to_owned(), name: name.to_owned(), count, memory_mib: 81_920 };
+        let gpu = |index| {
+            let (name, memory_mib) = product(&kind);
+            Gpu { name, memory_mib, uuid: uuid("i-1", index), bus: index, is_switched: is_switched(&kind) }
+        };
+        let devices = Devices { gpus: (0..count as usize).map(gpu).collect(), pci: vec![] };
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("gpus"), devices.gpu_table()).unwrap();
+        fs::write(folder.path().join("nvidia-smi"), include_str!("image/nvidia-smi.sh")).unwrap();
+        let mut command = Command::new("sh");
+        command.arg(folder.path().join("nvidia-smi")).args(arguments);
+        let output = command.env("NVIDIA_SMI_TABLE", folder.path().join("gpus")).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    }
+
+    #[test]
+    fn gpus_that_are_joined_by_switches_say_so() {
+        let check = |name: &str, count: u32, expected: &str| {
+            let query = "--query-gpu=index,fabric.state,fabric.status";
+            assert_eq!(ask(name, count, &[query, "--format=csv,noheader"]), (Some(0), expected.to_owned()));
+        };
+        check("H100", 2, "0, Completed, Success\n1, Completed, Success\n");
+        check("H100", 1, "0, N/A, N/A\n");
+        check("A100", 2, "0, N/A, N/A\n1, N/A, N/A\n");
+        check("L40S", 2, "0, N/A, N/A\n1, N/A, N/A\n");
+    }
+
+    #[test]
+    fn a_field_that_the_tool_does_not_know_is_refused_as_it_refuses_it() {
+        let (code, text) = ask("H100", 1, &["--query-gpu=index,colour", "--format=csv"]);
+        assert_eq!((code, &*text), (Some(2), "Field \"colour\" is not a valid field to query.\n"));
+        let (_, table) = ask("H100", 1, &[]);
+        assert!(table.contains("CUDA Version: 12.4 "), "{table}");
+    }
 }

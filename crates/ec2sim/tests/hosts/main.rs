@@ -131,6 +131,12 @@ async fn devices_are_those_of_the_type(cloud: &Cloud, address: &str) {
     let query = "nvidia-smi --query-gpu=index,name,memory.total,driver_version --format=csv,noheader,nounits";
     assert_eq!(sh(query).await.lines().next(), Some("0, NVIDIA H100 80GB HBM3, 81559, 550.127.05"));
     assert!(!cloud.ssh(address, "nvidia-smi --query-gpu=colour --format=csv").await.success);
+    let joined = "nvidia-smi --query-gpu=fabric.state,fabric.status --format=csv,noheader | sort | uniq -c";
+    assert_eq!(sh(joined).await.trim(), "8 Completed, Success");
+    let states = "cat /sys/class/infiniband/*/ports/1/state | sort | uniq -c";
+    assert_eq!(sh(states).await.trim(), "34 4: ACTIVE");
+    let attached = "grep -l 0x1d0f $(grep -l 0xefa /sys/bus/pci/devices/*/device | sed s/device$/vendor/) | wc -l";
+    assert_eq!(sh(attached).await, "32\n");
     assert_eq!(sh("cat /sys/class/dmi/id/product_name").await, "p5.48xlarge\n");
     // Those of the other make are there too, and are not EFA.
     let drivers = "for device in /sys/class/infiniband_verbs/uverbs*; do \

@@ -4,10 +4,10 @@ table=${NVIDIA_SMI_TABLE:-/etc/nvidia/gpus}
 visible=${NVIDIA_VISIBLE_DEVICES:-all}
 
 rows() {
-    # Index, name, memory in MiB, UUID, driver, bus address, CUDA version.
-    while IFS='|' read -r index name memory uuid driver bus cuda; do
+    # Index, name, memory in MiB, UUID, driver, bus address, CUDA version, and how it is joined to others.
+    while IFS='|' read -r index name memory uuid driver bus cuda state status; do
         case ",$visible," in
-        *,all,* | *,"$index",* | *,"$uuid",*) echo "$index|$name|$memory|$uuid|$driver|$bus|$cuda" ;;
+        *,all,* | *,"$index",* | *,"$uuid",*) echo "$index|$name|$memory|$uuid|$driver|$bus|$cuda|$state|$status" ;;
         esac
     done < "$table"
 }
@@ -30,6 +30,8 @@ show_query() {
             if (field == "uuid" || field == "gpu_uuid") return $4
             if (field == "driver_version") return $5
             if (field == "pci.bus_id" || field == "gpu_bus_id") return $6
+            if (field == "fabric.state") return $8
+            if (field == "fabric.status") return $9
             if (field == "utilization.gpu" || field == "utilization.memory") return "0" percent
             if (field == "temperature.gpu") return "30"
             return ""
@@ -38,7 +40,7 @@ show_query() {
             count = split(fields, names, ",")
             mib = format ~ /,nounits,/ ? "" : " MiB"
             percent = format ~ /,nounits,/ ? "" : " %"
-            known = ",index,name,gpu_name,memory.total,memory.used,memory.free,uuid,gpu_uuid,driver_version,pci.bus_id,gpu_bus_id,utilization.gpu,utilization.memory,temperature.gpu,"
+            known = ",index,name,gpu_name,memory.total,memory.used,memory.free,uuid,gpu_uuid,driver_version,pci.bus_id,gpu_bus_id,fabric.state,fabric.status,utilization.gpu,utilization.memory,temperature.gpu,"
             for (i = 1; i <= count; i++) {
                 gsub(/ /, "", names[i])
                 if (index(known, "," names[i] ",") == 0) {
@@ -69,7 +71,7 @@ show_table() {
     echo '+-----------------------------------------------------------------------------------------+'
     printf '| NVIDIA-SMI %-22s Driver Version: %-14s CUDA Version: %-8s |\n' "$driver" "$driver" "$cuda"
     echo '|-----------------------------------------+------------------------+----------------------+'
-    rows | while IFS='|' read -r index name memory uuid driver bus cuda; do
+    rows | while IFS='|' read -r index name memory uuid driver bus _; do
         printf '| %3s  %-34s | %22s | %20s |\n' "$index" "$name" "$bus" "0MiB / ${memory}MiB"
     done
     echo '+-----------------------------------------+------------------------+----------------------+'
@@ -82,7 +84,7 @@ for argument in "$@"; do
     case $argument in
     -L | --list-gpus)
         [ $# -eq 1 ] || refuse 'Invalid combination of input arguments. Please run '\''nvidia-smi -h'\'' for help.'
-        rows | while IFS='|' read -r index name memory uuid driver bus cuda; do
+        rows | while IFS='|' read -r index name memory uuid driver bus _; do
             echo "GPU $index: $name (UUID: $uuid)"
         done
         ;;
