@@ -129,6 +129,13 @@ pub struct Offer {
     pub total_blocks: u32,
 }
 
+impl Offer {
+    /// The reservation that it is bought from, as it was asked for, where its backend says so.
+    pub fn reservation(&self) -> Option<&str> {
+        self.backend_data.get("reservation")?.get("id")?.as_str()
+    }
+}
+
 fn default_instance_runtime() -> String {
     "shim".to_owned()
 }

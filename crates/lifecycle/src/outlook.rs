@@ -83,7 +83,7 @@ pub fn of_instance(now: Timestamp, instance: &Instance, launch: Option<&Launch>)
 /// What was said to the purchase of an instance that has no machine yet, and what is asked next, in a few words; none
 /// where nothing was refused. These are its fleet's last purchases, the oldest first.
 pub fn of_purchase(instance: &Instance, tried: &[Launch]) -> Option<String> {
-    if !is_bought(instance) {
+    if !waits_for_machine(instance) {
         return None;
     }
     let mut theirs = tried.iter().rev().filter(|launch| launch.state.instances.contains(&instance.id));
@@ -102,7 +102,7 @@ pub fn of_purchase(instance: &Instance, tried: &[Launch]) -> Option<String> {
 }
 
 /// Whether an instance waits for a machine that is sold by somebody.
-pub fn is_bought(instance: &Instance) -> bool {
+pub fn waits_for_machine(instance: &Instance) -> bool {
     let is_early = matches!(instance.status, InstanceStatus::Pending | InstanceStatus::Provisioning);
     is_early && instance.state.host.is_none() && instance.state.joined_at.is_none() && instance.launch_id.is_some()
 }

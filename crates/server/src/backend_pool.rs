@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::ids::{BackendId, ProjectId};
-use backends::{Backend, BackendConfig, BackendOffer, Machine, OffersWanted, OpenContext, SilentRegion, Survey};
+use backends::{Backend, BackendConfig, BackendOffer, Machine, OffersWanted, OpenContext, Survey};
 use jiff::SignedDuration;
 use store::Db;
 use store::backends::BackendRow;
@@ -124,10 +124,7 @@ impl BackendPool {
     pub async fn machines(&self, open: &OpenBackend, fresh: Fresh) -> Option<Arc<Survey<Machine>>> {
         let ask = async {
             let survey = open.backend.list().await?;
-            for SilentRegion { region, error } in &survey.silent {
-                tracing::warn!(backend.id = %open.id, "cannot list the machines of `{}` in {region}: {error}", open.kind);
-            }
-            self.troubles.answered(open.id, &open.kind);
+            self.troubles.answered(open.id, &open.kind, &survey.silent);
             Ok(Arc::new(survey))
         };
         let tell = |error: &backends::Error| {
@@ -137,8 +134,8 @@ impl BackendPool {
         self.listings.get_telling(&open.id, fresh, ANSWER_TIMEOUT, ask, tell).await.ok()
     }
 
-    /// Why a backend cannot be asked, if it cannot.
-    pub fn trouble(&self, id: BackendId) -> Option<Trouble> {
+    /// Why a backend, or a region of it, cannot be asked, if so.
+    pub fn troubles(&self, id: BackendId) -> Vec<Trouble> {
         self.troubles.of(id)
     }
 

@@ -67,7 +67,7 @@ impl WaitingJob<'_> {
         if let Some(max_price) = self.requirements.max_price.filter(|max_price| *max_price < offer.price) {
             return Err(format!("${} an hour is over `max_price` {max_price}", offer.price));
         }
-        let of = offer.backend_data["reservation"]["id"].as_str();
+        let of = offer.reservation();
         if let Some(reservation) = profile.reservation.as_deref().filter(|wanted| of != Some(wanted)) {
             return Err(format!("it is not of `reservation` {reservation}"));
         }
@@ -143,11 +143,6 @@ fn add_reason(reasons: &mut Vec<String>, plan: &LaunchPlan, reason: &str) {
     }
 }
 
-/// Whether a machine was bought for an instance, and did not come to nothing.
-pub fn is_bought(instance: &Instance) -> bool {
-    instance.launch_id.is_some() && instance.launch_id != instance.state.unsold
-}
-
 /// What a fleet could buy for whomever, from the opened backends of its project, if fewer machines than `least` are of no
 /// use.
 pub async fn offers_of_fleet<'a>(
@@ -162,7 +157,7 @@ pub async fn offers_of_fleet<'a>(
     let profile = configuration.merged_profile(Some(&fleet.spec.profile));
     let (mut bought, mut missing) = (0_u32, 0_u32);
     for instance in instances {
-        let counted = if is_bought(instance) { &mut bought } else { &mut missing };
+        let counted = if instance.has_purchase() { &mut bought } else { &mut missing };
         *counted = counted.saturating_add(1);
     }
     // A machine that is split among the nodes of a fleet is split for all that the fleet may still have.

@@ -363,7 +363,7 @@ mod tests {
             availability: InstanceAvailability::Available,
             unavailable_because: None,
             available_from: None,
-            zone_prices: BTreeMap::new(),
+            zone_prices: BTreeMap::from([("east-b".to_owned(), 3.0)]),
             most_disk_mib: None,
             backend_data: json!(null),
         }
@@ -442,6 +442,10 @@ mod tests {
         check_zones(json!({}), true, zones, Ok(&[Some("east-a"), Some("east-b")]));
         check_zones(json!({ "availability_zones": ["east-B"] }), false, zones, Ok(&[Some("east-b")]));
         check_zones(json!({ "availability_zones": ["c"] }), false, zones, Err("none of its zones is allowed"));
+        // A zone has a price of its own.
+        check_zones(json!({ "max_price": 2.5 }), true, zones, Ok(&[Some("east-a")]));
+        check_zones(json!({ "max_price": 3 }), true, zones, Ok(&[Some("east-a"), Some("east-b")]));
+        assert_eq!([price_in(&offer(zones), Some("east-b")), price_in(&offer(zones), None)], [3.0, 2.0]);
         check_zones(
             json!({ "availability_zones": ["c"] }),
             false,

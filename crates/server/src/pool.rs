@@ -110,6 +110,7 @@ fn pool_instance(instance: &Instance, taken: &[u32], silent_before: Timestamp) -
         price: state.price.unwrap_or_default(),
         instance_type: state.instance_type.clone(),
         is_bought: instance.bought_type().is_some(),
+        reservation: state.reservation.clone(),
         total_blocks,
         free_blocks: (0..total_blocks).filter(|block| !taken.contains(block)).collect(),
     }

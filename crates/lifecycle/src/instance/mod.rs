@@ -81,6 +81,11 @@ impl Instance {
         launch.status == LaunchStatus::Failed || self.state.unsold == Some(launch.id)
     }
 
+    /// Whether a machine was bought for it, or is being bought, and has not come to nothing.
+    pub fn has_purchase(&self) -> bool {
+        self.launch_id.is_some() && self.launch_id != self.state.unsold
+    }
+
     /// The type of machine that a backend sold; none: it is the user's own, or nothing is bought yet.
     pub fn bought_type(&self) -> Option<&str> {
         let kind = self.state.instance_type.as_ref().filter(|_| self.launch_id.is_some())?;
@@ -153,6 +158,8 @@ pub struct InstanceState {
     pub container_network: Option<ContainerNetwork>,
     /// When its cloud ends it in any case, because what it was bought from ends.
     pub ends_at: Option<Timestamp>,
+    /// The reservation that it is from, as it was asked for.
+    pub reservation: Option<String>,
     /// Who logs in over SSH, where that is how it is reached.
     pub login: Option<Login>,
     /// The switches above it, the highest first, where its backend tells them.

@@ -22,6 +22,7 @@ pub(super) fn describe(launch: &Launch, around: &Surroundings<'_>, decision: &mu
     state.instance_type = Some(resources.clone());
     state.efa_expected = efa_of(&launch.state.offer.backend_data);
     state.ends_at = end_of(&launch.state.offer.backend_data);
+    state.reservation = launch.state.offer.reservation().map(str::to_owned);
     state.total_blocks = blocks_of(around.blocks, resources.resources.gpus.len(), resources.resources.cpus);
     if let Some(ends_at) = state.ends_at {
         let when = ends_at.strftime("%Y-%m-%d %H:%M UTC");
@@ -51,6 +52,7 @@ fn forget_facts(decision: &mut InstanceDecision) {
     state.known_keys.clear();
     state.efa_expected = None;
     state.ends_at = None;
+    state.reservation = None;
 }
 
 /// When machines of an offer end in any case, where its backend says so.

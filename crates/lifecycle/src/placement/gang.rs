@@ -109,6 +109,8 @@ pub struct PoolInstance {
     pub instance_type: Option<InstanceType>,
     /// A backend sold it. What users bring is for them to choose.
     pub is_bought: bool,
+    /// The reservation that it is from, as it was asked for.
+    pub reservation: Option<String>,
     /// Blocks that it is split into.
     pub total_blocks: u32,
     /// Blocks that no job holds, ascending.

@@ -82,8 +82,9 @@ fn suits(gang: &Gang, node: &Node, instance: &PoolInstance) -> Result<(), String
     {
         return Err(format!("it costs ${} an hour, over `max_price`", instance.price));
     }
-    // No backend tells of a machine from which reservation it is, also where the fleet names the same one.
-    if let Some(reservation) = &profile.reservation {
+    if let Some(reservation) =
+        profile.reservation.as_ref().filter(|wanted| instance.reservation.as_ref() != Some(wanted))
+    {
         return Err(format!("it is not of `reservation` {reservation}"));
     }
     let spot = instance.instance_type.as_ref().is_some_and(|kind| kind.resources.spot);

@@ -100,8 +100,8 @@ fn jobs_are_told_before_what_a_machine_was_bought_from_ends() {
 }
 
 #[test]
-fn a_machine_is_bought_with_the_devices_that_its_offer_says() {
-    let check = |backend_data: serde_json::Value, expected: Option<u32>| {
+fn a_machine_has_the_devices_and_the_reservation_that_its_offer_says() {
+    let check = |backend_data: serde_json::Value, expected: Option<u32>, reservation: Option<&str>| {
         let mut launch = launch(LaunchStatus::Done);
         launch.state.offer.backend_data = backend_data;
         let pending =
@@ -119,12 +119,13 @@ fn a_machine_is_bought_with_the_devices_that_its_offer_says() {
             host_keys: BTreeMap::new(),
             leaving: Leaving::NotYet,
         };
-        assert_eq!(decide(at(1), &pending, &around).instance.state.efa_expected, expected);
+        let state = decide(at(1), &pending, &around).instance.state;
+        assert_eq!((state.efa_expected, state.reservation.as_deref()), (expected, reservation));
     };
-    check(json!({"efa_interfaces": 32}), Some(32));
-    check(json!({"efa_interfaces": 0}), Some(0));
-    check(json!({"efa_interfaces": "32"}), None);
-    check(json!(null), None);
+    check(json!({"efa_interfaces": 32}), Some(32), None);
+    check(json!({"efa_interfaces": 0, "reservation": {"id": "cr-1"}}), Some(0), Some("cr-1"));
+    check(json!({"efa_interfaces": "32", "reservation": null}), None, None);
+    check(json!(null), None, None);
 }
 
 #[test]

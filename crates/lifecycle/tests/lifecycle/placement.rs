@@ -55,6 +55,7 @@ pub(crate) fn free(number: u32) -> PoolInstance {
         price: 1.0,
         instance_type: Some(instance_type(4)),
         is_bought: true,
+        reservation: None,
         total_blocks: 1,
         free_blocks: vec![0],
     }
@@ -308,6 +309,11 @@ fn a_machine_that_does_not_suit_says_why() {
             "`gpu` compute capability 9.0 is needed, A100 has 8.0",
         ),
         (gang(1, json!({"reservation": "res-1"})), with(&|_| {}), "it is not of `reservation` res-1"),
+        (
+            gang(1, json!({"reservation": "res-1"})),
+            with(&|one| one.reservation = Some("res-2".to_owned())),
+            "it is not of `reservation` res-1",
+        ),
         (gang(1, json!({})), with(&|it| it.instance_type = None), "its hardware is not known yet"),
         (gang(1, json!({"instances": ["other"]})), with(&|_| {}), "it is not in `instances`"),
         (gang(1, json!({})), with(&|it| it.free_blocks.clear()), "busy"),
@@ -342,6 +348,14 @@ fn price_and_spot_are_kept() {
     check(&with(None, Some(true)), &pool(vec![on_spot.clone()]), "fleet: 0[0]");
     check(&with(None, Some(true)), &pool(vec![free(0)]), &refused("it does not fit `spot_policy`"));
     check(&with(None, Some(false)), &pool(vec![on_spot]), &refused("it does not fit `spot_policy`"));
+}
+
+#[test]
+fn machines_of_the_same_reservation_are_used() {
+    let reserved = PoolInstance { reservation: Some("res-1".to_owned()), ..free(0) };
+    check(&gang(1, json!({"reservation": "res-1"})), &pool(vec![reserved.clone()]), "fleet: 0[0]");
+    // Who asks for none may have any.
+    check(&gang(1, json!({})), &pool(vec![reserved]), "fleet: 0[0]");
 }
 
 #[test]

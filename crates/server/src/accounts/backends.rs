@@ -124,7 +124,7 @@ pub async fn backend_notes(deps: &Deps, project: &ProjectRow) -> store::Result<V
         notes.push(draining_note(&row.kind, &project.name, left));
     }
     for row in rows::list(&deps.db, project.id).await?.iter().chain(&leaving) {
-        if let Some(trouble) = deps.backends.trouble(row.id) {
+        for trouble in deps.backends.troubles(row.id) {
             notes.push(format!("backend {} of project {} {}", row.kind, project.name, trouble.in_words()));
         }
     }

@@ -241,7 +241,8 @@ async fn purchases(
 ) -> Result<HashMap<InstanceId, String>> {
     let mut told = HashMap::new();
     for (fleet, instances) in by_fleet {
-        let bought = || instances.iter().map(|(instance, _)| *instance).filter(|one| outlook::is_bought(one));
+        let bought =
+            || instances.iter().map(|(instance, _)| *instance).filter(|one| outlook::waits_for_machine(one));
         if bought().next().is_none() {
             continue;
         }

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::{Next, record, rest};
 use crate::backend_pool::ANSWER_TIMEOUT;
 use crate::deps::Deps;
-use crate::market::{WaitingJob, is_bought, offers_of_fleet};
+use crate::market::{WaitingJob, offers_of_fleet};
 use crate::offers::Collected;
 
 /// Purchases that came to nothing, of which a fleet remembers so many while it tries others.
@@ -103,7 +103,7 @@ fn least_useful(decision: &FleetDecision, around: &Surroundings<'_>, there: &[In
         // Half a cluster is of no use to those who asked for a whole one.
         Buyer::Fleet if is_cluster(configuration.placement) => {
             let min = configuration.nodes.as_ref().map_or(0, |nodes| nodes.min as usize);
-            min.saturating_sub(there.iter().filter(|instance| is_bought(instance)).count())
+            min.saturating_sub(there.iter().filter(|instance| instance.has_purchase()).count())
         }
         Buyer::Fleet => 1,
     };

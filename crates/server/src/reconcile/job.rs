@@ -75,7 +75,7 @@ fn observe(deps: &Deps, job: &Job, instance: Option<&Instance>) -> Seen {
 /// What was said to the purchase of the job's machine, if something was refused. All nodes of a run are bought together,
 /// so that the first one tells it for all.
 async fn said_to_purchase(deps: &Deps, job: &Job, instance: &Instance) -> store::Result<Option<String>> {
-    if job.job_num != 0 || !outlook::is_bought(instance) {
+    if job.job_num != 0 || !outlook::waits_for_machine(instance) {
         return Ok(None);
     }
     let rows = launches::list_last(&deps.db, instance.fleet_id, MOST_PURCHASES).await?;

@@ -124,7 +124,7 @@ pub(super) fn describe(job: &mut Job, run: &Run, instance: &Instance) {
         instance_network: None,
         region,
         availability_zone: instance.state.zone.clone(),
-        reservation: None,
+        reservation: instance.state.reservation.clone(),
         price,
         username: host
             .map(|host| &host.user)

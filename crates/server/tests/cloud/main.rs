@@ -14,6 +14,7 @@ mod crashes;
 mod crowd;
 mod faults;
 mod gang;
+mod measures;
 mod park;
 mod tags;
 mod told;

@@ -104,26 +104,36 @@ pub(crate) fn quick() -> Sky {
 impl World {
     /// An account with the documented configuration, and a server.
     pub(crate) async fn start(sky: Sky) -> World {
+        World::start_with(sky, &json!({})).await
+    }
+
+    /// The same with other keys in the backend's configuration.
+    pub(crate) async fn start_with(sky: Sky, more: &Value) -> World {
         let park = Arc::new(Park::default());
         let sim = Simulator::with_machines(Options { settings: sky, ..Options::default() }, park.clone());
         let cloud = serve(sim.clone(), (Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
         let account = Here { sim: sim.clone(), server: cloud };
-        World::in_account(Box::new(account), sim, park).await
+        World::configured(Box::new(account), sim, park, more).await
     }
 
-    /// The same in any account.
+    /// The documented configuration in any account.
     pub(crate) async fn in_account(account: Box<dyn Account>, sim: Simulator, park: Arc<Park>) -> World {
+        World::configured(account, sim, park, &json!({})).await
+    }
+
+    async fn configured(account: Box<dyn Account>, sim: Simulator, park: Arc<Park>, more: &Value) -> World {
         let folder = tempfile::tempdir().unwrap();
         let db = Db::open_sqlite(&folder.path().join("sqlite.db")).await.unwrap();
         store::migrate(&db).await.unwrap();
         let ids = Ids::Random;
         let sealer = Arc::new(Sealer::ephemeral(&ids));
         let deps = build(&db, &ids, &sealer, &folder, &park);
-        let config = json!({
+        let mut config = json!({
             "type": "aws",
             "creds": { "type": "access_key", "access_key": ACCESS_KEY, "secret_key": SECRET_KEY },
             "regions": [REGION], "public_ips": false, "vpc_name": "my-vpc", "endpoint_url": account.url(),
         });
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let project = add_project(&deps, &config).await;
         let (user, fleet) = (project.owner_id, ids.id());
         let mut world = World {

@@ -229,6 +229,7 @@ mod tests {
             price: 0.0,
             instance_type: Some(serde_json::from_value(json!({"name": "local", "resources": resources})).unwrap()),
             is_bought: false,
+            reservation: None,
             total_blocks,
             free_blocks: free_blocks.to_vec(),
         };
