@@ -50,6 +50,7 @@ use api::ids::{BackendId, FleetId, LaunchId};
 use async_trait::async_trait;
 use serde::Deserialize as _;
 use serde_json::Value;
+use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use self::cached::Cached;
@@ -122,6 +123,7 @@ fn open(config: &Value, context: &OpenContext, id: BackendId) -> Result<Arc<dyn 
         tidied: Mutex::default(),
         served: Mutex::default(),
         unclaimed: tidy::Unclaimed::default(),
+        identity: OnceCell::new(),
         lost_images: Mutex::default(),
         config,
     }))))
@@ -157,6 +159,8 @@ struct Account {
     /// The fleets and launches that lived when it was last looked.
     served: Mutex<(HashSet<FleetId>, HashSet<LaunchId>)>,
     unclaimed: tidy::Unclaimed,
+    /// The account that the credentials are of, once AWS has told it.
+    identity: OnceCell<String>,
     /// Images that AWS did not know any more when they were launched.
     lost_images: Mutex<HashSet<String>>,
 }
@@ -198,7 +202,7 @@ impl Backend for Aws {
             .map_err(|error| invalid(format!("the launch was not prepared by this backend: {error}")))?;
         let ec2 = account.clients.ec2(&prepared.region).await;
         account.ended_something(&prepared.region);
-        account.regions.use_one(&prepared.region).map_err(|error| {
+        account.regions.use_one(&prepared.region, account.identity().await).map_err(|error| {
             let message = format!("cannot keep that {} is used, so nothing is launched: {error}", prepared.region);
             Error::new(ErrorKind::RateLimited, message)
         })?;
@@ -254,6 +258,33 @@ impl Aws {
 }
 
 impl Account {
+    /// The account that the credentials are of; none where AWS does not tell.
+    async fn identity(&self) -> Option<String> {
+        let ask = async {
+            let asked = self.clients.sts().await.get_caller_identity().send().await;
+            let told = asked.map_err(|error| errors::failure("tell who we are", &error))?;
+            told.account().map(str::to_owned).ok_or_else(|| invalid("AWS does not tell the account"))
+        };
+        let told = self.identity.get_or_try_init(|| ask).await;
+        told.inspect_err(|error| tracing::debug!("the account is not known: {error}")).ok().cloned()
+    }
+
+    /// Whether the credentials are of the account where our machines are. With those of another one, all machines would
+    /// seem to be gone, and would run on.
+    async fn check_account(&self) -> Result<()> {
+        let Some(made_in) = self.regions.account() else { return Ok(()) };
+        match self.identity().await {
+            Some(account) if account != made_in => {
+                let message = format!(
+                    "the credentials are of account {account}, and what this backend has made is in {made_in}: put the \
+                     credentials of {made_in} back until nothing of it is left"
+                );
+                Err(Error::new(ErrorKind::InvalidCredentials, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Where a machine answers: in the world, or from within its network.
     fn hostname(&self, machine: &Machine) -> Option<String> {
         if self.config.public_ips { machine.hostname.clone() } else { machine.internal_ip.clone() }
@@ -326,6 +357,7 @@ impl Account {
     }
 
     async fn prepare(&self, order: &LaunchOrder) -> Result<Prepared> {
+        self.check_account().await?;
         let region = &order.offer.region;
         let ec2 = self.clients.ec2(region).await;
         let facts = self.facts_of_type(&ec2, &order.offer.instance_type.name).await?;

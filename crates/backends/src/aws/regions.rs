@@ -1,10 +1,12 @@
-//! The regions that are looked at: those of the configuration, and those that were in it and may still have machines.
+//! The regions that are looked at: those of the configuration, and those that were in it and may still have machines; and
+//! the account that all of them are in.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use api::ids::BackendId;
+use serde::{Deserialize, Serialize};
 
 /// The regions of one backend. Where something was launched is kept in a file, so that a region which leaves the
 /// configuration is looked at until nothing of ours is there.
@@ -12,52 +14,79 @@ use api::ids::BackendId;
 pub(super) struct Regions {
     file: PathBuf,
     configured: Vec<String>,
-    used: Mutex<BTreeSet<String>>,
+    used: Mutex<Used>,
+}
+
+/// Where something was made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Used {
+    regions: BTreeSet<String>,
+    /// The account; none: nothing was made, or nobody knows.
+    #[serde(default)]
+    account: Option<String>,
 }
 
 impl Regions {
     /// The regions as they were left.
     pub(super) fn open(dir: &Path, backend: BackendId, configured: &[String]) -> Regions {
         let file = dir.join(format!("regions-{backend}.json"));
-        let used = std::fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        Regions { file, configured: configured.to_vec(), used: Mutex::new(used.unwrap_or_default()) }
+        let bytes = std::fs::read(&file).unwrap_or_default();
+        // Once it was a list of regions and nothing else.
+        let old = || Some(Used { regions: serde_json::from_slice(&bytes).ok()?, account: None });
+        let used = serde_json::from_slice(&bytes).ok().or_else(old).unwrap_or_default();
+        Regions { file, configured: configured.to_vec(), used: Mutex::new(used) }
     }
 
     /// All that are looked at, those of the configuration first.
     pub(super) fn watched(&self) -> Vec<String> {
         let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let others = used.iter().filter(|region| !self.configured.contains(region));
+        let others = used.regions.iter().filter(|region| !self.configured.contains(region));
         self.configured.iter().chain(others).cloned().collect()
     }
 
-    /// Something is about to be made in a region. An error says that this could not be kept.
-    pub(super) fn use_one(&self, region: &str) -> std::io::Result<()> {
+    /// The account in which something of ours may be.
+    pub(super) fn account(&self) -> Option<String> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).account.clone()
+    }
+
+    /// Something is about to be made in a region of an account. An error says that this could not be kept.
+    pub(super) fn use_one(&self, region: &str, account: Option<String>) -> std::io::Result<()> {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        if used.contains(region) {
+        let mut more = used.clone();
+        more.regions.insert(region.to_owned());
+        more.account = more.account.or(account);
+        if more == *used {
             return Ok(());
         }
-        let mut more = used.clone();
-        more.insert(region.to_owned());
         self.keep(&more)?;
         *used = more;
         Ok(())
     }
 
+    /// Nothing of ours is anywhere any more, so the next thing may be in another account.
+    pub(super) fn leave_account(&self) {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let nowhere = Used { account: None, ..used.clone() };
+        if nowhere != *used && self.keep(&nowhere).is_ok() {
+            *used = nowhere;
+        }
+    }
+
     /// Nothing of ours is in a region any more. One of the configuration stays.
     pub(super) fn leave(&self, region: &str) {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.configured.iter().any(|known| known == region) || !used.contains(region) {
+        if self.configured.iter().any(|known| known == region) || !used.regions.contains(region) {
             return;
         }
         let mut fewer = used.clone();
-        fewer.remove(region);
+        fewer.regions.remove(region);
         // It is looked at in vain until it can be forgotten.
         if self.keep(&fewer).is_ok() {
             *used = fewer;
         }
     }
 
-    fn keep(&self, used: &BTreeSet<String>) -> std::io::Result<()> {
+    fn keep(&self, used: &Used) -> std::io::Result<()> {
         super::files::replace(&self.file, &serde_json::to_vec(used).expect("text is JSON"))
     }
 }
@@ -77,12 +106,23 @@ mod tests {
             Regions::open(dir.path(), id, &configured)
         };
         let regions = open(&["east", "west"]);
-        regions.use_one("west").unwrap();
+        regions.use_one("west", None).unwrap();
         assert_eq!(open(&["east"]).watched(), ["east", "west"]);
         let regions = open(&["east"]);
         regions.leave("west");
         regions.leave("east");
         assert_eq!(regions.watched(), ["east"]);
         assert_eq!(open(&["east"]).watched(), ["east"]);
+    }
+    #[test]
+    fn the_account_is_known_until_nothing_is_left_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Regions::open(dir.path(), BackendId(Uuid::from_u128(1)), &["east".to_owned()]);
+        assert_eq!(open().account(), None);
+        open().use_one("east", Some("1".to_owned())).unwrap();
+        open().use_one("east", Some("2".to_owned())).unwrap();
+        assert_eq!(open().account().as_deref(), Some("1"));
+        open().leave_account();
+        assert_eq!(open().account(), None);
     }
 }

@@ -62,6 +62,7 @@ impl Account {
 
     /// All machines, wherever they may be.
     pub(super) async fn list(&self) -> Result<Survey<Machine>> {
+        self.check_account().await?;
         let watched = self.regions.watched();
         let regions = watched.iter().map(|region| async move {
             let ec2 = self.clients.ec2(region).await;
@@ -125,6 +126,9 @@ impl Account {
 
     /// Removes what serves nobody any more. What still stands, or may stand in a region that does not answer, is told.
     pub(super) async fn tidy(&self, living: &Living) -> Vec<String> {
+        if let Err(error) = self.check_account().await {
+            return vec![format!("what cannot be seen ({error})")];
+        }
         let due = self.untidy(living);
         let left = join_all(due.iter().map(|region| self.tidy_region(region, living))).await;
         let mut all = vec![];
@@ -134,6 +138,10 @@ impl Account {
                 self.tidied.lock().unwrap_or_else(PoisonError::into_inner).insert(region.clone(), next);
             }
             all.extend(left.into_iter().map(|what| format!("{what} in {region}")));
+        }
+        if all.is_empty() && living.launches.is_empty() && living.open_launches.is_empty() && self.seen.has_none()
+        {
+            self.regions.leave_account();
         }
         all
     }

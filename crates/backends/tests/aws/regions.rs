@@ -93,3 +93,28 @@ async fn what_cannot_be_removed_keeps_nothing_else() {
     rig.control("faults/clear", json!({}));
     rig.end_everything().await;
 }
+
+#[tokio::test]
+async fn credentials_of_another_account_do_not_make_machines_vanish() {
+    let rig = Rig::private().await;
+    rig.launch(rig.order(1, 1).await).await.unwrap();
+    rig.machines(MachineState::Running, 1).await;
+    // As after a change of the configuration, with another simulation for the other account.
+    let other =
+        Rig::with(json!({}), Settings { account: "999999999999".to_owned(), ..Settings::immediate() }).await;
+    let changed = rig.reconfigured(&json!({ "endpoint_url": other.url(), "vpc_name": null }));
+    let refused = changed.list().await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::InvalidCredentials);
+    assert!(
+        refused.message.contains("of account 999999999999, and what this backend has made is in 123456789012"),
+        "{refused}"
+    );
+    assert!(changed.terminate(&key(1, 0)).await.is_err());
+    let living = Living { is_leaving: true, ..Living::default() };
+    assert_eq!(changed.tidy(&living).await.unwrap().len(), 1);
+    let order = rig.order(2, 1).await;
+    assert_eq!(changed.prepare(&order).await.unwrap_err().kind, ErrorKind::InvalidCredentials);
+    // When nothing is left there, the account may be another one.
+    rig.end_everything().await;
+    assert!(rig.reconfigured(&json!({ "endpoint_url": other.url(), "vpc_name": null })).list().await.is_ok());
+}
