@@ -26,12 +26,18 @@ pub enum ErrorKind {
     ReservationUsedUp,
     /// The account's quota for this family of types in this region forbids it.
     QuotaExceeded,
+    /// The account has as much of something as it may have in this region, whatever is bought.
+    RegionLimit,
+    /// The account may not use this region at all.
+    RegionClosed,
     /// The zone's network has no addresses left for us.
     NoAddresses,
     /// The credentials are wrong.
     InvalidCredentials,
     /// The credentials may not do this.
     PermissionDenied,
+    /// What the launch's token stands for is over, or another request. Another launch has another token.
+    LaunchUsedUp,
     /// The request itself is wrong; it will never succeed unchanged.
     InvalidRequest,
     /// Asked too often: ask again later, for the same launch. Nothing happened, and it says nothing about capacity.
@@ -51,23 +57,30 @@ pub enum Scope {
     Reservation,
     /// This family of types in this region; other zones are the same, other regions are not.
     Region,
+    /// Everything in this region.
+    WholeRegion,
     /// This offer, in whichever zone.
     Offer,
     /// Everything that this backend sells.
     Backend,
+    /// This launch and nothing else: another one may ask for the same.
+    Launch,
     /// Nothing: the same may be asked again.
     Nothing,
 }
 
 impl ErrorKind {
     /// All kinds.
-    pub const ALL: [ErrorKind; 9] = [
+    pub const ALL: [ErrorKind; 12] = [
         ErrorKind::NoCapacity,
         ErrorKind::ReservationUsedUp,
         ErrorKind::QuotaExceeded,
+        ErrorKind::RegionLimit,
+        ErrorKind::RegionClosed,
         ErrorKind::NoAddresses,
         ErrorKind::InvalidCredentials,
         ErrorKind::PermissionDenied,
+        ErrorKind::LaunchUsedUp,
         ErrorKind::InvalidRequest,
         ErrorKind::RateLimited,
         ErrorKind::Unavailable,
@@ -80,7 +93,9 @@ impl ErrorKind {
             ErrorKind::NoAddresses => Scope::Network,
             ErrorKind::ReservationUsedUp => Scope::Reservation,
             ErrorKind::QuotaExceeded => Scope::Region,
+            ErrorKind::RegionLimit | ErrorKind::RegionClosed => Scope::WholeRegion,
             ErrorKind::InvalidRequest => Scope::Offer,
+            ErrorKind::LaunchUsedUp => Scope::Launch,
             ErrorKind::InvalidCredentials | ErrorKind::PermissionDenied => Scope::Backend,
             ErrorKind::RateLimited | ErrorKind::Unavailable => Scope::Nothing,
         }
@@ -97,9 +112,12 @@ impl ErrorKind {
             ErrorKind::NoCapacity => "no_capacity",
             ErrorKind::ReservationUsedUp => "reservation_used_up",
             ErrorKind::QuotaExceeded => "quota_exceeded",
+            ErrorKind::RegionLimit => "region_limit",
+            ErrorKind::RegionClosed => "region_closed",
             ErrorKind::NoAddresses => "no_addresses",
             ErrorKind::InvalidCredentials => "invalid_credentials",
             ErrorKind::PermissionDenied => "permission_denied",
+            ErrorKind::LaunchUsedUp => "launch_used_up",
             ErrorKind::InvalidRequest => "invalid_request",
             ErrorKind::RateLimited => "rate_limited",
             ErrorKind::Unavailable => "unavailable",

@@ -156,14 +156,17 @@ fn remedy(launch: &Launch) -> Option<String> {
         Verdict::Refused(Scope::Region) => {
             Some(format!("for more in {region}, ask `{backend}` to raise the quota: {word} ({said})"))
         }
+        Verdict::Refused(Scope::WholeRegion) => Some(format!(
+            "for anything in {region}, have `{backend}` remove what stands in the way there: {word} ({said})"
+        )),
         Verdict::Refused(Scope::Backend) => {
             Some(format!("for anything of `{backend}`, give its credentials what they lack: {word} ({said})"))
         }
         Verdict::Refused(Scope::Reservation) => Some(format!(
             "for more of the reservation in {region}, end machines of it or enlarge it: {word} ({said})"
         )),
-        Verdict::Refused(Scope::Zone | Scope::Network | Scope::Offer) | Verdict::Later | Verdict::Unanswered => {
-            None
-        }
+        Verdict::Refused(Scope::Zone | Scope::Network | Scope::Offer | Scope::Launch)
+        | Verdict::Later
+        | Verdict::Unanswered => None,
     }
 }

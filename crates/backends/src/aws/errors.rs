@@ -76,18 +76,19 @@ pub(super) fn kind_of(code: &str) -> ErrorKind {
         | "ReservationCapacityExceeded"
         | "InvalidCapacityReservationState"
         | "CapacityReservationNotActive" => ErrorKind::ReservationUsedUp,
-        "VcpuLimitExceeded"
-        | "InstanceLimitExceeded"
-        | "MaxSpotInstanceCountExceeded"
-        | "AddressLimitExceeded"
+        "VcpuLimitExceeded" | "InstanceLimitExceeded" | "MaxSpotInstanceCountExceeded" | "PendingVerification" => {
+            ErrorKind::QuotaExceeded
+        }
+        "AddressLimitExceeded"
         | "VolumeLimitExceeded"
         | "MaxIOPSLimitExceeded"
         | "PlacementGroupLimitExceeded"
         | "NetworkInterfaceLimitExceeded"
-        | "SecurityGroupLimitExceeded"
-        | "PendingVerification" => ErrorKind::QuotaExceeded,
+        | "SecurityGroupLimitExceeded" => ErrorKind::RegionLimit,
+        "OptInRequired" => ErrorKind::RegionClosed,
+        "IdempotentInstanceTerminated" | "IdempotentParameterMismatch" => ErrorKind::LaunchUsedUp,
         "InsufficientFreeAddressesInSubnet" => ErrorKind::NoAddresses,
-        "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" | "OptInRequired" | "Blocked" => {
+        "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" | "Blocked" => {
             ErrorKind::PermissionDenied
         }
         "AuthFailure"
@@ -166,6 +167,9 @@ mod tests {
             ("Server.InsufficientInstanceCapacity", ErrorKind::NoCapacity),
             ("ReservationCapacityExceeded", ErrorKind::ReservationUsedUp),
             ("VcpuLimitExceeded", ErrorKind::QuotaExceeded),
+            ("PlacementGroupLimitExceeded", ErrorKind::RegionLimit),
+            ("OptInRequired", ErrorKind::RegionClosed),
+            ("IdempotentInstanceTerminated", ErrorKind::LaunchUsedUp),
             ("InsufficientFreeAddressesInSubnet", ErrorKind::NoAddresses),
             ("UnauthorizedOperation", ErrorKind::PermissionDenied),
             ("RequestExpired", ErrorKind::InvalidCredentials),

@@ -130,13 +130,7 @@ async fn run(
         }
         let what = format!("launch {} × {} in {}", part.count, prepared.instance_type, prepared.zone);
         let failed = failure(&what, &error);
-        return Err(match code {
-            // What the token stands for is over: another launch has another one.
-            Some("IdempotentInstanceTerminated") => Error { kind: ErrorKind::NoCapacity, ..failed },
-            // The token was heard with another request, so machines of it may stand.
-            Some("IdempotentParameterMismatch") => Error { kind: ErrorKind::Unavailable, ..failed },
-            _ => failed,
-        });
+        return Err(failed);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use backends::{ErrorKind, MachineState};
+use backends::{ErrorKind, LaunchOrder, MachineState};
 use ec2sim::{Kind, Settings};
 use serde_json::json;
 
@@ -36,6 +36,8 @@ async fn codes_become_classes() {
     let rig = Rig::private().await;
     for (number, (code, kind)) in (1..).zip([
         ("VcpuLimitExceeded", ErrorKind::QuotaExceeded),
+        ("PlacementGroupLimitExceeded", ErrorKind::RegionLimit),
+        ("OptInRequired", ErrorKind::RegionClosed),
         ("UnauthorizedOperation", ErrorKind::PermissionDenied),
         ("AuthFailure", ErrorKind::InvalidCredentials),
         ("InvalidParameterCombination", ErrorKind::InvalidRequest),
@@ -72,6 +74,30 @@ async fn an_effect_whose_error_lies_is_found_again() {
     assert_eq!(rig.machines(MachineState::Running, 2).await.len(), 2);
     rig.backend.launch(&order).await.unwrap();
     assert_eq!(rig.sim.count_alive(Kind::Instance), 2);
+    rig.end_everything().await;
+}
+
+#[tokio::test]
+async fn a_token_that_stands_for_something_else_says_nothing_about_the_zone() {
+    let rig = Rig::private().await;
+    let order = rig.launch(rig.order(1, 2).await).await.unwrap();
+    // Another request with the same token.
+    let other = LaunchOrder { count: 3, least: 3, ..order.clone() };
+    let error = rig.backend.launch(&other).await.unwrap_err();
+    let told = (error.kind, error.code.as_deref());
+    assert_eq!(told, (ErrorKind::LaunchUsedUp, Some("IdempotentParameterMismatch")));
+    assert_eq!(rig.machines(MachineState::Running, 2).await.len(), 2, "what stands is not touched");
+    for index in 0..2 {
+        rig.backend.terminate(&key(1, index)).await.unwrap();
+    }
+    rig.machines(MachineState::Gone, 2).await;
+    let error = rig.backend.launch(&order).await.unwrap_err();
+    let told = (error.kind, error.code.as_deref());
+    assert_eq!(told, (ErrorKind::LaunchUsedUp, Some("IdempotentInstanceTerminated")));
+    assert!(error.zones_with_capacity.is_empty());
+    // The same with another token.
+    rig.launch(LaunchOrder { launch_id: rig.order(2, 2).await.launch_id, ..order }).await.unwrap();
+    assert_eq!(rig.machines(MachineState::Running, 2).await.len(), 2);
     rig.end_everything().await;
 }
 
@@ -161,7 +187,7 @@ async fn an_account_that_may_have_no_address_says_so() {
     let machines = rig.machines(MachineState::Running, 2).await;
     rig.backend.agent_access(&machines[0]).await.unwrap();
     let error = rig.backend.agent_access(&machines[1]).await.unwrap_err();
-    assert_eq!((error.kind, error.code.as_deref()), (ErrorKind::QuotaExceeded, Some("AddressLimitExceeded")));
+    assert_eq!((error.kind, error.code.as_deref()), (ErrorKind::RegionLimit, Some("AddressLimitExceeded")));
     assert!(error.message.contains("EC2-VPC Elastic IPs"), "{error}");
     rig.end_everything().await;
 }

@@ -13,6 +13,9 @@ use super::LaunchPlan;
 use crate::instance::Instance;
 use crate::launch::{Launch, LaunchStatus, Scope, Verdict};
 
+/// How many purchases of the same are made in a round, when each is over before it has begun.
+const MOST_LAUNCHES: usize = 3;
+
 /// How many different refusals are told in one message.
 const MAX_TOLD: usize = 6;
 
@@ -88,12 +91,16 @@ impl<'a> Round<'a> {
         let left = |plan: &&LaunchPlan| {
             let is_known = known.contains(&key_of_plan(plan));
             let is_of_type = choice.only_type.is_none_or(|name| name == plan.offer.instance.name);
-            is_of_type && (is_known || !is_full) && !self.tried.iter().any(|launch| excludes(launch, plan))
+            is_of_type && (is_known || !is_full) && !self.is_excluded(plan)
         };
         let left: Vec<&LaunchPlan> = plans.iter().filter(left).collect();
         let price = left.first()?.offer.price;
         let of_one_price = || left.iter().copied().take_while(|plan| plan.offer.price <= price);
         let last = self.tried.last().map(|launch| key_of(launch));
+        let is_again = |plan: &&LaunchPlan| self.tried.last().is_some_and(|launch| is_used_up(launch, plan));
+        if let Some(again) = of_one_price().find(is_again) {
+            return Some(again);
+        }
         // The first of equals.
         let best = of_one_price().min_by_key(|plan| {
             let key = key_of_plan(plan);
@@ -103,6 +110,12 @@ impl<'a> Round<'a> {
         let (key, is_hinted) = (key_of_plan(best), self.is_hinted(best));
         let zones = of_one_price().filter(|plan| key_of_plan(plan) == key && self.is_hinted(plan) == is_hinted);
         zones.min_by_key(|plan| choice.was_sold_out(plan))
+    }
+
+    /// Whether what was tried says that the plan would come to nothing too.
+    fn is_excluded(&self, plan: &LaunchPlan) -> bool {
+        let used_up = self.tried.iter().filter(|launch| is_used_up(launch, plan)).count();
+        MOST_LAUNCHES <= used_up || self.tried.iter().any(|launch| excludes(launch, plan))
     }
 
     /// Whether a backend said that the plan's zone has what is wanted.
@@ -188,9 +201,19 @@ fn excludes(launch: &Launch, plan: &LaunchPlan) -> bool {
             same_offer || (same_region && is_no_smaller_relative(launch, plan))
         }
         // A reservation is in one region. A backend that does not answer, or asks for patience for ever, does so there.
-        Some(Verdict::Refused(Scope::Reservation) | Verdict::Later | Verdict::Unanswered) => same_region,
+        Some(Verdict::Refused(Scope::Reservation | Scope::WholeRegion) | Verdict::Later | Verdict::Unanswered) => {
+            same_region
+        }
         Some(Verdict::Refused(Scope::Backend)) => true,
+        // That one is over, and says nothing of the next.
+        Some(Verdict::Refused(Scope::Launch)) => false,
     }
+}
+
+/// Whether a purchase was of exactly this, and nothing but itself was in its way.
+fn is_used_up(launch: &Launch, plan: &LaunchPlan) -> bool {
+    let of_plan = key_of(launch) == key_of_plan(plan) && launch.state.zone == plan.zone;
+    of_plan && verdict_of(launch) == Some(Verdict::Refused(Scope::Launch))
 }
 
 /// Whether the plan's type counts against the same quota and needs no less of it. The families of a cloud's types are

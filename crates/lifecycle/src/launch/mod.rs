@@ -230,10 +230,14 @@ pub enum Scope {
     Reservation,
     /// This family of types in this region; other zones are the same, other regions are not.
     Region,
+    /// Everything in this region.
+    WholeRegion,
     /// This offer, in whichever zone.
     Offer,
     /// Everything that this backend sells.
     Backend,
+    /// This launch and nothing else: another one may ask for the same.
+    Launch,
 }
 
 impl LaunchError {

@@ -342,6 +342,7 @@ fn a_refusal_leaves_out_what_it_is_about_and_nothing_else() {
     check_next(after(Scope::Network), "p5.large in west-b");
     check_next(after(Scope::Region), "p4.large in west-a");
     check_next(after(Scope::Reservation), "p5.large in east-a");
+    check_next(after(Scope::WholeRegion), "p5.large in east-a");
     check_next(after(Scope::Backend), "no_offers, no_offers");
     // A quota that is too small for the larger one leaves the smaller one.
     let mut huge = market()[3].clone();
@@ -350,6 +351,16 @@ fn a_refusal_leaves_out_what_it_is_about_and_nothing_else() {
     // No address is left in the zone, for whatever type.
     let zones = || (0..3).map(|place| refused(place as u128, &market()[place], Scope::Network, &[0, 1]));
     check_next(zones().collect(), "p5.large in east-a");
+}
+
+#[test]
+fn a_purchase_that_is_over_before_it_began_is_made_anew_at_the_same_place_and_not_for_ever() {
+    let west_b = |number| refused(number, &market()[1], Scope::Launch, &[0, 1]);
+    let before = refused(0, &market()[0], Scope::Zone, &[0, 1]);
+    check_next(vec![before.clone(), west_b(1)], "p5.large in west-b");
+    check_next(vec![west_b(1)], "p5.large in west-b");
+    check_next(vec![before.clone(), west_b(1), west_b(2)], "p5.large in west-b");
+    check_next(vec![before, west_b(1), west_b(2), west_b(3)], "p5.large in west-c");
 }
 
 #[test]

@@ -161,6 +161,10 @@ fn what_somebody_has_to_do_is_said_once_and_until_something_is_bought() {
                 capacity)";
     check(outlook::remedies(&[quota(), zone.clone(), quota()]), &[(None, told)]);
     check(outlook::remedies(&[quota(), launch(LaunchStatus::Done), zone]), &[]);
+    let region = refused(LaunchStatus::Failed, Verdict::Refused(Scope::WholeRegion), "500 groups.");
+    let told =
+        "for anything in fake-1, have `fake` remove what stands in the way there: VcpuLimitExceeded (500 groups)";
+    check(outlook::remedies(&[region]), &[(None, told)]);
     let backend = refused(LaunchStatus::Failed, Verdict::Refused(Scope::Backend), "not you");
     check(
         outlook::remedies(&[launch(LaunchStatus::Done), backend]),

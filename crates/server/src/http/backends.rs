@@ -135,6 +135,9 @@ fn refused(error: backends::Error) -> Error {
         | ErrorKind::ReservationUsedUp
         | ErrorKind::NoAddresses
         | ErrorKind::QuotaExceeded
+        | ErrorKind::RegionLimit
+        | ErrorKind::RegionClosed
+        | ErrorKind::LaunchUsedUp
         | ErrorKind::InvalidRequest
         | ErrorKind::RateLimited
         | ErrorKind::Unavailable => Error::bad_request(error.message),

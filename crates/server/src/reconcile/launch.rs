@@ -179,6 +179,8 @@ fn next_after(scope: Scope) -> &'static str {
         Scope::Network => "the other zones; this one has no addresses left",
         Scope::Reservation => "other regions; the reservation is used up",
         Scope::Region => "other types and regions; a quota must be raised for more of this one here",
+        Scope::WholeRegion => "other regions; nothing can be bought in this one as it is",
+        Scope::Launch => "the same once more, as another purchase",
         Scope::Offer => "other offers; this one can never be had like this",
         Scope::Backend => "other backends; this one refuses everything",
     }
@@ -202,6 +204,8 @@ fn verdict(kind: ErrorKind) -> Verdict {
         backends::Scope::Network => refused(Scope::Network),
         backends::Scope::Reservation => refused(Scope::Reservation),
         backends::Scope::Region => refused(Scope::Region),
+        backends::Scope::WholeRegion => refused(Scope::WholeRegion),
+        backends::Scope::Launch => refused(Scope::Launch),
         backends::Scope::Offer => refused(Scope::Offer),
         backends::Scope::Backend => refused(Scope::Backend),
         backends::Scope::Nothing if kind == ErrorKind::RateLimited => Verdict::Later,
