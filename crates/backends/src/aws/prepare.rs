@@ -225,7 +225,7 @@ mod tests {
                 "unavailable_because": null, "backend_data": null,
             },
             "zone": "us-west-2a", "count": 1, "least": 1, "cluster": false, "authorized_keys": [], "prepared": null,
-            "fleet_prepared": null,
+            "fleet_prepared": [],
         }))
         .unwrap();
         tags(&config, &order, "ubuntu", BTreeMap::from([("owner".to_owned(), "dstack".to_owned())]))

@@ -2,7 +2,7 @@
 
 use api::instances::InstanceAvailability;
 use backends::{AgentAccess, Machine, MachineState, OffersWanted};
-use ec2sim::{Kind, Settings};
+use ec2sim::Kind;
 use serde_json::json;
 
 use crate::rig::Rig;
@@ -11,8 +11,8 @@ fn made(rig: &Rig) -> usize {
     rig.sim.ledger().iter().filter(|entry| entry.kind == Kind::ElasticIp).count()
 }
 
-async fn one_machine(settings: Settings) -> (Rig, Machine) {
-    let rig = Rig::with(json!({}), settings).await;
+async fn one_machine() -> (Rig, Machine) {
+    let rig = Rig::public().await;
     rig.launch(rig.order(1, 1).await).await.unwrap();
     let machine = rig.machines(MachineState::Running, 1).await.remove(0);
     (rig, machine)
@@ -45,7 +45,7 @@ async fn one_address_is_made_whatever_becomes_of_the_answers() {
             "message": "Request has expired." }),
     ];
     for fault in faults {
-        let (rig, machine) = one_machine(Settings::immediate()).await;
+        let (rig, machine) = one_machine().await;
         rig.control("faults", fault.clone());
         let address = address_of(&rig, &machine).await;
         assert_eq!(made(&rig), 1, "{fault}");
@@ -57,7 +57,8 @@ async fn one_address_is_made_whatever_becomes_of_the_answers() {
 
 #[tokio::test]
 async fn an_address_that_aws_does_not_show_yet_is_waited_for() {
-    let (rig, machine) = one_machine(Settings { resource_unseen_ms: 300, ..Settings::immediate() }).await;
+    let (rig, machine) = one_machine().await;
+    rig.control("settings", json!({ "resource_unseen_ms": 300 }));
     address_of(&rig, &machine).await;
     assert_eq!(made(&rig), 1);
     rig.end_everything().await;

@@ -334,6 +334,10 @@ def reservations():
     ]
     described = ec2.describe_capacity_reservations(CapacityReservationIds=made)["CapacityReservations"]
     expect(f"reservations: {described}", len(described) == 3)
+    grouped = control("reservations", **place, groups=["training"])["reservation_id"]
+    groups = ec2.get_groups_for_capacity_reservation(CapacityReservationId=grouped)["CapacityReservationGroups"]
+    name = "arn:aws:resource-groups:us-west-2:123456789012:group/training"
+    expect(f"groups of a reservation: {groups}", [group["GroupArn"] for group in groups] == [name])
 
 
 def main():

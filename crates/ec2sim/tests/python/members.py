@@ -82,6 +82,8 @@ READ = {
     "DescribeSubnets": {"Subnets": "SubnetId VpcId AvailabilityZone AvailableIpAddressCount"},
     "DescribeVolumes": {"Volumes": "VolumeId", "Volumes.Tags": "Key Value"},
     "DescribeVpcs": {"Vpcs": "VpcId CidrBlock", "Vpcs.CidrBlockAssociationSet": "CidrBlock"},
+    "GetCallerIdentity": {"": "Account"},
+    "GetGroupsForCapacityReservation": {"CapacityReservationGroups": "GroupArn"},
     "GetProducts": {
         "PriceList": "product.attributes.instanceType",
         "PriceList.terms.OnDemand.*.priceDimensions.*": "unit pricePerUnit.USD",
