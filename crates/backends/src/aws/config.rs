@@ -302,20 +302,22 @@ fn check_regions(keys: &Keys<'_>, regions: &[String]) -> Result<()> {
     if regions.is_empty() {
         return Err(keys.refuse("regions", "at least one is needed; leave the key out for the usual ones"));
     }
-    for region in regions {
-        // As `us-west-2`; a zone has a letter at its end.
-        let is_region = region.split('-').count() >= 3
-            && region.ends_with(|last: char| last.is_ascii_digit())
-            && region.chars().all(|char| char.is_ascii_lowercase() || char.is_ascii_digit() || char == '-');
-        if !is_region {
-            let advice = match near_miss(region, DEFAULT_REGIONS) {
-                Some(near) => format!("; did you mean `{near}`?"),
-                None => String::new(),
-            };
-            return Err(keys.refuse("regions", &format!("`{region}` is no region{advice}")));
-        }
+    regions.iter().try_for_each(|region| check_region(keys, "regions", region))
+}
+
+fn check_region(keys: &Keys<'_>, key: &str, region: &str) -> Result<()> {
+    // As `us-west-2`; a zone has a letter at its end.
+    let is_region = region.split('-').count() >= 3
+        && region.ends_with(|last: char| last.is_ascii_digit())
+        && region.chars().all(|char| char.is_ascii_lowercase() || char.is_ascii_digit() || char == '-');
+    if is_region {
+        return Ok(());
     }
-    Ok(())
+    let advice = match near_miss(region, DEFAULT_REGIONS) {
+        Some(near) => format!("; did you mean `{near}`?"),
+        None => String::new(),
+    };
+    Err(keys.refuse(key, &format!("`{region}` is no region{advice}")))
 }
 
 fn check_network(
@@ -349,7 +351,12 @@ fn check_network(
         if let Some((region, _)) = by_region.iter().find(|(_, ids)| ids.is_empty()) {
             return Err(keys.refuse(key, &format!("nothing is given for `{region}`")));
         }
+        if let Some(region) = by_region.keys().find(|region| !regions.contains(region)) {
+            return Err(keys.refuse(key, &format!("`{region}` is not in `regions`")));
+        }
     }
+    // As in 0.22.5, there may be more of them than regions.
+    network.vpc_ids.keys().try_for_each(|region| check_region(keys, "vpc_ids", region))?;
     for cidr in network.ssh_cidrs.iter().flatten() {
         check_cidr(keys, cidr)?;
     }
@@ -495,6 +502,14 @@ mod tests {
         check_refused(
             json!({ "regions": ["us-west2"] }),
             "`regions` of backend `aws`: `us-west2` is no region; did you mean `us-west-2`?",
+        );
+        check_refused(
+            json!({ "vpc_ids": { "us-west-2a": "vpc-1" } }),
+            "`vpc_ids` of backend `aws`: `us-west-2a` is no region; did you mean `us-west-2`?",
+        );
+        check_refused(
+            json!({ "regions": ["us-east-1"], "subnet_ids": { "us-west-2": ["subnet-1"] } }),
+            "`subnet_ids` of backend `aws`: `us-west-2` is not in `regions`",
         );
         check_refused(
             json!({ "vpc_name": "a", "vpc_ids": { "us-east-1": "vpc-1" } }),

@@ -8,6 +8,7 @@
 )]
 
 mod addresses;
+mod configuration;
 mod faults;
 mod launches;
 mod offers;
