@@ -15,4 +15,4 @@ pub use gang::{
     profile_of,
 };
 pub use suits::{blocks_for, is_listed};
-pub use topology::{has_unlike_nodes, of_one_type};
+pub use topology::{has_unlike_nodes, neighbours_together, of_one_type};

@@ -107,7 +107,7 @@ pub(super) fn put_neighbours_together(nodes: &[Node], near: &[&PoolInstance], ch
     }
     let key = |candidacy: &&Candidacy| {
         let instance = near[candidacy.instance];
-        (&instance.network_path, instance.instance_num)
+        by_neighbourhood(&instance.network_path, instance.instance_num)
     };
     // Nodes without a machine stay where they are.
     let mut ordered: Vec<&Candidacy> = chosen.iter().flatten().copied().collect();
@@ -115,4 +115,22 @@ pub(super) fn put_neighbours_together(nodes: &[Node], near: &[&PoolInstance], ch
     for (place, candidacy) in chosen.iter_mut().filter(|place| place.is_some()).zip(ordered) {
         *place = Some(candidacy);
     }
+}
+
+/// What neighbouring machines are sorted by: the switches above a machine, and its number.
+fn by_neighbourhood(path: &[String], number: u32) -> (&[String], u32) {
+    (path, number)
+}
+
+/// For each rank the place of its machine in this list, so that neighbouring ranks are neighbouring machines; none if they
+/// are so already, or nobody knows how the machines are connected. Each machine is told by the switches above it and its
+/// number.
+pub fn neighbours_together(machines: &[(&[String], u32)]) -> Option<Vec<usize>> {
+    if machines.iter().any(|(path, _)| path.is_empty()) {
+        return None;
+    }
+    let key = |place: &usize| by_neighbourhood(machines[*place].0, machines[*place].1);
+    let mut order: Vec<usize> = (0..machines.len()).collect();
+    order.sort_by(|left, right| key(left).cmp(&key(right)));
+    (!order.is_sorted()).then_some(order)
 }

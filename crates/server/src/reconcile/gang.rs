@@ -1,17 +1,22 @@
 //! What the nodes of a gang are told of each other: where they are, and how they enter each other over SSH (one key for
-//! the gang, the keys that their servers show, and the ports at which those listen).
+//! the gang, the keys that their servers show, and the ports at which those listen). Before that, each rank gets its place
+//! in the network.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use api::agent::{ClusterInfo, GangAccess, SSH_PORT};
 use api::ids::InstanceId;
+use api::jobs::JobStatus;
+use lifecycle::events::Target;
 use lifecycle::instance::Instance;
 use lifecycle::job::Job;
+use lifecycle::placement::neighbours_together;
 use lifecycle::run::Run;
-use store::{instances, jobs};
+use store::leases::Table;
+use store::{Tx, Versioned, instances, jobs};
 
-use super::task_spec;
+use super::{record, task_spec};
 use crate::accounts::KeyPair;
 use crate::deps::Deps;
 use crate::gangs::KnownGang;
@@ -45,16 +50,88 @@ pub(super) async fn find_out(deps: &Deps, first: &Job, run: &Run) -> store::Resu
         .into_iter()
         .map(|machine| (machine.value.id, machine.value))
         .collect();
+    let rows = rows_of(deps, first).await?;
     let mut cluster = ClusterInfo::default();
-    for node in nodes_of(deps, first).await? {
+    for node in rows.iter().map(|row| &row.value) {
         let Some(machine) = node.instance_id.and_then(|id| machines.get(&id)) else { return Ok(None) };
         let joined = machine.state.joined_at.is_some();
-        let address = task_spec::address_of(&node, run, machine).filter(|_| joined);
+        let address = task_spec::address_of(node, run, machine).filter(|_| joined);
         let Some(address) = address else { return Ok(None) };
         cluster.node_ips.push(address);
-        cluster.gpus_per_node.push(task_spec::gpus_of(&node, machine));
+        cluster.gpus_per_node.push(task_spec::gpus_of(node, machine));
+    }
+    if put_neighbours_together(deps, run, &rows, &machines).await? {
+        // The first node may be elsewhere now.
+        return Err(store::Error::Stale);
     }
     Ok(Some(Arc::new(cluster)))
+}
+
+/// Lets nodes whose machines were bought for them change places, once it is known where those are in the network; says
+/// whether they did. Nodes get their machines before there are any.
+async fn put_neighbours_together(
+    deps: &Deps,
+    run: &Run,
+    rows: &[Versioned<Job>],
+    machines: &HashMap<InstanceId, Instance>,
+) -> store::Result<bool> {
+    let placed: Option<Vec<&Instance>> = rows
+        .iter()
+        .map(|row| machines.get(&row.value.instance_id?).filter(|machine| may_change(&row.value, machine)))
+        .collect();
+    let Some(placed) = placed else { return Ok(false) };
+    let are_alike = rows.windows(2).all(|pair| pair[0].value.spec.requirements == pair[1].value.spec.requirements);
+    let are_of_one_fleet = placed.windows(2).all(|pair| pair[0].fleet_id == pair[1].fleet_id);
+    if !are_alike || !are_of_one_fleet {
+        return Ok(false);
+    }
+    let paths: Vec<(&[String], u32)> =
+        placed.iter().map(|machine| (&machine.state.network_path[..], machine.instance_num)).collect();
+    let Some(order) = neighbours_together(&paths) else { return Ok(false) };
+    let moved = || rows.iter().zip(&order).enumerate().filter(|(rank, (_, place))| rank != *place);
+    let mut tx = deps.db.begin().await?;
+    for (_, (row, _)) in moved() {
+        instances::unassign(&mut tx, row.value.id).await?;
+    }
+    for (_, (row, place)) in moved() {
+        change_machine(deps, &mut tx, run, row, placed[*place]).await?;
+    }
+    tx.commit().await?;
+    deps.wake.ring(Table::Jobs);
+    deps.wake.tell_watchers();
+    Ok(true)
+}
+
+/// Whether a node can have another machine: it was given nothing to do on this one, which nobody else uses.
+fn may_change(job: &Job, machine: &Instance) -> bool {
+    let is_before_start = job.status == JobStatus::Provisioning && job.state.phase.is_none() && !job.state.given;
+    let has_all = job.state.blocks.len() == machine.state.total_blocks.max(1) as usize;
+    is_before_start && has_all && job.end.is_none() && machine.is_kept()
+}
+
+async fn change_machine(
+    deps: &Deps,
+    tx: &mut Tx,
+    run: &Run,
+    row: &Versioned<Job>,
+    machine: &Instance,
+) -> store::Result<()> {
+    let mut row = row.clone();
+    row.value.instance_id = Some(machine.id);
+    row.value.state.blocks = (0..machine.state.total_blocks.max(1)).collect();
+    task_spec::describe(&mut row.value, run, machine);
+    jobs::save_placed(&mut *tx, &row, deps.clock.now()).await?;
+    for block in &row.value.state.blocks {
+        instances::assign(&mut *tx, machine.id, *block, row.value.id).await?;
+    }
+    let name = &machine.state.name;
+    let message =
+        format!("Job moved to instance {name}, so that neighbouring ranks are neighbours in the network");
+    let targets = [
+        Target::job(row.value.project_id, row.value.run_id, row.value.id, &row.value.spec.job_name),
+        Target::instance(machine.project_id, machine.fleet_id, machine.id, name),
+    ];
+    record::events(deps, tx, &[message], &targets).await
 }
 
 /// The gang as one of its nodes is told of it.
@@ -98,10 +175,14 @@ pub(super) async fn ssh_ports_of(deps: &Deps, job: &Job) -> store::Result<Vec<u1
 
 /// The latest submissions of the gang's nodes, by rank.
 async fn nodes_of(deps: &Deps, job: &Job) -> store::Result<Vec<Job>> {
-    let all = jobs::list_latest(&deps.db, job.run_id).await?.into_iter().map(|loaded| loaded.value);
-    let mut nodes: Vec<Job> = all.filter(|node| node.replica_num == job.replica_num).collect();
-    nodes.sort_by_key(|node| node.job_num);
-    Ok(nodes)
+    Ok(rows_of(deps, job).await?.into_iter().map(|row| row.value).collect())
+}
+
+async fn rows_of(deps: &Deps, job: &Job) -> store::Result<Vec<Versioned<Job>>> {
+    let all = jobs::list_latest(&deps.db, job.run_id).await?.into_iter();
+    let mut rows: Vec<Versioned<Job>> = all.filter(|row| row.value.replica_num == job.replica_num).collect();
+    rows.sort_by_key(|row| row.value.job_num);
+    Ok(rows)
 }
 
 /// Where a node's SSH server is for its peers: on the host's network at the port that it has found; on a network of

@@ -54,11 +54,14 @@ pub(crate) async fn live(mut world: World, nodes: u32) -> Times {
     Times { asked, idle, running, over, gone, run_instances, terminate_instances }
 }
 
-/// Neighbouring ranks are neighbouring machines.
-async fn check_neighbours(world: &World, run: RunId) {
+/// Neighbouring ranks are neighbouring machines, and each node knows where the others are.
+pub(crate) async fn check_neighbours(world: &World, run: RunId) {
     let machines = world.instances().await;
-    let paths: HashMap<_, _> = machines.iter().map(|one| (one.id, &one.state.network_path)).collect();
+    let by_id: HashMap<_, _> = machines.iter().map(|one| (one.id, &one.state)).collect();
     let jobs = store::jobs::list_latest(&world.deps.db, run).await.unwrap();
-    let by_rank: Vec<&Vec<String>> = jobs.iter().map(|job| paths[&job.value.instance_id.unwrap()]).collect();
+    let of_rank: Vec<_> = jobs.iter().map(|job| by_id[&job.value.instance_id.unwrap()]).collect();
+    let addresses: Vec<_> = of_rank.iter().map(|state| state.internal_ip.clone().unwrap()).collect();
+    assert_eq!(jobs[0].value.state.cluster.as_ref().unwrap().node_ips, addresses);
+    let by_rank: Vec<&Vec<String>> = of_rank.iter().map(|state| &state.network_path).collect();
     assert!(by_rank.iter().all(|path| path.len() == 3) && by_rank.is_sorted(), "{by_rank:?}");
 }

@@ -1,9 +1,10 @@
-//! What is measured before anything is bought: regions that do not answer, quotas and reservations.
+//! What is measured: before anything is bought, regions, quotas and reservations; and where in the network machines are.
 
 use api::instances::InstanceStatus;
 use api::runs::RunStatus;
 use serde_json::json;
 
+use crate::gang::check_neighbours;
 use crate::world::{REGION, World, quick};
 
 /// The vCPUs of two machines of the example.
@@ -97,6 +98,21 @@ async fn tasks_run_on_machines_of_the_reservation_that_they_name() {
     let run = world.submit(2, json!({ "reservation": reservation })).await;
     world.wait_for_run(run, RunStatus::Running).await;
     assert_eq!(world.made(), 2);
+    world.stop_run(run).await;
+    world.wait_for_run(run, RunStatus::Terminated).await;
+    world.delete_fleet().await;
+    world.wait_for_end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ranks_follow_the_network_also_on_machines_that_are_bought_for_the_run() {
+    let mut world = World::start(quick()).await;
+    world.add_fleet(json!("0..8"), json!({})).await;
+    let run = world.submit(8, json!({})).await;
+    world.wait_for_run(run, RunStatus::Running).await;
+    check_neighbours(&world, run).await;
+    let story = world.story().await;
+    assert!(story.iter().any(|message| message.starts_with("Job moved to instance my-efa-fleet-")), "{story:?}");
     world.stop_run(run).await;
     world.wait_for_run(run, RunStatus::Terminated).await;
     world.delete_fleet().await;
