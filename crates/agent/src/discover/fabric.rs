@@ -1,4 +1,5 @@
-//! RDMA devices, the nodes through which programs use them, and what else those programs need, from sysfs and procfs.
+//! RDMA devices, the nodes through which programs use them, what else those programs need, and the switches between
+//! GPUs, from sysfs and procfs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,19 +12,47 @@ use crate::discover::{Roots, read};
 /// The capability that lifts every limit of resources, as the kernel numbers it.
 const CAP_SYS_RESOURCE: u32 = 24;
 
-/// What the machine has now. Whatever cannot be read is not there.
+/// Amazon, and what the devices of its adapters begin with, as the PCI bus numbers them.
+const EFA_PCI: (&str, &str) = ("0x1d0f", "0xefa");
+
+/// The daemon that sets up the switches between GPUs, as the kernel cuts its name.
+const FABRIC_MANAGER: &str = "nv-fabricmanage";
+
+/// What the machine has now, as files tell. Whatever cannot be read is not there.
 pub(super) fn find(roots: &Roots) -> Fabric {
+    let nvswitches = entries(&roots.proc.join("driver/nvidia-nvswitch/devices")).len();
     let module = |name: &str| Some(roots.sys.join("module").join(name)).filter(|path| path.is_dir());
     Fabric {
         devices: devices(roots),
         uverbs: uverbs(roots),
         other_nodes: other_nodes(roots),
         efa_module: module("efa").map(|path| KernelModule { version: read(&path.join("version")) }),
+        efa_pci_functions: efa_pci_functions(&roots.sys.join("bus/pci/devices")),
         has_gdrdrv: roots.dev.join("gdrdrv").exists(),
         has_nvidia_peermem: module("nvidia_peermem").is_some(),
         huge_pages: read(&roots.proc.join("meminfo")).and_then(|text| parse_huge_pages(&text)),
         memlock_bytes: memlock_bytes(roots),
+        nvswitches: u32::try_from(nvswitches).unwrap_or(u32::MAX),
+        has_fabric_manager: 0 < nvswitches && runs(roots, FABRIC_MANAGER),
+        gpu_fabrics: Vec::new(),
     }
+}
+
+/// How many adapters the bus has. One without a driver shows nowhere else.
+fn efa_pci_functions(devices: &Path) -> Option<u32> {
+    let (vendor, device) = EFA_PCI;
+    let is_efa = |path: &PathBuf| {
+        read(&path.join("vendor")).is_some_and(|found| found == vendor)
+            && read(&path.join("device")).is_some_and(|found| found.starts_with(device))
+    };
+    let count = devices.is_dir().then(|| entries(devices).values().filter(|path| is_efa(path)).count())?;
+    u32::try_from(count).ok()
+}
+
+/// Whether a process of this name runs.
+fn runs(roots: &Roots, name: &str) -> bool {
+    let mut processes = entries(&roots.proc).into_iter().filter(|(number, _)| number.parse::<u32>().is_ok());
+    processes.any(|(_, path)| read(&path.join("comm")).is_some_and(|found| found == name))
 }
 
 /// The folder's entries by name.
@@ -217,6 +246,49 @@ mod tests {
         assert!(!find(&tree.roots()).differs(&found));
         tree.write("proc/meminfo", &meminfo.replace("21120", "7"));
         assert!(find(&tree.roots()).differs(&found));
+    }
+
+    #[test]
+    fn an_adapter_whose_port_is_down_is_of_no_use() {
+        let tree = Tree::new();
+        tree.add(0, "rdmap0s6", "efa", true);
+        tree.add(1, "rdmap1s6", "efa", true);
+        tree.write("sys/class/infiniband/rdmap1s6/ports/1/state", "1: DOWN\n");
+        let found = find(&tree.roots());
+        assert_eq!((found.efa().count(), found.efa_count()), (2, 1));
+        assert!(found.is_down(&found.uverbs[1]) && !found.is_down(&found.uverbs[0]));
+        // What is not known is no reason to do without it.
+        tree.write("sys/class/infiniband/rdmap1s6/ports/1/state", "");
+        assert_eq!(find(&tree.roots()).efa_count(), 2);
+    }
+
+    #[test]
+    fn adapters_without_a_driver_are_seen_on_the_bus() {
+        let tree = Tree::new();
+        tree.write("sys/bus/pci/devices/0000:00:05.0/vendor", "0x1d0f\n");
+        tree.write("sys/bus/pci/devices/0000:00:05.0/device", "0xec20\n");
+        assert_eq!(find(&tree.roots()).efa_pci_functions, Some(0));
+        for (slot, device) in [(6, "0xefa1\n"), (7, "0xefa3\n")] {
+            tree.write(&format!("sys/bus/pci/devices/0000:00:0{slot}.0/vendor"), "0x1d0f\n");
+            tree.write(&format!("sys/bus/pci/devices/0000:00:0{slot}.0/device"), device);
+        }
+        assert_eq!(find(&tree.roots()).efa_pci_functions, Some(2));
+    }
+
+    #[test]
+    fn the_fabric_manager_is_looked_for_where_there_are_switches() {
+        let tree = Tree::new();
+        tree.write("proc/1/comm", "systemd\n");
+        tree.write("proc/4711/comm", "nv-fabricmanage\n");
+        let found = find(&tree.roots());
+        assert_eq!((found.nvswitches, found.has_fabric_manager, found.joins_gpus()), (0, false, false));
+        for number in 0..6 {
+            tree.write(&format!("proc/driver/nvidia-nvswitch/devices/0000:00:1{number}.0"), "");
+        }
+        let found = find(&tree.roots());
+        assert_eq!((found.nvswitches, found.has_fabric_manager, found.joins_gpus()), (6, true, true));
+        fs::remove_dir_all(tree.roots().proc.join("4711")).unwrap();
+        assert!(!find(&tree.roots()).has_fabric_manager);
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub(crate) fn basics(roots: &Roots) -> HostInfo {
         cpu_arch: cpu_arch(&field(nix::sys::utsname::UtsName::machine)),
         cpus: std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32),
         memory_bytes: memory_bytes(roots),
-        disk_available_bytes: disk_available_bytes(),
+        disk_available_bytes: ["/var/lib/docker", "/"].into_iter().find_map(disk_available_bytes).unwrap_or(0),
         internal_ip: internal_ip(&interfaces, default_interface(&route).as_deref()),
         addresses: interfaces.into_iter().map(|(_, address)| address.to_string()).collect(),
         ..HostInfo::default()
@@ -78,15 +78,12 @@ fn limit_files(groups: &str) -> Vec<PathBuf> {
     files
 }
 
-/// What is free where containers keep their data, or else anywhere.
-fn disk_available_bytes() -> u64 {
-    let places = ["/var/lib/docker", "/"];
-    let statistics = places.iter().find_map(|place| statvfs(*place).ok());
-    statistics.map_or(0, |statistics| {
-        #[expect(clippy::useless_conversion, reason = "the width depends on the platform")]
-        let available = u64::from(statistics.blocks_available());
-        available * statistics.fragment_size()
-    })
+/// What is free where a folder is; none if it is not there.
+pub(crate) fn disk_available_bytes(folder: &str) -> Option<u64> {
+    let statistics = statvfs(folder).ok()?;
+    #[expect(clippy::useless_conversion, reason = "the width depends on the platform")]
+    let available = u64::from(statistics.blocks_available());
+    Some(available * statistics.fragment_size())
 }
 
 /// Addresses by interface, without loopback and link-local ones.

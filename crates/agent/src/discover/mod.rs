@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use api::agent::{Fabric, HostInfo};
+use api::agent::{DockerInfo, Fabric, GpuFabric, HostInfo};
 
 use crate::clock;
 use crate::host::Engine;
@@ -62,8 +62,10 @@ impl Roots {
 /// The whole machine, without its container engine.
 pub(crate) fn machine(roots: &Roots) -> HostInfo {
     let mut info = machine::basics(roots);
+    info.fabric = fabric::find(roots);
     match nvidia::find(roots) {
         Ok(found) => {
+            info.fabric.gpu_fabrics = found.fabrics;
             info.gpu_driver = found.driver;
             info.cuda_version = found.cuda_version;
             info.gpus = found.gpus;
@@ -76,13 +78,30 @@ pub(crate) fn machine(roots: &Roots) -> HostInfo {
         info.gpus.extend(amd);
     }
     info.product_name = read(&roots.sys.join("class/dmi/id/product_name"));
-    info.fabric = fabric::find(roots);
     info
 }
 
-/// What the machine has for RDMA: a few small files, so that it may be looked at often.
+/// What the machine has for RDMA, and between its GPUs: a few small files, so that it may be looked at often.
 pub(crate) fn fabric(roots: &Roots) -> Fabric {
     fabric::find(roots)
+}
+
+/// How the GPUs are joined, which only their driver tells; none if it does not answer.
+pub(crate) fn gpu_fabrics() -> Option<Vec<GpuFabric>> {
+    nvidia::fabrics()
+}
+
+/// Adds the container engine, or why there is none. Jobs have the disk on which it keeps containers, which need not be
+/// that of the rest of the machine.
+pub(crate) fn add_engine(info: &mut HostInfo, engine: Result<DockerInfo, String>) {
+    match engine {
+        Ok(docker) => {
+            let available = docker.root_dir.as_deref().and_then(machine::disk_available_bytes);
+            info.disk_available_bytes = available.unwrap_or(info.disk_available_bytes);
+            info.docker = Some(docker);
+        }
+        Err(error) => info.docker_error = Some(error),
+    }
 }
 
 /// The text of a file without the space around it; none if there is none.
@@ -95,10 +114,7 @@ fn read(path: &Path) -> Option<String> {
 pub(crate) fn run() -> anyhow::Result<String> {
     let mut info = machine(&Roots::from_env());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    match runtime.block_on(Engine::new(true).info()) {
-        Ok(docker) => info.docker = Some(docker),
-        Err(error) => info.docker_error = Some(error),
-    }
+    add_engine(&mut info, runtime.block_on(Engine::new(true).info()));
     Ok(serde_json::to_string_pretty(&info)?)
 }
 
@@ -133,4 +149,27 @@ fn output_of(program: &str, arguments: &[&str]) -> Result<String, String> {
     };
     let text = reader.join().unwrap_or_default();
     if status.success() { Ok(text) } else { Err(format!("`{program}` failed: {status}: {}", text.trim())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_disk_of_a_job_is_that_of_the_engine() {
+        let available = |root_dir: Option<&str>| {
+            let mut info = HostInfo { disk_available_bytes: 7, ..HostInfo::default() };
+            let root_dir = root_dir.map(str::to_owned);
+            add_engine(&mut info, Ok(DockerInfo { root_dir, ..DockerInfo::default() }));
+            assert!(info.docker.is_some());
+            info.disk_available_bytes
+        };
+        // A file system without blocks.
+        assert_eq!(available(Some("/proc")), 0);
+        assert_eq!(available(Some("/no/such/folder")), 7);
+        assert_eq!(available(None), 7);
+        let mut info = HostInfo::default();
+        add_engine(&mut info, Err("no socket".to_owned()));
+        assert_eq!((info.docker, info.docker_error.as_deref()), (None, Some("no socket")));
+    }
 }

@@ -1,11 +1,20 @@
-//! NVIDIA's GPUs, as `nvidia-smi` prints them.
+//! NVIDIA's GPUs, and whether they are joined, as `nvidia-smi` prints it.
 
-use api::agent::HostGpu;
+use api::agent::{GpuFabric, HostGpu};
 
 use crate::discover::{Roots, output_of};
 
 /// What is asked of every GPU, in this order.
 const FIELDS: &str = "index,name,memory.total,uuid,driver_version,pci.bus_id";
+
+/// What is asked beside it, of drivers that know of it.
+const FABRIC_FIELDS: &str = "fabric.state,fabric.status";
+
+/// How the tool ends that is asked for what it does not know.
+const UNKNOWN_FIELD: &str = "exit status: 2";
+
+/// The tool.
+const TOOL: &str = "nvidia-smi";
 
 /// All that `nvidia-smi` tells.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -16,6 +25,8 @@ pub(crate) struct Nvidia {
     pub(crate) driver: Option<String>,
     /// The newest CUDA version that the driver can run.
     pub(crate) cuda_version: Option<String>,
+    /// Those that are joined by a fabric.
+    pub(crate) fabrics: Vec<GpuFabric>,
 }
 
 /// The machine's GPUs. The error is a sentence about a machine that has some and does not show them.
@@ -26,10 +37,13 @@ pub(crate) fn find(roots: &Roots) -> Result<Nvidia, String> {
     if !has_driver {
         return Ok(Nvidia::default());
     }
-    let query = format!("--query-gpu={FIELDS}");
-    let text = output_of("nvidia-smi", &[&query, "--format=csv,noheader,nounits"])?;
+    // Each question takes long where no daemon keeps the driver awake.
+    let text = match ask(&format!("{FIELDS},{FABRIC_FIELDS}")) {
+        Err(error) if error.contains(UNKNOWN_FIELD) => ask(FIELDS)?,
+        answer => answer?,
+    };
     let mut found = parse_query(&text);
-    found.cuda_version = output_of("nvidia-smi", &[]).ok().and_then(|text| parse_cuda(&text));
+    found.cuda_version = output_of(TOOL, &[]).ok().and_then(|text| parse_cuda(&text));
     for gpu in &mut found.gpus {
         let node = gpu.pci.as_ref().and_then(|pci| {
             let file = roots.sys.join("bus/pci/devices").join(pci).join("numa_node");
@@ -40,17 +54,40 @@ pub(crate) fn find(roots: &Roots) -> Result<Nvidia, String> {
     Ok(found)
 }
 
+/// How the GPUs are joined now, of a machine whose driver tells; none if it does not answer.
+pub(crate) fn fabrics() -> Option<Vec<GpuFabric>> {
+    let text = ask(&format!("index,{FABRIC_FIELDS}")).ok()?;
+    let lines = text.lines().map(fields);
+    Some(lines.filter_map(|fields| fabric(fields.first()?.parse().ok()?, &fields[1..])).collect())
+}
+
+fn ask(fields: &str) -> Result<String, String> {
+    output_of(TOOL, &[&format!("--query-gpu={fields}"), "--format=csv,noheader,nounits"])
+}
+
+fn fields(line: &str) -> Vec<&str> {
+    line.split(',').map(str::trim).collect()
+}
+
+/// How one GPU is joined to others; none if it is not.
+fn fabric(index: u32, fields: &[&str]) -> Option<GpuFabric> {
+    let [state, status] = fields else { return None };
+    let status = known(status).unwrap_or_default().to_owned();
+    Some(GpuFabric { index, state: known(state)?.to_owned(), status })
+}
+
 /// Reads the answer to the query, a line for each GPU. Lines that are something else are skipped.
 fn parse_query(text: &str) -> Nvidia {
     let mut found = Nvidia::default();
     for line in text.lines() {
-        let fields: Vec<&str> = line.split(',').map(str::trim).collect();
-        let [index, name, memory, uuid, driver, pci] = fields[..] else {
+        let fields = fields(line);
+        let [index, name, memory, uuid, driver, pci, ref rest @ ..] = fields[..] else {
             continue;
         };
         let Ok(index) = index.parse() else {
             continue;
         };
+        found.fabrics.extend(fabric(index, rest));
         found.driver = found.driver.or_else(|| known(driver).map(str::to_owned));
         found.gpus.push(HostGpu {
             vendor: "nvidia".to_owned(),
@@ -141,6 +178,23 @@ Mon Nov 23 10:00:00 2026
         assert_eq!(parse_query("No devices were found\n"), Nvidia::default());
         let odd = parse_query("0, Tesla T4, [N/A], GPU-1, [N/A], [N/A]\n");
         assert_eq!((odd.driver, odd.gpus[0].memory_mib), (None, 0));
+    }
+
+    #[test]
+    fn gpus_that_are_joined_say_how_far_that_has_come() {
+        let check = |columns: [&str; 2], expected: &[(u32, &str, &str)]| {
+            let lines = EIGHT.lines().zip(columns).map(|(line, more)| format!("{line}, {more}\n"));
+            let found = parse_query(&lines.collect::<String>());
+            assert_eq!(found.gpus.len(), 2);
+            let fabrics: Vec<(u32, &str, &str)> =
+                found.fabrics.iter().map(|gpu| (gpu.index, &*gpu.state, &*gpu.status)).collect();
+            assert_eq!(fabrics, expected);
+        };
+        check(["Completed, Success"; 2], &[(0, "Completed", "Success"), (1, "Completed", "Success")]);
+        check(["Completed, Success", "In Progress, N/A"], &[(0, "Completed", "Success"), (1, "In Progress", "")]);
+        check(["N/A, N/A"; 2], &[]);
+        check(["[N/A], [N/A]"; 2], &[]);
+        assert_eq!(parse_query(EIGHT).fabrics, []);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::agent::Fabric;
 use tokio::time::{Instant, sleep};
 use tracing::info;
 
@@ -21,7 +22,8 @@ pub(crate) async fn keep_looking(host: Arc<Host>) {
     let mut unsettled_until = Instant::now() + UNSETTLED;
     loop {
         sleep(if Instant::now() < unsettled_until { SOON } else { LATER }).await;
-        if look(&host).await {
+        let (has_changed, are_joined_anew) = (look(&host).await, ask_driver(&host).await);
+        if has_changed || are_joined_anew {
             unsettled_until = Instant::now() + UNSETTLED;
         }
     }
@@ -33,6 +35,8 @@ pub(crate) async fn look(host: &Host) -> bool {
     let Ok(fabric) = tokio::task::spawn_blocking(move || discover::fabric(&roots)).await else { return false };
     let (adapters, devices) = (fabric.efa_count(), fabric.devices.len());
     let has_changed = host.news.send_if_modified(|news| {
+        // Files do not tell how GPUs are joined.
+        let fabric = Fabric { gpu_fabrics: news.fabric.gpu_fabrics.clone(), ..fabric };
         let has_changed = news.fabric.differs(&fabric);
         news.fabric = fabric;
         has_changed
@@ -41,4 +45,18 @@ pub(crate) async fn look(host: &Host) -> bool {
         info!("the host has {devices} RDMA devices now, and {adapters} EFA devices that can be used");
     }
     has_changed
+}
+
+/// Asks the driver once how the GPUs are joined, where they are joined by something that has to be set up; answers
+/// whether that has changed. It takes a program of the vendor's, which other machines are spared.
+async fn ask_driver(host: &Host) -> bool {
+    if !host.news.borrow().fabric.joins_gpus() {
+        return false;
+    }
+    let Ok(Some(gpu_fabrics)) = tokio::task::spawn_blocking(discover::gpu_fabrics).await else { return false };
+    host.news.send_if_modified(|news| {
+        let has_changed = news.fabric.gpu_fabrics != gpu_fabrics;
+        news.fabric.gpu_fabrics = gpu_fabrics;
+        has_changed
+    })
 }

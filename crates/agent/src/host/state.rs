@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-use crate::discover::Roots;
+use crate::discover::{self, Roots};
 use crate::host::authorized_keys::Ways;
 use crate::host::blobs;
 use crate::host::container::Engine;
@@ -269,10 +269,7 @@ impl Host {
     /// This agent's share of the machine, with its container engine.
     pub(crate) async fn info(&self) -> HostInfo {
         let mut info = self.share();
-        match self.engine.info().await {
-            Ok(docker) => info.docker = Some(docker),
-            Err(error) => info.docker_error = Some(error),
-        }
+        discover::add_engine(&mut info, self.engine.info().await);
         info
     }
 

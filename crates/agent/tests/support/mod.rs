@@ -8,6 +8,7 @@
     reason = "every test file uses another part of this"
 )]
 
+pub mod events;
 pub mod git;
 pub mod metadata;
 pub mod ssh;

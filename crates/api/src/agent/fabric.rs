@@ -1,4 +1,4 @@
-//! What a host has for traffic past the kernel: RDMA devices, and what programs need to use them.
+//! What a host has for traffic past the kernel: RDMA devices, what programs need to use them, and what joins its GPUs.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,11 @@ use serde::{Deserialize, Serialize};
 /// The kernel driver of Elastic Fabric Adapters.
 pub const EFA_DRIVER: &str = "efa";
 
-/// What a host has for RDMA. Devices may come late, so an agent looks again and tells what has changed.
+/// How the kernel's word for a port ends that carries traffic: `4: ACTIVE`.
+const PORT_ACTIVE: &str = ": ACTIVE";
+
+/// What a host has for RDMA, and between its GPUs. Devices may come late, so an agent looks again and tells what has
+/// changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Fabric {
@@ -19,6 +23,8 @@ pub struct Fabric {
     pub other_nodes: Vec<String>,
     /// The driver of Elastic Fabric Adapters, if it is loaded.
     pub efa_module: Option<KernelModule>,
+    /// How many Elastic Fabric Adapters are on the PCI bus, with a driver or without; unset: not known.
+    pub efa_pci_functions: Option<u32>,
     /// There is `/dev/gdrdrv`, through which the CPU reaches the memory of GPUs.
     pub has_gdrdrv: bool,
     /// The module by which RDMA devices reach the memory of NVIDIA's GPUs is loaded.
@@ -27,6 +33,12 @@ pub struct Fabric {
     pub huge_pages: Option<HugePages>,
     /// The most memory that a job can be allowed to lock, in bytes, the highest number for any; unset: not known.
     pub memlock_bytes: Option<u64>,
+    /// NVIDIA's switches between GPUs that are the host's own.
+    pub nvswitches: u32,
+    /// The daemon that sets these switches up runs. It is looked for only where there are some.
+    pub has_fabric_manager: bool,
+    /// How GPUs that are joined by a fabric have come to be part of it; those that are not are left out.
+    pub gpu_fabrics: Vec<GpuFabric>,
 }
 
 impl Fabric {
@@ -35,9 +47,21 @@ impl Fabric {
         self.uverbs.iter().filter(|uverbs| uverbs.driver == EFA_DRIVER)
     }
 
-    /// How many Elastic Fabric Adapters programs can use: those whose node is there.
+    /// How many Elastic Fabric Adapters programs can use: those whose node is there, and whose port is not known to be
+    /// down.
     pub fn efa_count(&self) -> u32 {
-        u32::try_from(self.efa().filter(|uverbs| uverbs.has_node).count()).unwrap_or(u32::MAX)
+        let usable = self.efa().filter(|uverbs| uverbs.has_node && !self.is_down(uverbs));
+        u32::try_from(usable.count()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether a port of a node's device is known to carry no traffic.
+    pub fn is_down(&self, uverbs: &UverbsDevice) -> bool {
+        self.devices.iter().any(|device| device.name == uverbs.device && device.has_port_down())
+    }
+
+    /// Whether the GPUs are joined by something that has to be set up, so that it is worth asking their driver.
+    pub fn joins_gpus(&self) -> bool {
+        0 < self.nvswitches || !self.gpu_fabrics.is_empty()
     }
 
     /// Whether the other one says something that matters beside this one. How many huge pages are free changes all
@@ -63,6 +87,32 @@ pub struct RdmaDevice {
     pub port_states: BTreeMap<u32, String>,
     /// `InfiniBand` or `Ethernet`.
     pub link_layer: String,
+}
+
+impl RdmaDevice {
+    /// Whether a port is known to carry no traffic.
+    pub fn has_port_down(&self) -> bool {
+        self.port_states.values().any(|state| !state.is_empty() && !state.ends_with(PORT_ACTIVE))
+    }
+}
+
+/// How one GPU has come to be part of the fabric between GPUs, in the words of its driver.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GpuFabric {
+    /// The driver's index of the GPU.
+    pub index: u32,
+    /// How far it has come: `Not Started`, `In Progress` or `Completed`.
+    pub state: String,
+    /// How it has ended: `Success`, or what is wrong.
+    pub status: String,
+}
+
+impl GpuFabric {
+    /// Whether the GPU reaches the others.
+    pub fn is_ready(&self) -> bool {
+        self.state == "Completed" && ["Success", ""].contains(&self.status.as_str())
+    }
 }
 
 /// The node through which programs use one RDMA device.

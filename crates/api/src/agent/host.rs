@@ -35,7 +35,7 @@ pub struct HostInfo {
     pub docker: Option<DockerInfo>,
     /// Why there is no container engine, if none answers.
     pub docker_error: Option<String>,
-    /// What it has for RDMA.
+    /// What it has for RDMA, and between its GPUs.
     pub fabric: Fabric,
     /// The machine's name as its maker wrote it, for instance `p5.48xlarge`.
     pub product_name: Option<String>,
@@ -64,7 +64,7 @@ impl HostInfo {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HostNews {
-    /// What it has for RDMA.
+    /// What it has for RDMA, and between its GPUs.
     pub fabric: Fabric,
     /// What its cloud says that it is.
     pub cloud: Option<CloudMachine>,
@@ -94,7 +94,7 @@ pub struct HostGpu {
 }
 
 /// The container engine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DockerInfo {
     /// The engine's version.
     pub version: String,
@@ -104,4 +104,10 @@ pub struct DockerInfo {
     pub live_restore: bool,
     /// Runtimes by name, for instance `nvidia`.
     pub runtimes: Vec<String>,
+    /// Where it keeps images and containers; unset: not known.
+    #[serde(default)]
+    pub root_dir: Option<String>,
+    /// It finds NVIDIA's container toolkit, by which it gives GPUs to containers; unset: not known.
+    #[serde(default)]
+    pub has_nvidia_toolkit: Option<bool>,
 }

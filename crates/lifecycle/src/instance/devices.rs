@@ -1,6 +1,6 @@
 //! Which device nodes of a machine a container gets that has the machine for itself.
 
-use api::agent::{EFA_DRIVER, Fabric};
+use api::agent::{EFA_DRIVER, Fabric, UverbsDevice};
 
 /// The folder of the nodes of RDMA devices, on every machine.
 const RDMA_NODES: &str = "/dev/infiniband";
@@ -13,10 +13,12 @@ const GDRDRV: &str = "/dev/gdrdrv";
 /// A machine with Elastic Fabric Adapters may have other RDMA devices for its own use, through which no other machine
 /// is reached: a program that sees those takes them for the network, and falls back to TCP without a word. So where
 /// there are adapters, there is nothing else. They are not connected through the kernel and need no node but their own.
+/// One whose port is down would be taken for a way to the others, too.
 pub fn rdma_nodes(fabric: &Fabric) -> Vec<String> {
     let has_adapters = fabric.efa().next().is_some();
-    let is_wanted = |driver: &str| !has_adapters || driver == EFA_DRIVER;
-    let uverbs = fabric.uverbs.iter().filter(|uverbs| uverbs.has_node && is_wanted(&uverbs.driver));
+    let is_wanted =
+        |uverbs: &UverbsDevice| !has_adapters || uverbs.driver == EFA_DRIVER && !fabric.is_down(uverbs);
+    let uverbs = fabric.uverbs.iter().filter(|uverbs| uverbs.has_node && is_wanted(uverbs));
     let names: Vec<&str> = uverbs.map(|uverbs| uverbs.name.as_str()).collect();
     let others = fabric.other_nodes.iter().filter(|_| !has_adapters && !names.is_empty()).map(String::as_str);
     let nodes = names.iter().copied().chain(others).map(|name| format!("{RDMA_NODES}/{name}"));
@@ -25,7 +27,7 @@ pub fn rdma_nodes(fabric: &Fabric) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use api::agent::UverbsDevice;
+    use api::agent::RdmaDevice;
 
     use super::*;
 
@@ -76,5 +78,17 @@ mod tests {
         some.uverbs[1].has_node = false;
         check(&some, &["/dev/gdrdrv"]);
         check(&fabric(&[]), &[]);
+    }
+
+    #[test]
+    fn an_adapter_whose_port_is_down_is_not_given() {
+        let down = |driver: &str| {
+            let port_states = [(1, "1: DOWN".to_owned())].into();
+            let device = RdmaDevice { name: "device0".to_owned(), port_states, ..RdmaDevice::default() };
+            Fabric { devices: vec![device], other_nodes: vec![], ..fabric(&[driver; 2]) }
+        };
+        check(&down("efa"), &["/dev/infiniband/uverbs1"]);
+        // Machines on InfiniBand have ports that nobody has ever plugged in, and programs that know.
+        check(&down("mlx5_core"), &["/dev/infiniband/uverbs0", "/dev/infiniband/uverbs1"]);
     }
 }

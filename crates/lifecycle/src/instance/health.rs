@@ -1,6 +1,8 @@
 //! Whether a machine has what it should have, by what its agent says.
 
-use api::agent::{Fabric, HostInfo};
+use std::collections::BTreeMap;
+
+use api::agent::{DockerInfo, Fabric, HostInfo};
 use api::instances::HealthStatus;
 use serde::{Deserialize, Serialize};
 
@@ -77,33 +79,55 @@ pub(super) fn judge(host: &HostInfo, expected: Expected) -> Health {
     let has_efa = 0 < found || fabric.efa().next().is_some() || expected.efa.is_some_and(|count| 0 < count);
     let efa = has_efa.then_some(EfaCount { found, expected: expected.efa });
     let mut checks: Vec<Check> = efa.map(|efa| efa_checks(efa, fabric)).unwrap_or_default();
-    let gpus = u32::try_from(host.gpus.len()).unwrap_or(u32::MAX);
-    if let Some(expected) = expected.gpus.filter(|expected| 0 < *expected) {
-        let status = if gpus < expected { HealthStatus::Failure } else { HealthStatus::Healthy };
-        checks.push(check("gpus", status, format!("{gpus}/{expected}")));
-    }
+    checks.extend(gpu_checks(host, expected));
     let has_rdma = !fabric.uverbs.is_empty();
     if has_efa || has_rdma {
         checks.extend(memory_checks(fabric, has_efa));
-        let yes_or_no = |has: bool| if has { "is there" } else { "is not there" }.to_owned();
-        if 0 < gpus {
-            checks.push(check("gdrdrv", HealthStatus::Healthy, yes_or_no(fabric.has_gdrdrv)));
+        if !host.gpus.is_empty() {
+            let yes_or_no = if fabric.has_gdrdrv { "is there" } else { "is not there" };
+            checks.push(check("gdrdrv", HealthStatus::Healthy, yes_or_no.to_owned()));
+        }
+        // The driver of adapters reaches the memory of GPUs by itself, as may those of others.
+        if has_nvidia(host) && !has_efa {
+            let yes_or_no = if fabric.has_nvidia_peermem { "is loaded" } else { "is not loaded" };
+            checks.push(check("nvidia_peermem", HealthStatus::Healthy, yes_or_no.to_owned()));
         }
     }
     Health { checks, efa }
+}
+
+fn has_nvidia(host: &HostInfo) -> bool {
+    host.gpus.iter().any(|gpu| gpu.vendor == "nvidia")
 }
 
 fn check(name: &str, status: HealthStatus, detail: String) -> Check {
     Check { name: name.to_owned(), status, detail }
 }
 
-fn efa_checks(efa: EfaCount, fabric: &Fabric) -> Vec<Check> {
-    let is_short = efa.missing_of().is_some();
-    let count = match efa.expected {
+fn failure_if(failed: bool) -> HealthStatus {
+    if failed { HealthStatus::Failure } else { HealthStatus::Healthy }
+}
+
+/// The count of adapters. One that lacks some says what is known of the rest: whether they are attached at all, and
+/// which of them do not carry traffic.
+fn efa_check(efa: EfaCount, fabric: &Fabric) -> Check {
+    let down: Vec<&str> =
+        fabric.efa().filter(|uverbs| fabric.is_down(uverbs)).map(|uverbs| uverbs.device.as_str()).collect();
+    let mut detail = match efa.expected {
         Some(expected) => format!("{}/{expected}", efa.found),
         None => efa.found.to_string(),
     };
-    let failure_if = |failed: bool| if failed { HealthStatus::Failure } else { HealthStatus::Healthy };
+    if !down.is_empty() {
+        detail += &format!(", ports that are not active: {}", down.join(", "));
+    }
+    let has_failed = efa.missing_of().is_some() || !down.is_empty();
+    if let Some(attached) = fabric.efa_pci_functions.filter(|_| has_failed) {
+        detail += &format!(", {attached} on the PCI bus");
+    }
+    check("efa", failure_if(has_failed), detail)
+}
+
+fn efa_checks(efa: EfaCount, fabric: &Fabric) -> Vec<Check> {
     let module = match &fabric.efa_module {
         Some(module) => module.version.clone().unwrap_or_else(|| "is loaded".to_owned()),
         None => "is not loaded".to_owned(),
@@ -118,10 +142,59 @@ fn efa_checks(efa: EfaCount, fabric: &Fabric) -> Vec<Check> {
     // A driver that is a part of the kernel and no module shows by its devices.
     let has_driver = fabric.efa_module.is_some() || fabric.efa().next().is_some();
     vec![
-        check("efa", failure_if(is_short), count),
+        efa_check(efa, fabric),
         check("efa module", failure_if(!has_driver), module),
         check("uverbs", failure_if(!without_node.is_empty()), nodes),
     ]
+}
+
+fn gpu_checks(host: &HostInfo, expected: Expected) -> Vec<Check> {
+    let fabric = &host.fabric;
+    let found = u32::try_from(host.gpus.len()).unwrap_or(u32::MAX);
+    let count = expected
+        .gpus
+        .filter(|expected| 0 < *expected)
+        .map(|expected| check("gpus", failure_if(found < expected), format!("{found}/{expected}")));
+    let manager = (0 < fabric.nvswitches).then(|| {
+        let runs = fabric.has_fabric_manager;
+        let detail = if runs { "runs" } else { "is not running, so that CUDA fails with error 802" };
+        check("fabric manager", failure_if(!runs), detail.to_owned())
+    });
+    let toolkit = host.docker.as_ref().filter(|_| has_nvidia(host)).map(toolkit_check);
+    count.into_iter().chain(manager).chain(gpu_fabric_check(fabric)).chain(toolkit).collect()
+}
+
+/// Whether GPUs that are joined reach each other.
+fn gpu_fabric_check(fabric: &Fabric) -> Option<Check> {
+    let joined = fabric.gpu_fabrics.len();
+    let mut others: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for gpu in fabric.gpu_fabrics.iter().filter(|gpu| !gpu.is_ready()) {
+        let state =
+            if gpu.status.is_empty() { gpu.state.clone() } else { format!("{} ({})", gpu.state, gpu.status) };
+        others.entry(state).or_default().push(gpu.index.to_string());
+    }
+    if joined == 0 {
+        return None;
+    }
+    if others.is_empty() {
+        return Some(check("gpu fabric", HealthStatus::Healthy, format!("Completed on {joined} GPUs")));
+    }
+    let others: Vec<String> =
+        others.into_iter().map(|(state, gpus)| format!("{state} on GPU {}", gpus.join(", "))).collect();
+    Some(check("gpu fabric", HealthStatus::Failure, others.join("; ")))
+}
+
+/// Whether the engine can give the GPUs to containers.
+fn toolkit_check(docker: &DockerInfo) -> Check {
+    // Agents of before tell of runtimes only, and an engine needs none to give GPUs.
+    let has_runtime = docker.runtimes.iter().any(|runtime| runtime == "nvidia");
+    let (status, detail) = match docker.has_nvidia_toolkit {
+        Some(true) => (HealthStatus::Healthy, "is there"),
+        _ if has_runtime => (HealthStatus::Healthy, "is there"),
+        Some(false) => (HealthStatus::Failure, "is not there, so that no container gets a GPU"),
+        None => (HealthStatus::Warning, "was not found, so that containers may get no GPU"),
+    };
+    check("container toolkit", status, detail.to_owned())
 }
 
 fn memory_checks(fabric: &Fabric, has_efa: bool) -> Vec<Check> {
@@ -142,7 +215,7 @@ fn memory_checks(fabric: &Fabric, has_efa: bool) -> Vec<Check> {
 
 #[cfg(test)]
 mod tests {
-    use api::agent::{HostGpu, HugePages, KernelModule, UverbsDevice};
+    use api::agent::{GpuFabric, HostGpu, HugePages, KernelModule, RdmaDevice, UverbsDevice};
 
     use super::*;
 
@@ -217,6 +290,88 @@ mod tests {
         without_driver.fabric.efa_module = None;
         check_failing(&without_driver, P5, HealthStatus::Failure, &["efa 0/32", "efa module is not loaded"]);
         assert_eq!(judge(&without_driver, P5).incomplete_efa().as_deref(), Some("0 of 32 EFA devices"));
+        without_driver.fabric.efa_pci_functions = Some(32);
+        let said = ["efa 0/32, 32 on the PCI bus", "efa module is not loaded"];
+        check_failing(&without_driver, P5, HealthStatus::Failure, &said);
+    }
+
+    #[test]
+    fn an_adapter_whose_port_is_not_active_is_missing() {
+        let mut host = host(32, 8);
+        let device = |state: &str| RdmaDevice {
+            name: "device5".to_owned(),
+            driver: "efa".to_owned(),
+            port_states: [(1, state.to_owned())].into(),
+            ..RdmaDevice::default()
+        };
+        host.fabric.efa_pci_functions = Some(32);
+        host.fabric.devices = vec![device("4: ACTIVE")];
+        check_failing(&host, P5, HealthStatus::Healthy, &[]);
+        host.fabric.devices = vec![device("1: DOWN")];
+        let said = "efa 31/32, ports that are not active: device5, 32 on the PCI bus";
+        check_failing(&host, P5, HealthStatus::Failure, &[said]);
+        assert_eq!(judge(&host, P5).incomplete_efa().as_deref(), Some("31 of 32 EFA devices"));
+        // That of somebody's own machine is no less broken.
+        let said = "efa 31, ports that are not active: device5, 32 on the PCI bus";
+        check_failing(&host, Expected::default(), HealthStatus::Failure, &[said]);
+        host.fabric.devices = vec![device("")];
+        check_failing(&host, P5, HealthStatus::Healthy, &[]);
+    }
+
+    #[test]
+    fn gpus_that_are_joined_must_reach_each_other() {
+        let joined = |states: &[(&str, &str)]| {
+            let gpu = |(index, (state, status)): (u32, &(&str, &str))| GpuFabric {
+                index,
+                state: (*state).to_owned(),
+                status: (*status).to_owned(),
+            };
+            let mut host = host(32, 8);
+            host.fabric.gpu_fabrics = (0..).zip(states).map(gpu).collect();
+            host
+        };
+        let check = |states: &[(&str, &str)], failing: &[&str]| {
+            let status = if failing.is_empty() { HealthStatus::Healthy } else { HealthStatus::Failure };
+            check_failing(&joined(states), P5, status, failing);
+        };
+        let ready = ("Completed", "Success");
+        check(&[ready; 8], &[]);
+        let health = judge(&joined(&[ready; 8]), P5);
+        assert!(health.checks.iter().any(|check| check.text() == "gpu fabric Completed on 8 GPUs"));
+        check(&[("In Progress", ""); 2], &["gpu fabric In Progress on GPU 0, 1"]);
+        check(
+            &[ready, ("Not Started", ""), ("Completed", "Insufficient Resources")],
+            &["gpu fabric Completed (Insufficient Resources) on GPU 2; Not Started on GPU 1"],
+        );
+    }
+
+    #[test]
+    fn switches_need_their_manager() {
+        let mut host = host(4, 8);
+        host.fabric.nvswitches = 6;
+        let expected = Expected { efa: Some(4), gpus: Some(8) };
+        let said = "fabric manager is not running, so that CUDA fails with error 802";
+        check_failing(&host, expected, HealthStatus::Failure, &[said]);
+        host.fabric.has_fabric_manager = true;
+        check_failing(&host, expected, HealthStatus::Healthy, &[]);
+        assert!(judge(&host, expected).checks.iter().any(|check| check.text() == "fabric manager runs"));
+    }
+
+    #[test]
+    fn an_engine_must_be_able_to_give_gpus() {
+        let check = |runtimes: &[&str], has_nvidia_toolkit, status, failing: &[&str]| {
+            let runtimes = runtimes.iter().map(|runtime| (*runtime).to_owned()).collect();
+            let docker = Some(DockerInfo { runtimes, has_nvidia_toolkit, ..DockerInfo::default() });
+            check_failing(&HostInfo { docker: docker.clone(), ..host(32, 8) }, P5, status, failing);
+            let without_gpus = HostInfo { docker, ..HostInfo::default() };
+            assert_eq!(judge(&without_gpus, Expected::default()).checks, []);
+        };
+        check(&["nvidia", "runc"], None, HealthStatus::Healthy, &[]);
+        check(&["runc"], Some(true), HealthStatus::Healthy, &[]);
+        let said = "container toolkit is not there, so that no container gets a GPU";
+        check(&["runc"], Some(false), HealthStatus::Failure, &[said]);
+        let said = "container toolkit was not found, so that containers may get no GPU";
+        check(&["runc"], None, HealthStatus::Warning, &[said]);
     }
 
     #[test]
@@ -244,6 +399,6 @@ mod tests {
         let infiniband = judge(&host(0, 8), unknown);
         assert_eq!(infiniband.efa, None);
         let texts: Vec<String> = infiniband.checks.iter().map(Check::text).collect();
-        assert_eq!(texts, ["memlock unlimited", "gdrdrv is there"]);
+        assert_eq!(texts, ["memlock unlimited", "gdrdrv is there", "nvidia_peermem is not loaded"]);
     }
 }

@@ -157,6 +157,7 @@ mod tests {
             cgroup_version: "1".to_owned(),
             live_restore: false,
             runtimes: vec![],
+            ..DockerInfo::default()
         };
         HostInfo {
             cpus: 8,

@@ -494,6 +494,7 @@ fn greeted() -> AgentSeen {
         cgroup_version: "1".to_owned(),
         live_restore: false,
         runtimes: vec![],
+        ..DockerInfo::default()
     };
     let internal_ip = Some("10.0.0.5".to_owned());
     let host =

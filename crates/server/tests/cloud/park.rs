@@ -153,6 +153,7 @@ fn info(provider_id: &str, machine: &Machine) -> HostInfo {
             cgroup_version: "2".to_owned(),
             live_restore: true,
             runtimes: vec!["nvidia".to_owned()],
+            ..DockerInfo::default()
         }),
         fabric: Fabric {
             uverbs: (0..machine.efa).map(uverbs).collect(),

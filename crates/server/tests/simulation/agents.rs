@@ -262,6 +262,7 @@ impl Agents for SimAgents {
                     cgroup_version: "2".to_owned(),
                     live_restore: true,
                     runtimes: vec![],
+                    ..DockerInfo::default()
                 }),
                 ..HostInfo::default()
             })),

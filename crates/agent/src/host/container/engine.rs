@@ -19,6 +19,11 @@ const NETWORK_LOOK: std::time::Duration = std::time::Duration::from_millis(50);
 /// How long it may take to say who it is.
 const PING_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// The program by which an engine gives NVIDIA's GPUs to containers, if it finds it; it needs no runtime for that.
+const NVIDIA_HOOK: &str = "nvidia-container-runtime-hook";
+/// How the devices begin that an engine knows by NVIDIA's description of them.
+const NVIDIA_DEVICES: &str = "nvidia.com/gpu";
+
 /// The way to the engine.
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -67,12 +72,24 @@ impl Engine {
             .map_err(|error| error.to_string())?;
         let mut runtimes: Vec<String> = info.runtimes.unwrap_or_default().into_keys().collect();
         runtimes.sort();
+        let devices = info.discovered_devices.unwrap_or_default();
+        let is_described =
+            devices.iter().any(|device| device.id.as_ref().is_some_and(|id| id.starts_with(NVIDIA_DEVICES)));
+        let is_told = is_described || runtimes.iter().any(|runtime| runtime == "nvidia");
         Ok(DockerInfo {
             version: info.server_version.unwrap_or_default(),
             cgroup_version: info.cgroup_version.map(|version| version.to_string()).unwrap_or_default(),
             live_restore: info.live_restore_enabled.unwrap_or(false),
+            has_nvidia_toolkit: if is_told { Some(true) } else { self.finds_nvidia_hook() },
             runtimes,
+            root_dir: info.docker_root_dir,
         })
+    }
+
+    /// Whether the engine finds NVIDIA's hook; none if it is not known where it looks.
+    fn finds_nvidia_hook(&self) -> Option<bool> {
+        let process = Path::new("/proc").join(engine_pid(self.socket.as_deref()?)?.to_string());
+        finds(&std::fs::read(process.join("environ")).ok()?, &process.join("root"), NVIDIA_HOOK)
     }
 
     /// Whether the engine was started after `started_at` and ended what ran at that time, as it does unless it was
@@ -144,6 +161,15 @@ fn halves(subnet: &str) -> Option<Halves> {
     Some(Halves { gateway: Ipv4Addr::from(first + 1).to_string(), upper: format!("{upper}/{}", length + 1) })
 }
 
+/// Whether a process with this environment, whose files begin at `root`, finds a program; none if it is not known
+/// where it looks.
+fn finds(environment: &[u8], root: &Path, program: &str) -> Option<bool> {
+    let mut variables = environment.split(|byte| *byte == 0);
+    let path = variables.find_map(|variable| std::str::from_utf8(variable.strip_prefix(b"PATH=")?).ok())?;
+    let mut folders = path.split(':').map(|folder| root.join(folder.trim_start_matches('/')));
+    Some(folders.any(|folder| folder.join(program).exists()))
+}
+
 /// The process behind the engine's socket.
 fn engine_pid(socket: &Path) -> Option<i32> {
     let is_engine = |pid: &i32| {
@@ -172,6 +198,19 @@ fn process_start(pid: i32) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_engine_finds_what_lies_on_its_own_path() {
+        let root = tempfile::tempdir().unwrap();
+        let path = b"HOME=/\0PATH=/usr/sbin:/opt/nvidia/bin\0TERM=linux\0";
+        assert_eq!(finds(path, root.path(), NVIDIA_HOOK), Some(false));
+        std::fs::create_dir_all(root.path().join("opt/nvidia/bin")).unwrap();
+        std::fs::write(root.path().join("opt/nvidia/bin").join(NVIDIA_HOOK), "").unwrap();
+        assert_eq!(finds(path, root.path(), NVIDIA_HOOK), Some(true));
+        assert_eq!(finds(b"PATH=/usr/bin\0", root.path(), NVIDIA_HOOK), Some(false));
+        // Whoever may not see the environment of another does not know.
+        assert_eq!(finds(b"", root.path(), NVIDIA_HOOK), None);
+    }
 
     #[test]
     fn the_engine_gives_addresses_of_the_upper_half_only() {
