@@ -9,12 +9,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use api::agent::*;
-use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use support::events::Events;
 use support::metadata::Metadata;
 use support::*;
-use tokio::time::timeout;
 
 const MACHINE: &str = "i-0123456789abcdef0";
 const NOTICE: &str = r#"{"action": "terminate", "time": "2026-11-26T08:22:00Z"}"#;
@@ -24,47 +21,6 @@ fn agent_of_cloud(url: &str) -> Agent {
         &["--cloud", "ec2"],
         &[("DSTACK_AGENT_METADATA_URL", url), ("http_proxy", "http://127.0.0.1:9")],
     )
-}
-
-/// The event stream of one connection.
-struct Events {
-    body: Incoming,
-    buffer: BytesMut,
-    _client: Client,
-}
-
-impl Events {
-    async fn of(agent: &mut Agent) -> Events {
-        // An agent that nobody has greeted belongs to nobody.
-        agent.hello().await;
-        let mut client = agent.client().await;
-        let answer = client.send("GET", "/v1/events", Bytes::new()).await.unwrap();
-        Events { body: answer.into_body(), buffer: BytesMut::new(), _client: client }
-    }
-
-    async fn next(&mut self) -> AgentEvent {
-        loop {
-            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
-                return serde_json::from_slice(&self.buffer.split_to(end + 1)).unwrap();
-            }
-            let frame = timeout(DEADLINE, self.body.frame()).await.expect("an idle stream has pings");
-            self.buffer.extend_from_slice(frame.unwrap().unwrap().data_ref().unwrap());
-        }
-    }
-
-    /// Waits for news of the host that are as wanted.
-    async fn news(&mut self, what: &str, holds: impl Fn(&HostNews) -> bool) -> HostNews {
-        let found = async {
-            loop {
-                if let AgentEvent::Host(news) = self.next().await
-                    && holds(&news)
-                {
-                    return *news;
-                }
-            }
-        };
-        timeout(DEADLINE, found).await.unwrap_or_else(|_| panic!("waited in vain: {what}"))
-    }
 }
 
 #[tokio::test]
@@ -119,6 +75,30 @@ async fn a_notice_is_told_at_once_and_whoever_comes_later_learns_of_it() {
 }
 
 #[tokio::test]
+async fn a_notice_is_told_by_whoever_hears_it_once() {
+    let service = Metadata::of_machine(MACHINE).await;
+    let mut agent = agent_of_cloud(&service.url);
+    let mut events = Events::of(&mut agent).await;
+    // How soon a question follows another is a number that is checked when the agent is built. That the first answer
+    // is enough, whatever becomes of all others, is seen here.
+    service.set_last_words("spot/instance-action", NOTICE);
+    let news = events.news("a notice", |news| news.interruption.is_some()).await;
+    assert_eq!(news.interruption.unwrap().action, "terminate");
+    service.check();
+}
+
+#[tokio::test]
+async fn a_notice_is_asked_for_far_more_often_than_anything_else() {
+    let service = Metadata::of_machine(MACHINE).await;
+    let agent = agent_of_cloud(&service.url);
+    let rebalance = "events/recommendations/rebalance";
+    eventually("it asks for the rest twice", async || (service.asked(rebalance) == 2).then_some(())).await;
+    assert!(service.asked("spot/instance-action") > 5 * service.asked(rebalance));
+    drop(agent);
+    service.check();
+}
+
+#[tokio::test]
 async fn a_job_on_a_machine_that_is_taken_back_gets_both_polite_signals() {
     let service = Metadata::of_machine(MACHINE).await;
     let mut agent = agent_of_cloud(&service.url);
@@ -143,6 +123,8 @@ async fn a_notice_whose_time_cannot_be_read_is_a_notice() {
     let service = Metadata::of_machine(MACHINE).await;
     let mut agent = agent_of_cloud(&service.url);
     let mut events = Events::of(&mut agent).await;
+    // Nor does anything else that makes no sense hide it.
+    service.set("events/recommendations/rebalance", "likely");
     service.set("spot/instance-action", r#"{"action": "stop", "time": "soon"}"#);
     let news = events.news("a notice", |news| news.interruption.is_some()).await;
     assert_eq!(

@@ -32,6 +32,14 @@ const ANSWER_LIMIT: usize = 64 * 1024;
 const TOKEN_TTL_SECS: &str = "21600";
 /// How often it is asked whether the machine is taken back: a notice comes two minutes before that.
 const POLL: Duration = Duration::from_millis(500);
+/// How soon after a notice the machine's jobs are to hear of it.
+const NOTICE_TO_JOB: Duration = Duration::from_secs(2);
+/// How much of that is left for the way to the server and back once the agent has read the notice. Nothing on it waits
+/// for a time to come.
+const AGENT_TO_JOB: Duration = Duration::from_millis(500);
+// A notice may come just after a question, and the next one may follow something that took as long as it could.
+const _: () =
+    assert!(POLL.as_millis() + TIMEOUT.as_millis() + AGENT_TO_JOB.as_millis() <= NOTICE_TO_JOB.as_millis());
 /// How often it is asked at least, where the service does not answer.
 const SLOWEST_POLL: Duration = Duration::from_secs(5);
 /// In how many of those times it is asked as well whether the machine is likely to be taken back.
@@ -194,33 +202,33 @@ pub(crate) async fn follow(host: Arc<Host>, mut metadata: Metadata) {
     let mut delay = POLL;
     let mut is_silent = false;
     for turn in 0_u32.. {
-        match ask(&host, &mut metadata, turn % REBALANCE_EVERY == 0).await {
-            Ok(()) => {
-                if std::mem::take(&mut is_silent) {
-                    info!("EC2's metadata service answers again");
-                }
-                delay = POLL;
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut is_silent, true) {
-                    let address = metadata.address;
-                    warn!(
-                        "EC2's metadata service at {address} is of no use, so nobody is warned of spot interruptions: {error}"
-                    );
-                }
-                delay = (delay * 2).min(SLOWEST_POLL);
-            }
+        let notice = ask_for_notice(&host, &mut metadata).await;
+        // What else is of interest must not keep the next notice waiting, nor hide the last one.
+        delay = if notice.is_ok() { POLL } else { (delay * 2).min(SLOWEST_POLL) };
+        let rest = ask_for_rest(&host, &mut metadata, turn % REBALANCE_EVERY == 0);
+        let rest = timeout(TIMEOUT, rest).await.unwrap_or(Err(Error::Slow));
+        let trouble = match (notice, rest) {
+            (Err(error), _) => Some(format!("is of no use, so nobody is warned of spot interruptions: {error}")),
+            (Ok(()), Err(error)) => Some(format!("does not answer everything: {error}")),
+            (Ok(()), Ok(())) => None,
+        };
+        let was_silent = std::mem::replace(&mut is_silent, trouble.is_some());
+        match trouble {
+            Some(trouble) if !was_silent => warn!("EC2's metadata service at {} {trouble}", metadata.address),
+            None if was_silent => info!("EC2's metadata service answers again"),
+            _ => {}
         }
         sleep(delay).await;
     }
 }
 
-async fn ask(host: &Host, metadata: &mut Metadata, with_rebalance: bool) -> Result<(), Error> {
-    // What cannot be read must not hide what can.
-    let interruption = metadata.interruption().await;
-    if let Ok(interruption) = &interruption {
-        learn(host, |news| news.interruption.clone_from(interruption));
-    }
+async fn ask_for_notice(host: &Host, metadata: &mut Metadata) -> Result<(), Error> {
+    let interruption = metadata.interruption().await?;
+    learn(host, |news| news.interruption = interruption);
+    Ok(())
+}
+
+async fn ask_for_rest(host: &Host, metadata: &mut Metadata, with_rebalance: bool) -> Result<(), Error> {
     if host.news.borrow().cloud.is_none() {
         let machine = metadata.machine().await?;
         learn(host, |news| news.cloud = Some(machine));
@@ -229,7 +237,7 @@ async fn ask(host: &Host, metadata: &mut Metadata, with_rebalance: bool) -> Resu
         let rebalance_at = metadata.rebalance_at().await?;
         learn(host, |news| news.rebalance_at = rebalance_at);
     }
-    interruption.map(|_| ())
+    Ok(())
 }
 
 /// Changes what is known, and tells who listens if that changes anything.

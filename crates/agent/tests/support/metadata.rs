@@ -24,6 +24,8 @@ struct Known {
     tokens_given: usize,
     /// It takes questions and never answers.
     silent: bool,
+    /// The path after whose answer it falls silent.
+    last_words: Option<String>,
     /// The paths that were asked for with a good token.
     asked: Vec<String>,
     /// What no client may do.
@@ -61,6 +63,13 @@ impl Metadata {
 
     pub fn be_silent(&self, silent: bool) {
         self.known().silent = silent;
+    }
+
+    /// Tells this whoever asks first for the path, and nobody anything after it.
+    pub fn set_last_words(&self, path: &str, text: &str) {
+        let mut known = self.known();
+        known.texts.insert(path.to_owned(), text.to_owned());
+        known.last_words = Some(path.to_owned());
     }
 
     /// How often a path was asked for with a good token.
@@ -104,6 +113,7 @@ async fn answer(State(state): State<Arc<Mutex<Known>>>, request: Request<Body>) 
         return StatusCode::NOT_FOUND.into_response();
     };
     known.asked.push(path.to_owned());
+    known.silent |= known.last_words.as_deref() == Some(path);
     known.texts.get(path).cloned().map_or(StatusCode::NOT_FOUND.into_response(), IntoResponse::into_response)
 }
 
