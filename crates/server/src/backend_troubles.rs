@@ -105,11 +105,14 @@ impl Trouble {
         let why = match self.error.kind {
             ErrorKind::InvalidCredentials => "its credentials are refused",
             ErrorKind::PermissionDenied => "its credentials may not list machines",
+            ErrorKind::RegionClosed => "it is not enabled for the account",
             ErrorKind::RateLimited => "it is asked too often",
             ErrorKind::Unavailable => "it does not answer",
             ErrorKind::NoCapacity
             | ErrorKind::ReservationUsedUp
             | ErrorKind::QuotaExceeded
+            | ErrorKind::RegionLimit
+            | ErrorKind::LaunchUsedUp
             | ErrorKind::NoAddresses
             | ErrorKind::InvalidRequest => "it refuses",
         };

@@ -128,21 +128,22 @@ fn await_machines(now: Timestamp, seen: Seen, consistent_list: bool, decision: &
     }
     let requested_at = state.requested_at.unwrap_or(decision.launch.created_at);
     let settled_at = requested_at + SignedDuration::from_secs(if consistent_list { 0 } else { APPEARANCE_SECS });
-    let verdict = state.error.as_ref().map(|error| error.verdict);
-    let refused = matches!(verdict, Some(Verdict::Refused(_)));
-    // Some are there, and it said yes: the rest may still appear.
-    let is_answered = refused || (listed > 0 && state.accepted);
-    if is_answered || is_asked_no_more(now, &decision.launch) {
-        // With fewer than the least it is worthless, and what is there is nobody's.
-        let is_enough = listed > 0 && state.least <= listed;
-        match settled_at <= now {
-            true if is_enough => finish(listed, decision),
-            true => decision.launch.status = LaunchStatus::Failed,
-            false => {}
+    if listed > 0 {
+        // Some are there, so the request was heard; the rest may still appear.
+        if settled_at <= now {
+            finish(listed, decision);
         }
         return;
     }
-    // Nobody knows whether all of the request was heard, so it is repeated: the token makes that harmless.
+    let verdict = state.error.as_ref().map(|error| error.verdict);
+    let refused = matches!(verdict, Some(Verdict::Refused(_)));
+    if refused || is_asked_no_more(now, &decision.launch) {
+        if settled_at <= now {
+            decision.launch.status = LaunchStatus::Failed;
+        }
+        return;
+    }
+    // Nobody knows whether the request was heard, so it is repeated: the token makes that harmless.
     ask_again(now, decision);
 }
 

@@ -105,9 +105,6 @@ pub struct LaunchState {
     /// an answer.
     #[serde(default)]
     pub maybe_heard: u32,
-    /// The backend said yes, so that what it is to make is made or will be.
-    #[serde(default)]
-    pub accepted: bool,
     /// How many times the backend said to ask later; those do not count as attempts.
     #[serde(default)]
     pub limited: u32,
@@ -133,7 +130,6 @@ impl LaunchState {
         if let Err(LaunchError { verdict: Verdict::Refused(_) | Verdict::Later, .. }) = answer {
             self.maybe_heard = self.maybe_heard.saturating_sub(1);
         }
-        self.accepted |= answer.is_ok();
         self.note(answer.err());
     }
 

@@ -242,7 +242,6 @@ pub(crate) fn launch(status: LaunchStatus) -> Launch {
             prepared: None,
             instances: vec![id(200), id(201)],
             maybe_heard: u32::from(status != LaunchStatus::Wanted),
-            accepted: false,
             limited: 0,
             limited_since: None,
             ended_at: None,
