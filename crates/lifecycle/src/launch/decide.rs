@@ -128,8 +128,8 @@ fn await_machines(now: Timestamp, seen: Seen, consistent_list: bool, decision: &
     }
     let requested_at = state.requested_at.unwrap_or(decision.launch.created_at);
     let settled_at = requested_at + SignedDuration::from_secs(if consistent_list { 0 } else { APPEARANCE_SECS });
-    if listed > 0 {
-        // Some are there, so the request was heard; the rest may still appear.
+    if listed > 0 && state.accepted {
+        // All that was asked for was heard; the rest may still appear.
         if settled_at <= now {
             finish(listed, decision);
         }
@@ -138,12 +138,14 @@ fn await_machines(now: Timestamp, seen: Seen, consistent_list: bool, decision: &
     let verdict = state.error.as_ref().map(|error| error.verdict);
     let refused = matches!(verdict, Some(Verdict::Refused(_)));
     if refused || is_asked_no_more(now, &decision.launch) {
-        if settled_at <= now {
-            decision.launch.status = LaunchStatus::Failed;
+        match listed {
+            _ if now < settled_at => {}
+            0 => decision.launch.status = LaunchStatus::Failed,
+            listed => finish(listed, decision),
         }
         return;
     }
-    // Nobody knows whether the request was heard, so it is repeated: the token makes that harmless.
+    // Nobody knows whether the request was heard, or all of it, so it is repeated: the token makes that harmless.
     ask_again(now, decision);
 }
 

@@ -105,6 +105,10 @@ pub struct LaunchState {
     /// an answer.
     #[serde(default)]
     pub maybe_heard: u32,
+    /// The last request was answered with yes. Unless it was, nobody knows whether all of it was heard: more machines
+    /// than one call may ask for are several calls.
+    #[serde(default)]
+    pub accepted: bool,
     /// How many times the backend said to ask later; those do not count as attempts.
     #[serde(default)]
     pub limited: u32,
@@ -123,10 +127,12 @@ impl LaunchState {
     /// The request goes out as soon as this is recorded: until an answer is, nobody knows whether it was heard.
     pub fn ask(&mut self) {
         self.maybe_heard = self.maybe_heard.saturating_add(1);
+        self.accepted = false;
     }
 
     /// Takes down what the backend answered to the last request.
     pub fn hear(&mut self, answer: Result<(), LaunchError>) {
+        self.accepted = answer.is_ok();
         if let Err(LaunchError { verdict: Verdict::Refused(_) | Verdict::Later, .. }) = answer {
             self.maybe_heard = self.maybe_heard.saturating_sub(1);
         }

@@ -242,6 +242,7 @@ pub(crate) fn launch(status: LaunchStatus) -> Launch {
             prepared: None,
             instances: vec![id(200), id(201)],
             maybe_heard: u32::from(status != LaunchStatus::Wanted),
+            accepted: status != LaunchStatus::Wanted,
             limited: 0,
             limited_since: None,
             ended_at: None,

@@ -76,6 +76,26 @@ fn a_launch_is_done_when_all_its_machines_are_listed() {
 }
 
 #[test]
+fn what_was_perhaps_heard_in_part_is_asked_for_again() {
+    // Of several calls the server died between two, or the answer to one was lost.
+    let mut cut_off = requested();
+    cut_off.state.ask();
+    check(1, &cut_off, Seen::Listed(1), "requested");
+    check(2, &cut_off, Seen::Listed(1), "requested, launch");
+    check(2, &cut_off, Seen::Listed(2), "done");
+    let unanswered = answered(cut_off.clone(), Verdict::Unanswered, 1);
+    check(2, &unanswered, Seen::Listed(1), "requested, launch");
+    // It was refused in the end, or is asked for no more: what stands is what there is.
+    let refused = answered(cut_off.clone(), Verdict::Refused(Scope::Offer), 1);
+    check(119, &refused, Seen::Listed(1), "requested");
+    check(120, &refused, Seen::Listed(1), "done");
+    check(120, &Launch { cancelled: true, ..cut_off.clone() }, Seen::Listed(1), "done");
+    // Once it is heard whole, nothing is asked for.
+    cut_off.state.hear(Ok(()));
+    check(2, &cut_off, Seen::Listed(1), "requested");
+}
+
+#[test]
 fn a_lost_reply_is_asked_again_with_longer_pauses() {
     let mut launch = requested();
     let mut now = 0;

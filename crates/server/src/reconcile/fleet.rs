@@ -289,6 +289,7 @@ async fn buy(
             absent_since: None,
             instances: wanted.clone(),
             maybe_heard: 0,
+            accepted: false,
             limited: 0,
             limited_since: None,
             ended_at: None,

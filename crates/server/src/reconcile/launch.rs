@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use api::ids::{InstanceId, LaunchId};
-use backends::ErrorKind;
+use backends::{ErrorKind, Machine, MachineState};
 use jiff::Timestamp;
 use lifecycle::events::Target;
 use lifecycle::launch::{Effect, Launch, LaunchError, LaunchStatus, Scope, Seen, Verdict, decide};
@@ -54,7 +54,12 @@ async fn observe(deps: &Deps, launch: &Launch, backend: Option<&OpenBackend>) ->
     if !machines.knows(&launch.state.offer.region) {
         return Seen::Unknown;
     }
-    let listed = machines.found.iter().filter(|machine| machine.key.launch_id == launch.id).count();
+    // What was made of a launch that was refused in the end was ended again, and is not what the launch made.
+    let is_refused = matches!(launch.state.error, Some(LaunchError { verdict: Verdict::Refused(_), .. }));
+    let is_alive = |machine: &Machine| matches!(machine.state, MachineState::Starting | MachineState::Running);
+    let counts = |machine: &&Machine| !is_refused || is_alive(machine);
+    let of_launch = machines.found.iter().filter(|machine| machine.key.launch_id == launch.id);
+    let listed = of_launch.filter(counts).count();
     Seen::Listed(u32::try_from(listed).unwrap_or(u32::MAX))
 }
 
