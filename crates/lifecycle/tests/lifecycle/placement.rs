@@ -179,7 +179,10 @@ fn nodes_of_a_gang_are_on_one_type_of_machine_where_backends_sell_them() {
     check(&two, &pool(vec![small(0, 0.5), large(1, 1.0), large(2, 1.0)]), "fleet: 1[0] 2[0]");
     check(&two, &pool(vec![small(0, 0.5), large(1, 1.0), small(2, 2.0)]), "fleet: 0[0] 2[0]");
     let mut left = pool(vec![small(0, 1.0), large(1, 1.0)]);
-    assert!(matches!(place(&[two.clone()], &mut left, &Growth::Unknown)[0].1, Outcome::NoCapacity { .. }));
+    assert!(matches!(
+        place(std::slice::from_ref(&two), &mut left, &Growth::Unknown)[0].1,
+        Outcome::NoCapacity { .. }
+    ));
     // What users bring, and who has no peers, may be of any.
     let own = |instance| PoolInstance { is_bought: false, ..instance };
     check(&two, &pool(vec![own(small(0, 1.0)), own(large(1, 1.0))]), "fleet: 0[0] 1[0]");
