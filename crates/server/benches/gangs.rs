@@ -29,7 +29,7 @@ use ec2sim::{MachineEvent, Machines, Options, Settings as Sky, Simulator, serve}
 use serde_json::{Value, json};
 
 use crate::park::Park;
-use crate::world::{Account, World};
+use crate::world::{Account, World, documented};
 
 #[tokio::main]
 async fn main() {
@@ -93,7 +93,7 @@ async fn server(nodes: u32, address: &str) {
     });
     // Nobody asks the simulator of this process.
     let sim = Simulator::new(Options::default());
-    let world = World::in_account(Box::new(Elsewhere(address.to_owned())), sim, park).await;
+    let world = World::in_account(Box::new(Elsewhere(address.to_owned())), sim, park, documented()).await;
     let times = gang::live(world, nodes).await;
     let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
     let line = json!({

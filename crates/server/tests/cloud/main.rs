@@ -10,6 +10,7 @@
     reason = "helpers of tests are tests, and the simulated cloud has the time of this machine"
 )]
 
+mod buying;
 mod crashes;
 mod crowd;
 mod faults;

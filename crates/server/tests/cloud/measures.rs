@@ -5,10 +5,16 @@ use api::runs::RunStatus;
 use serde_json::json;
 
 use crate::gang::check_neighbours;
-use crate::world::{REGION, World, quick};
+use crate::world::{REGION, World, documented, quick};
 
 /// The vCPUs of two machines of the example.
 const TWO: f64 = 2.0 * 192.0;
+
+async fn in_regions(regions: [&str; 2]) -> World {
+    let mut keys = documented();
+    keys["regions"] = json!(regions);
+    World::configured(quick(), keys).await
+}
 
 fn set_quota(world: &World, vcpus: f64) {
     world.control("quotas", json!({ "region": REGION, "code": "L-417A185B", "value": vcpus }));
@@ -16,7 +22,7 @@ fn set_quota(world: &World, vcpus: f64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_region_that_is_denied_keeps_no_machine_of_another_from_living_and_ending() {
-    let mut world = World::start_with(quick(), &json!({ "regions": ["us-east-1", REGION] })).await;
+    let mut world = in_regions(["us-east-1", REGION]).await;
     world.control(
         "faults",
         json!({ "action": "*", "region": "us-east-1", "what": "error_before", "code": "UnauthorizedOperation",
@@ -34,7 +40,7 @@ async fn a_region_that_is_denied_keeps_no_machine_of_another_from_living_and_end
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_whose_region_falls_silent_is_kept() {
-    let mut world = World::start_with(quick(), &json!({ "regions": [REGION, "us-east-1"] })).await;
+    let mut world = in_regions([REGION, "us-east-1"]).await;
     world.add_fleet(json!(1), json!({})).await;
     let there = world.wait_for_instances(InstanceStatus::Idle, 1).await;
     let region = there[0].state.region.clone().unwrap();

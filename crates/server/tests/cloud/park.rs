@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use api::agent::{
     AgentError, AgentErrorCode, Cloud, CloudMachine, DockerInfo, EFA_DRIVER, ExitReason, Fabric, GoOrder, HostGpu,
@@ -15,6 +16,11 @@ use server::agents::{Agents, BlobBytes, BlobSeen, HostSeen, OrderError, Route, T
 use server::clock::Clock;
 use server::logs::LogStore;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::sleep;
+
+/// How soon somebody looks again for the way to a machine.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// What the server's loops hear: whose rows fall due.
 #[derive(Debug, Clone, Copy)]
@@ -47,13 +53,17 @@ struct Machine {
 #[derive(Debug)]
 struct Listener {
     kept: HashMap<InstanceId, String>,
+    /// Those to which it looks for a way. They end with the server.
+    looking: HashMap<InstanceId, AbortHandle>,
+    lookers: JoinSet<()>,
     news: UnboundedSender<News>,
 }
 
 impl Park {
     /// From now on this server is told, and keeps no connection yet.
     pub(crate) fn listen(&self, news: UnboundedSender<News>) {
-        *self.listener.lock().unwrap() = Some(Listener { kept: HashMap::new(), news });
+        *self.listener.lock().unwrap() =
+            Some(Listener { kept: HashMap::new(), looking: HashMap::new(), lookers: JoinSet::new(), news });
     }
 
     fn change(&self, provider_id: &str, change: impl FnOnce(&mut Machine)) {
@@ -203,20 +213,37 @@ impl ParkAgents {
 #[async_trait]
 impl Agents for ParkAgents {
     fn is_kept(&self, instance: InstanceId) -> bool {
-        self.park.provider_id(instance).is_some()
+        let listener = self.park.listener.lock().unwrap();
+        listener
+            .as_ref()
+            .is_some_and(|one| one.kept.contains_key(&instance) || one.looking.contains_key(&instance))
     }
 
     fn keep(&self, instance: InstanceId, route: Route) {
-        let Route::Machine(_, machine, _) = route else { panic!("there are no such hosts here") };
+        let Route::Machine(backend, machine, _) = route else { panic!("there are no such hosts here") };
         let mut listener = self.park.listener.lock().unwrap();
-        let Some(listener) = listener.as_mut() else { return };
-        listener.kept.insert(instance, machine.provider_id);
-        let _ = listener.news.send(News::Instance(instance));
+        let Some(listener) = listener.as_mut().filter(|one| !one.looking.contains_key(&instance)) else { return };
+        let park = self.park.clone();
+        // As real connections it asks how the machine is reached, until it is told.
+        let looker = listener.lookers.spawn(async move {
+            while backend.agent_access(&machine).await.is_err() {
+                sleep(AGAIN).await;
+            }
+            if let Some(listener) = park.listener.lock().unwrap().as_mut() {
+                listener.looking.remove(&instance);
+                listener.kept.insert(instance, machine.provider_id);
+                let _ = listener.news.send(News::Instance(instance));
+            }
+        });
+        listener.looking.insert(instance, looker);
     }
 
     fn drop_connection(&self, instance: InstanceId) {
         if let Some(listener) = self.park.listener.lock().unwrap().as_mut() {
             listener.kept.remove(&instance);
+            if let Some(looker) = listener.looking.remove(&instance) {
+                looker.abort();
+            }
         }
     }
 

@@ -52,6 +52,7 @@ pub(crate) struct World {
     pub(crate) deps: Deps,
     pub(crate) fleet: FleetId,
     server: Option<Running>,
+    clock: Clock,
     ids: Ids,
     sealer: Arc<Sealer>,
     folder: tempfile::TempDir,
@@ -101,39 +102,46 @@ pub(crate) fn quick() -> Sky {
     Sky { boot_ms: 100, shutdown_ms: 50, instance_unseen_ms: 150, stale_ms: 50, ..Sky::default() }
 }
 
+/// The keys of the documented example.
+pub(crate) fn documented() -> Value {
+    json!({ "public_ips": false, "vpc_name": "my-vpc" })
+}
+
 impl World {
     /// An account with the documented configuration, and a server.
     pub(crate) async fn start(sky: Sky) -> World {
-        World::start_with(sky, &json!({})).await
+        World::configured(sky, documented()).await
     }
 
-    /// The same with other keys in the backend's configuration.
-    pub(crate) async fn start_with(sky: Sky, more: &Value) -> World {
+    /// The same with other keys of the backend than the documented ones.
+    pub(crate) async fn configured(sky: Sky, keys: Value) -> World {
         let park = Arc::new(Park::default());
         let sim = Simulator::with_machines(Options { settings: sky, ..Options::default() }, park.clone());
         let cloud = serve(sim.clone(), (Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
         let account = Here { sim: sim.clone(), server: cloud };
-        World::configured(Box::new(account), sim, park, more).await
+        World::in_account(Box::new(account), sim, park, keys).await
     }
 
-    /// The documented configuration in any account.
-    pub(crate) async fn in_account(account: Box<dyn Account>, sim: Simulator, park: Arc<Park>) -> World {
-        World::configured(account, sim, park, &json!({})).await
-    }
-
-    async fn configured(account: Box<dyn Account>, sim: Simulator, park: Arc<Park>, more: &Value) -> World {
+    /// A server in any account, with these keys of the backend.
+    pub(crate) async fn in_account(
+        account: Box<dyn Account>,
+        sim: Simulator,
+        park: Arc<Park>,
+        keys: Value,
+    ) -> World {
         let folder = tempfile::tempdir().unwrap();
         let db = Db::open_sqlite(&folder.path().join("sqlite.db")).await.unwrap();
         store::migrate(&db).await.unwrap();
         let ids = Ids::Random;
         let sealer = Arc::new(Sealer::ephemeral(&ids));
-        let deps = build(&db, &ids, &sealer, &folder, &park);
+        let clock = Clock::System;
+        let deps = build(&db, &ids, &sealer, &folder, &park, &clock);
         let mut config = json!({
             "type": "aws",
             "creds": { "type": "access_key", "access_key": ACCESS_KEY, "secret_key": SECRET_KEY },
-            "regions": [REGION], "public_ips": false, "vpc_name": "my-vpc", "endpoint_url": account.url(),
+            "regions": [REGION], "endpoint_url": account.url(),
         });
-        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        config.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
         let project = add_project(&deps, &config).await;
         let (user, fleet) = (project.owner_id, ids.id());
         let mut world = World {
@@ -144,6 +152,7 @@ impl World {
             deps,
             fleet,
             server: None,
+            clock,
             ids,
             sealer,
             folder,
@@ -156,7 +165,7 @@ impl World {
     /// The server dies where it stands; another one takes over.
     pub(crate) async fn restart(&mut self) {
         self.crash().await;
-        self.deps = build(&self.deps.db, &self.ids, &self.sealer, &self.folder, &self.park);
+        self.deps = build(&self.deps.db, &self.ids, &self.sealer, &self.folder, &self.park, &self.clock);
         let (news, heard) = mpsc::unbounded_channel();
         self.park.listen(news);
         let shutdown = CancellationToken::new();
@@ -164,6 +173,7 @@ impl World {
         let mut loops = reconcile::start(&self.deps, &shutdown);
         loops.push(tokio::spawn(hear(self.deps.clone(), heard)));
         loops.push(tokio::spawn(tidy_often(self.deps.clone())));
+        loops.push(tokio::spawn(tick(self.clock.clone())));
         self.server = Some(Running { shutdown, loops });
     }
 
@@ -194,6 +204,17 @@ impl World {
         }
         self.deps.db = db;
         self.restart().await;
+    }
+
+    /// From now on the servers have a clock that goes as fast as this machine's, and can be put forward.
+    pub(crate) async fn take_the_clock(&mut self) {
+        self.clock = Clock::manual(self.clock.now());
+        self.restart().await;
+    }
+
+    /// For the servers it is that much later.
+    pub(crate) fn put_clock_forward(&self, by: Duration) {
+        self.clock.advance(by);
     }
 
     /// The same server, some time later.
@@ -390,7 +411,14 @@ impl World {
     }
 }
 
-fn build(db: &Db, ids: &Ids, sealer: &Arc<Sealer>, folder: &tempfile::TempDir, park: &Arc<Park>) -> Deps {
+fn build(
+    db: &Db,
+    ids: &Ids,
+    sealer: &Arc<Sealer>,
+    folder: &tempfile::TempDir,
+    park: &Arc<Park>,
+    clock: &Clock,
+) -> Deps {
     let server_id = api::ids::ServerId(uuid::Uuid::from_u128(1));
     let folder = folder.path();
     let context = backends::OpenContext {
@@ -400,7 +428,7 @@ fn build(db: &Db, ids: &Ids, sealer: &Arc<Sealer>, folder: &tempfile::TempDir, p
         fake: None,
     };
     let logs = Arc::new(LogStore::open(folder.join("logs")).unwrap());
-    let clock = Clock::System;
+    let clock = clock.clone();
     Deps {
         gangs: Arc::default(),
         server_id,
@@ -433,6 +461,17 @@ async fn hear(deps: Deps, mut news: mpsc::UnboundedReceiver<News>) {
                 deps.wake.ring(Table::Jobs);
             }
         }
+    }
+}
+
+/// Moves a clock as time goes by, if it is one that is moved.
+async fn tick(clock: Clock) {
+    let mut last = Instant::now();
+    while let Clock::Manual(_) = clock {
+        sleep(Duration::from_millis(5)).await;
+        let now = Instant::now();
+        clock.advance(now - last);
+        last = now;
     }
 }
 
