@@ -264,7 +264,7 @@ fn a_machine_that_does_not_suit_says_why() {
         change(&mut instance);
         pool(vec![instance])
     };
-    let cases: [(Gang, Pool, &str); 18] = [
+    let cases: [(Gang, Pool, &str); 19] = [
         (gang(1, json!({})), with(&|it| it.unusable = true), "it does not answer or is ending"),
         (
             gang(1, json!({})),
