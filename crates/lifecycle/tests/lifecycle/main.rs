@@ -10,5 +10,6 @@ mod launches;
 mod outlook;
 mod placement;
 mod properties;
+mod rounds;
 mod runs;
 mod topology;
