@@ -1,4 +1,6 @@
-//! Cluster placement groups: one for each fleet that asks for one, in each region where it has machines.
+//! Cluster placement groups: one for each fleet that asks for one, in each zone where its machines are launched. A group
+//! is bound to a zone for as long as a machine of it is there, also one that is ending: the machines that are bought in
+//! the next zone instead must not be in the same one.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +13,10 @@ use super::tags::{self, Owner, filter, specification};
 use crate::Result;
 use crate::keys::invalid;
 
-/// The name of a fleet's group. Always the same one, so that it is found again and never made twice.
-pub(super) fn name(fleet_name: &str, fleet: FleetId) -> String {
+/// The name of a fleet's group in a zone. Always the same one, so that it is found again and never made twice.
+pub(super) fn name(fleet_name: &str, fleet: FleetId, zone: &str) -> String {
     let fleet_name: String = fleet_name.chars().take(60).collect();
-    format!("dstack-{fleet_name}-{fleet}")
+    format!("dstack-{fleet_name}-{fleet}-{zone}")
 }
 
 /// Makes a fleet's group. Does nothing if it is there.

@@ -132,6 +132,7 @@ pub(super) fn prepare(order: &LaunchOrder, around: Surroundings<'_>) -> Result<P
     let disk_gib = order.offer.instance_type.resources.disk.size_mib.div_ceil(1024);
     let user_data = user_data::text(&order.authorized_keys, image.lacks_docker).map_err(invalid)?;
     let user = image.user.clone();
+    let placement_group = group(order, facts, &zone, &interfaces, data.reservation.as_ref());
     Ok(Prepared {
         region: order.offer.region.clone(),
         zone,
@@ -142,7 +143,7 @@ pub(super) fn prepare(order: &LaunchOrder, around: Surroundings<'_>) -> Result<P
         subnet_id: subnet.id.clone(),
         security_group_ids,
         public_address: (interfaces.len() == 1).then_some(config.public_ips),
-        placement_group: group(order, facts, &interfaces, data.reservation.as_ref()),
+        placement_group,
         interfaces,
         market,
         reservation: data.reservation,
@@ -159,6 +160,7 @@ pub(super) fn prepare(order: &LaunchOrder, around: Surroundings<'_>) -> Result<P
 fn group(
     order: &LaunchOrder,
     facts: &TypeFacts,
+    zone: &str,
     interfaces: &[Interface],
     reservation: Option<&Reservation>,
 ) -> Option<Group> {
@@ -169,7 +171,7 @@ fn group(
     let is_block = reservation.is_some_and(|reservation| reservation.is_block);
     let helps = facts.may_cluster && (order.count > 1 || order.cluster || efa_count(interfaces) > 1);
     let is_own = order.cluster && helps && !is_block;
-    is_own.then(|| Group { name: placement_groups::name(&order.fleet_name, order.fleet_id), is_own: true })
+    is_own.then(|| Group { name: placement_groups::name(&order.fleet_name, order.fleet_id, zone), is_own: true })
 }
 
 /// Our own marks win over the configuration's tags, and these over the order's: a key that is there stays as it is.

@@ -22,12 +22,12 @@ async fn a_zone_without_capacity_is_told_with_those_that_have_it() {
     let error = rig.launch(order.clone()).await.unwrap_err();
     assert_eq!((error.kind, error.code.as_deref()), (ErrorKind::NoCapacity, Some("InsufficientInstanceCapacity")));
     assert_eq!(rig.sim.count_alive(Kind::Instance), 0);
-    // The same empty group serves in another zone.
+    // Another zone has a group of its own: one is bound to a zone until the last machine in it is gone.
     let other = order.offer.zones.clone().unwrap().into_iter().find(|other| *other != zone);
     let mut again = rig.order(2, 2).await;
     again.zone = other;
     rig.launch(again).await.unwrap();
-    assert_eq!(rig.sim.count_alive(Kind::PlacementGroup), 1);
+    assert_eq!(rig.sim.count_alive(Kind::PlacementGroup), 2);
     rig.end_everything().await;
 }
 

@@ -267,7 +267,6 @@ async fn a_gang_of_several_calls_is_made_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "while machines that were undone end, their placement group is bound to their zone and the next is refused"]
 async fn a_gang_of_several_calls_that_is_undone_is_undone_whole() {
     let calls = [("RunInstances", 1), ("TerminateInstances", 0), ("RunInstances", 2)];
     in_every_way(Scene::SeveralCallsInVain, Moment::Launch, &calls).await;
