@@ -89,7 +89,7 @@ pub(super) async fn give(
     common_tags: &BTreeMap<String, String>,
 ) -> Result<String> {
     give_once(ec2, owner, made, (key, interface_id), common_tags).await.map_err(|error| match error.kind {
-        ErrorKind::QuotaExceeded | ErrorKind::PermissionDenied | ErrorKind::RateLimited => error,
+        ErrorKind::RegionLimit | ErrorKind::PermissionDenied | ErrorKind::RateLimited => error,
         _ => Error { kind: ErrorKind::Unavailable, ..error },
     })
 }

@@ -7,7 +7,7 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::display::DisplayErrorContext;
-use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use aws_smithy_types::error::metadata::{ErrorMetadata, ProvideErrorMetadata};
 
 use crate::{Error, ErrorKind};
 
@@ -29,7 +29,12 @@ where
         };
         return Error { kind, ..failed };
     }
-    let kind = match credentials_error(error) {
+    if let Some(refused) = find(error, |error: &ErrorMetadata| error.code().is_some_and(is_about_who_asks)) {
+        let (code, message) = (refused.code().unwrap_or_default(), refused.message().unwrap_or_default());
+        let message = format!("AWS could not be asked to {what}: no credentials are given: {code}: {message}");
+        return Error::new(ErrorKind::InvalidCredentials, message).with_code(code);
+    }
+    let kind = match find(error, |_: &CredentialsError| true) {
         Some(CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_)) => {
             ErrorKind::InvalidCredentials
         }
@@ -39,10 +44,19 @@ where
     Error::new(kind, format!("AWS could not be asked to {what}: {}", DisplayErrorContext(error)))
 }
 
-fn credentials_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a CredentialsError> {
+/// Whether a refusal is about who asks, and not about what is asked.
+fn is_about_who_asks(code: &str) -> bool {
+    matches!(kind_of(code), ErrorKind::InvalidCredentials | ErrorKind::PermissionDenied)
+}
+
+/// The first error of a kind among an error and its causes.
+fn find<'a, T: StdError + 'static>(
+    error: &'a (dyn StdError + 'static),
+    is_it: impl Fn(&T) -> bool,
+) -> Option<&'a T> {
     let mut next = Some(error);
     while let Some(error) = next {
-        if let Some(found) = error.downcast_ref::<CredentialsError>() {
+        if let Some(found) = error.downcast_ref::<T>().filter(|found| is_it(found)) {
             return Some(found);
         }
         next = error.source();

@@ -22,10 +22,10 @@ use super::{placement_groups, tags};
 use crate::{Error, ErrorKind, LaunchOrder, Result};
 
 /// How long something that was just made may be unknown to the very service that made it.
-const UNSEEN: Duration = Duration::from_secs(20);
+pub(super) const UNSEEN: Duration = Duration::from_secs(20);
 
 /// How soon it is tried again.
-const UNSEEN_PAUSE: Duration = Duration::from_millis(500);
+pub(super) const UNSEEN_PAUSE: Duration = Duration::from_millis(500);
 
 /// A part of a launch that one call asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +93,7 @@ async fn undo(ec2: &aws_sdk_ec2::Client, made: &[Sighting]) -> Result<()> {
         return Ok(());
     }
     let ids: Vec<String> = made.iter().map(|sighting| sighting.machine.provider_id.clone()).collect();
-    let ended = super::terminate::terminate(ec2, &ids).await;
+    let ended = super::terminate::undo(ec2, &ids).await;
     ended.map_err(|error| Error {
         kind: ErrorKind::Unavailable,
         message: format!("a part of the launch was refused, and ending the others failed: {error}"),

@@ -60,6 +60,12 @@ impl Seen {
         Survey { found: listed.into_iter().map(|sighting| sighting.machine).collect(), silent }
     }
 
+    /// Whether AWS said that it made a machine, and has not shown it since.
+    pub(super) fn is_new(&self, key: &MachineKey) -> bool {
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        made.get(key).is_some_and(|(at, _)| at.elapsed() < UNSEEN)
+    }
+
     /// Whether all machines that were seen are gone.
     pub(super) fn has_none(&self) -> bool {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);

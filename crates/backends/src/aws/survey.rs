@@ -6,10 +6,12 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
+use super::terminate::Fate;
 use super::{Account, TIDY_PERIOD, addresses, files, machines, offers, security_groups, tidy};
 use crate::keys::invalid;
 use crate::{
-    BackendOffer, Error, Living, Machine, MachineKey, MachineState, OffersWanted, Result, SilentRegion, Survey,
+    BackendOffer, Error, ErrorKind, Living, Machine, MachineKey, MachineState, OffersWanted, Result, SilentRegion,
+    Survey,
 };
 
 /// What was found in the regions that answered. An error says that none did.
@@ -96,7 +98,11 @@ impl Account {
         let region = &known.machine.region;
         let ec2 = self.clients.ec2(region).await;
         self.ended_something(region);
-        self.ends.end(&ec2, region, &known.machine.provider_id).await?;
+        let fate = self.ends.end(&ec2, region, &known.machine.provider_id).await?;
+        if fate == Fate::Unknown && self.seen.is_new(key) {
+            let message = format!("AWS does not show {} yet, which it has just made", known.machine.provider_id);
+            return Err(Error::new(ErrorKind::Unavailable, message));
+        }
         if self.config.public_ips && known.interfaces > 1 {
             for address in addresses::list(&ec2, self.owner, Some(key)).await? {
                 addresses::release(&ec2, &address).await?;

@@ -8,8 +8,10 @@ use std::time::Duration;
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::error::ProvideErrorMetadata;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::errors::failure;
+use super::launch::{UNSEEN, UNSEEN_PAUSE};
 use crate::{Error, ErrorKind, Result};
 
 /// How long it is waited for others before a call: callers come one by one, each from a database.
@@ -32,15 +34,24 @@ struct Queue {
 #[derive(Debug)]
 struct Waiting {
     id: String,
-    told: oneshot::Sender<Result<()>>,
+    told: oneshot::Sender<Result<Fate>>,
+}
+
+/// What AWS said to the end of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It ends, or has ended.
+    Ends,
+    /// AWS does not know it: it is gone, or was made a moment ago and is not shown yet.
+    Unknown,
 }
 
 /// What became of each of some machines.
-type Ended = HashMap<String, Result<()>>;
+type Ended = HashMap<String, Result<Fate>>;
 
 impl Ends {
-    /// Ends a machine. One that is gone already is no error.
-    pub(super) async fn end(&self, ec2: &Client, region: &str, id: &str) -> Result<()> {
+    /// Ends a machine. One that AWS does not know is no error.
+    pub(super) async fn end(&self, ec2: &Client, region: &str, id: &str) -> Result<Fate> {
         let queue = {
             let mut queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             queues.entry(region.to_owned()).or_default().clone()
@@ -54,7 +65,7 @@ impl Queue {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn end<C: Future<Output = Ended>>(&self, id: &str, call: impl FnOnce(Vec<String>) -> C) -> Result<()> {
+    async fn end<C: Future<Output = Ended>>(&self, id: &str, call: impl FnOnce(Vec<String>) -> C) -> Result<Fate> {
         // Whoever called for this one may have been cut off in the middle, and then nobody knows.
         let cut_off = |_| Err(Error::new(ErrorKind::Unavailable, format!("nobody waited for the end of {id}")));
         let (told, mut answer) = oneshot::channel();
@@ -79,9 +90,25 @@ impl Queue {
     }
 }
 
-/// Ends machines. One that is gone already is no error. The first failure is told, and the others are ended all the same.
-pub(super) async fn terminate(ec2: &Client, ids: &[String]) -> Result<()> {
-    end_each(ec2, ids).await.into_values().collect()
+/// Ends machines that were made a moment ago, once AWS shows them. The first failure is told, and the others are ended all
+/// the same.
+pub(super) async fn undo(ec2: &Client, ids: &[String]) -> Result<()> {
+    let deadline = Instant::now() + UNSEEN;
+    let mut left = ids.to_vec();
+    loop {
+        let ended = end_each(ec2, &left).await;
+        left.retain(|id| matches!(ended.get(id), Some(Ok(Fate::Unknown))));
+        let failed = ended.into_values().find_map(Result::err);
+        match (failed, left.first()) {
+            (Some(error), _) => return Err(error),
+            (None, None) => return Ok(()),
+            (None, Some(id)) if deadline <= Instant::now() => {
+                let message = format!("AWS does not show {id} yet, which is to end");
+                return Err(Error::new(ErrorKind::Unavailable, message));
+            }
+            (None, Some(_)) => tokio::time::sleep(UNSEEN_PAUSE).await,
+        }
+    }
 }
 
 async fn end_each(ec2: &Client, ids: &[String]) -> Ended {
@@ -98,11 +125,11 @@ async fn end_each(ec2: &Client, ids: &[String]) -> Ended {
     let mut left: Vec<Vec<String>> = ids.chunks(ENDED_AT_ONCE).map(<[String]>::to_vec).collect();
     while let Some(some) = left.pop() {
         match call(&some).await {
-            Ok(()) => ended.extend(some.into_iter().map(|id| (id, Ok(())))),
-            // Those are gone, and keep AWS from ending the others.
+            Ok(()) => ended.extend(some.into_iter().map(|id| (id, Ok(Fate::Ends)))),
+            // Those keep AWS from ending the others.
             Err(Refused::Unknown(gone)) => {
                 let rest: Vec<String> = some.into_iter().filter(|id| !gone.contains(id)).collect();
-                ended.extend(gone.into_iter().map(|id| (id, Ok(()))));
+                ended.extend(gone.into_iter().map(|id| (id, Ok(Fate::Unknown))));
                 left.extend((!rest.is_empty()).then_some(rest));
             }
             Err(Refused::All(error))
@@ -159,7 +186,9 @@ mod tests {
             calls.lock().unwrap().push(ids.clone());
             yield_now().await;
             let later = || Err(Error::new(ErrorKind::RateLimited, "later"));
-            ids.into_iter().map(|id| if id == "i-7" { (id, later()) } else { (id, Ok(())) }).collect::<Ended>()
+            ids.into_iter()
+                .map(|id| if id == "i-7" { (id, later()) } else { (id, Ok(Fate::Ends)) })
+                .collect::<Ended>()
         };
         let ids: Vec<String> = (0..100).map(|number| format!("i-{number}")).collect();
         let ended = join_all(ids.iter().map(|id| queue.end(id, &call))).await;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use backends::{ErrorKind, LaunchOrder, MachineState};
 use ec2sim::{Kind, Settings};
 use serde_json::json;
+use tokio::time::{Instant, sleep};
 
 use crate::rig::{REGION, Rig, key};
 
@@ -172,7 +173,8 @@ async fn machines_are_listed_from_the_moment_that_aws_says_it_made_them() {
     while rig.sim.count_alive(Kind::Instance) > 0 {
         assert!(tokio::time::Instant::now() < deadline, "it does not end");
         for index in 0..2 {
-            rig.backend.terminate(&key(1, index)).await.unwrap();
+            let ended = rig.backend.terminate(&key(1, index)).await;
+            assert!(ended.err().is_none_or(|error| error.kind.is_transient()));
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -189,6 +191,33 @@ async fn an_account_that_may_have_no_address_says_so() {
     let error = rig.backend.agent_access(&machines[1]).await.unwrap_err();
     assert_eq!((error.kind, error.code.as_deref()), (ErrorKind::RegionLimit, Some("AddressLimitExceeded")));
     assert!(error.message.contains("EC2-VPC Elastic IPs"), "{error}");
+    rig.end_everything().await;
+}
+
+#[tokio::test]
+async fn a_machine_that_aws_does_not_show_yet_is_ended_all_the_same() {
+    let settings = Settings { instance_unseen_ms: 1_000, ..Settings::immediate() };
+    let rig =
+        Rig::with(json!({ "public_ips": false, "vpc_name": "my-vpc", "machines_per_call": 1 }), settings).await;
+    // The end of a machine that was just made is not there yet, and is ordered again.
+    rig.launch(rig.order(1, 1).await).await.unwrap();
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while let Err(error) = rig.backend.terminate(&key(1, 0)).await {
+        assert!(error.kind == ErrorKind::Unavailable && error.message.contains("does not show"), "{error}");
+        assert!(Instant::now() < deadline, "{error}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    rig.machines(MachineState::Running, 0).await;
+    // So is the first part of a launch that is undone.
+    let mut order = rig.order(2, 2).await;
+    let zone = order.zone.clone().unwrap();
+    let capacity = json!({ "region": REGION, "instance_type": "p5.48xlarge", "zone": zone, "market": "on-demand", "left": 1 });
+    rig.control("capacity", capacity);
+    order.prepared = rig.backend.prepare(&order).await.unwrap();
+    let refused = rig.backend.launch(&order).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::NoCapacity);
+    rig.machines(MachineState::Running, 0).await;
+    assert_eq!(rig.sim.count_alive(Kind::Instance), 0);
     rig.end_everything().await;
 }
 

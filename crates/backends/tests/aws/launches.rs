@@ -226,7 +226,7 @@ async fn it_is_asked_once_how_machines_are_connected() {
     rig.launch(rig.order(1, 2).await).await.unwrap();
     let machines = rig.machines(MachineState::Running, 2).await;
     assert!(machines.iter().all(|machine| machine.network_path.len() == 3), "{machines:?}");
-    rig.backend.list().await.unwrap().found;
+    rig.backend.list().await.unwrap();
     assert_eq!(rig.count("DescribeInstanceTopology"), 1);
     // Who may not know it does without.
     rig.control(

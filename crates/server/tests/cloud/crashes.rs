@@ -102,8 +102,8 @@ impl Scene {
         // One token, one set of machines, whatever was lost.
         let is_once = by_token.values().all(|made| *made == each);
         assert!(is_once, "{self:?}, {broken:?}: {by_token:?}\n{}", story().await);
-        let alive = machines().filter(|entry| entry.gone_at.is_none()).count();
-        assert_eq!(alive, NODES, "{self:?}, {broken:?}\n{}", story().await);
+        let alive: Vec<&Entry> = machines().filter(|entry| entry.gone_at.is_none()).collect();
+        assert_eq!(alive.len(), NODES, "{self:?}, {broken:?}: {alive:?}\n{}", story().await);
         let there = world.instances().await;
         let is_in_one_zone = there.windows(2).all(|pair| pair[0].state.zone == pair[1].state.zone);
         assert!(is_in_one_zone, "{self:?}, {broken:?}: {there:?}");
