@@ -160,8 +160,14 @@ pub async fn is_in_use(mut db: impl Executor, id: BackendId) -> Result<bool> {
     row.map_or(Ok(false), |row| row.truth(0))
 }
 
-/// Forgets a backend that is not wanted again meanwhile, and its credentials.
+/// Forgets a backend that is neither wanted again nor used meanwhile, and its credentials.
 pub async fn delete_drained(mut db: impl Executor, id: BackendId) -> Result<()> {
-    db.execute("DELETE FROM backends WHERE id = $1 AND draining = 1", values![id]).await?;
+    db.execute(
+        "DELETE FROM backends WHERE id = $1 AND draining = 1 AND NOT EXISTS (SELECT 1 FROM launches l \
+         WHERE l.backend_id = $1 AND (l.status NOT IN ('done', 'failed') \
+         OR EXISTS (SELECT 1 FROM instances i WHERE i.launch_id = l.id AND i.status <> 'terminated')))",
+        values![id],
+    )
+    .await?;
     Ok(())
 }

@@ -106,11 +106,13 @@ async fn give_once(
         return Ok(given.public_ip.clone());
     }
     // An answer that was lost may have left several; what is too many is given back when the region is tidied.
-    let address = match known.pop().or_else(|| made.find(key)) {
-        Some(address) => address,
-        None => allocate(ec2, owner, key, common_tags).await?,
+    let address = if let Some(address) = known.pop().or_else(|| made.find(key)) {
+        address
+    } else {
+        let address = allocate(ec2, owner, key, common_tags).await?;
+        made.keep(key, &address);
+        address
     };
-    made.keep(key, &address);
     let request = ec2
         .associate_address()
         .allocation_id(&address.allocation_id)

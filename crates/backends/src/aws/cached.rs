@@ -16,6 +16,7 @@ const FAILURE_AGE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Cached<K, V> {
     max_age: Duration,
+    failure_age: Duration,
     answers: Mutex<HashMap<K, Slot<V>>>,
 }
 
@@ -23,7 +24,12 @@ type Slot<V> = Arc<tokio::sync::Mutex<Option<(Instant, Result<Arc<V>>)>>>;
 
 impl<K: Hash + Eq + Clone, V> Cached<K, V> {
     pub(super) fn new(max_age: Duration) -> Cached<K, V> {
-        Cached { max_age, answers: Mutex::default() }
+        Cached::remembering(max_age, FAILURE_AGE.min(max_age))
+    }
+
+    /// Answers that are kept for a while, and failures for another.
+    pub(super) fn remembering(max_age: Duration, failure_age: Duration) -> Cached<K, V> {
+        Cached { max_age, failure_age, answers: Mutex::default() }
     }
 
     /// The answer for a key, asked for unless it is known.
@@ -34,7 +40,7 @@ impl<K: Hash + Eq + Clone, V> Cached<K, V> {
         };
         let mut slot = slot.lock().await;
         if let Some((at, answer)) = slot.as_ref() {
-            let max_age = if answer.is_ok() { self.max_age } else { FAILURE_AGE.min(self.max_age) };
+            let max_age = if answer.is_ok() { self.max_age } else { self.failure_age };
             if at.elapsed() < max_age {
                 return answer.clone();
             }

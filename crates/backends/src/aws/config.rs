@@ -221,6 +221,22 @@ fn ssh_port() -> u16 {
 /// Machines that one call asks for at the most: as many as AWS's bucket for launches holds.
 const MACHINES_PER_CALL: u32 = 1000;
 
+/// Whether somebody may configure the backend so. What only seems to be a mistake is refused here and not when a backend
+/// is opened that was configured before: its machines would be out of reach.
+pub(super) fn check(config: &Value) -> Result<()> {
+    let AwsConfig { network, regions, .. } = parse(config)?;
+    let keys = Keys::of("aws", config, KEYS)?;
+    for (key, by_region) in
+        [("subnet_ids", &network.subnet_ids), ("security_group_ids", &network.security_group_ids)]
+    {
+        if let Some(region) = by_region.keys().find(|region| !regions.contains(region)) {
+            return Err(keys.refuse(key, &format!("`{region}` is not in `regions`")));
+        }
+    }
+    // As in 0.22.5, there may be more of them than regions.
+    network.vpc_ids.keys().try_for_each(|region| check_region(&keys, "vpc_ids", region))
+}
+
 /// Reads the configuration. An error names the key and what to write.
 pub(super) fn parse(config: &Value) -> Result<AwsConfig> {
     let keys = Keys::of("aws", config, KEYS)?;
@@ -351,12 +367,7 @@ fn check_network(
         if let Some((region, _)) = by_region.iter().find(|(_, ids)| ids.is_empty()) {
             return Err(keys.refuse(key, &format!("nothing is given for `{region}`")));
         }
-        if let Some(region) = by_region.keys().find(|region| !regions.contains(region)) {
-            return Err(keys.refuse(key, &format!("`{region}` is not in `regions`")));
-        }
     }
-    // As in 0.22.5, there may be more of them than regions.
-    network.vpc_ids.keys().try_for_each(|region| check_region(keys, "vpc_ids", region))?;
     for cidr in network.ssh_cidrs.iter().flatten() {
         check_cidr(keys, cidr)?;
     }
@@ -492,7 +503,7 @@ mod tests {
 
     #[track_caller]
     fn check_refused(config: Value, message: &str) {
-        let error = parse(&with(config)).unwrap_err();
+        let error = check(&with(config)).unwrap_err();
         assert_eq!(error.message, message);
     }
 
@@ -510,6 +521,10 @@ mod tests {
         check_refused(
             json!({ "regions": ["us-east-1"], "subnet_ids": { "us-west-2": ["subnet-1"] } }),
             "`subnet_ids` of backend `aws`: `us-west-2` is not in `regions`",
+        );
+        // One that was taken before stays within reach.
+        assert!(
+            parse(&with(json!({ "regions": ["us-east-1"], "subnet_ids": { "us-west-2": ["subnet-1"] } }))).is_ok()
         );
         check_refused(
             json!({ "vpc_name": "a", "vpc_ids": { "us-east-1": "vpc-1" } }),

@@ -66,13 +66,6 @@ impl Seen {
         made.get(key).is_some_and(|(at, _)| at.elapsed() < UNSEEN)
     }
 
-    /// Whether all machines that were seen are gone.
-    pub(super) fn has_none(&self) -> bool {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        made.is_empty() && known.values().all(|sighting| sighting.machine.state == MachineState::Gone)
-    }
-
     /// A machine as it was last seen.
     pub(super) fn get(&self, key: &MachineKey) -> Option<Sighting> {
         let made = self.made.lock().unwrap_or_else(PoisonError::into_inner).get(key).map(|(_, made)| made.clone());

@@ -41,7 +41,7 @@ mod types;
 mod user_data;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use api::agent::Cloud;
@@ -50,7 +50,6 @@ use api::ids::{BackendId, FleetId, LaunchId};
 use async_trait::async_trait;
 use serde::Deserialize as _;
 use serde_json::Value;
-use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use self::cached::Cached;
@@ -78,7 +77,7 @@ use crate::{
 /// What the list of backends knows of this folder.
 pub(crate) static ENTRY: Entry = Entry {
     kind: "aws",
-    check: |config| config::parse(config).map(|_| config.clone()),
+    check: |config| config::check(config).map(|()| config.clone()),
     wire_type: |_| BackendType::Aws,
     is_hidden: false,
     is_for_tests: false,
@@ -90,6 +89,9 @@ const PROVISIONING_TIMEOUT_SECS: u64 = 20 * 60;
 
 /// How long networks and images are believed to be as they were.
 const SHORT: Duration = Duration::from_mins(10);
+
+/// How long AWS may take to tell whose the credentials are.
+const IDENTITY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long it is believed where a type is offered.
 const LONG: Duration = Duration::from_hours(1);
@@ -123,7 +125,9 @@ fn open(config: &Value, context: &OpenContext, id: BackendId) -> Result<Arc<dyn 
         tidied: Mutex::default(),
         served: Mutex::default(),
         unclaimed: tidy::Unclaimed::default(),
-        identity: OnceCell::new(),
+        identity: OnceLock::new(),
+        identities: Cached::remembering(LONG, SHORT),
+        silences: survey::Silences::default(),
         lost_images: Mutex::default(),
         config,
     }))))
@@ -160,7 +164,10 @@ struct Account {
     served: Mutex<(HashSet<FleetId>, HashSet<LaunchId>)>,
     unclaimed: tidy::Unclaimed,
     /// The account that the credentials are of, once AWS has told it.
-    identity: OnceCell<String>,
+    identity: OnceLock<String>,
+    /// What AWS said to the question, also if that was no answer.
+    identities: Cached<(), String>,
+    silences: survey::Silences,
     /// Images that AWS did not know any more when they were launched.
     lost_images: Mutex<HashSet<String>>,
 }
@@ -202,7 +209,9 @@ impl Backend for Aws {
             .map_err(|error| invalid(format!("the launch was not prepared by this backend: {error}")))?;
         let ec2 = account.clients.ec2(&prepared.region).await;
         account.ended_something(&prepared.region);
-        account.regions.use_one(&prepared.region, account.identity().await).map_err(|error| {
+        // It was asked for when the launch was prepared.
+        let identity = account.identity.get().cloned();
+        account.regions.use_one(&prepared.region, identity).map_err(|error| {
             let message = format!("cannot keep that {} is used, so nothing is launched: {error}", prepared.region);
             Error::new(ErrorKind::RateLimited, message)
         })?;
@@ -260,13 +269,21 @@ impl Aws {
 impl Account {
     /// The account that the credentials are of; none where AWS does not tell.
     async fn identity(&self) -> Option<String> {
+        if let Some(known) = self.identity.get() {
+            return Some(known.clone());
+        }
+        // Nobody waits long for what is believed without an answer, nor again and again.
         let ask = async {
-            let asked = self.clients.sts().await.get_caller_identity().send().await;
-            let told = asked.map_err(|error| errors::failure("tell who we are", &error))?;
-            told.account().map(str::to_owned).ok_or_else(|| invalid("AWS does not tell the account"))
+            let client = self.clients.sts().await;
+            let asked = tokio::time::timeout(IDENTITY_TIMEOUT, client.get_caller_identity().send()).await;
+            let told = asked.map_err(|_| Error::new(ErrorKind::Unavailable, "STS does not answer"))?;
+            let told = told.map_err(|error| errors::failure("tell who we are", &error))?;
+            let account = told.account().map(str::to_owned);
+            account.ok_or_else(|| invalid("AWS does not tell the account"))
         };
-        let told = self.identity.get_or_try_init(|| ask).await;
-        told.inspect_err(|error| tracing::debug!("the account is not known: {error}")).ok().cloned()
+        let told = self.identities.get(&(), ask).await;
+        let account = told.inspect_err(|error| tracing::debug!("the account is not known: {error}")).ok()?;
+        Some(self.identity.get_or_init(|| account.as_ref().clone()).clone())
     }
 
     /// Whether the credentials are of the account where our machines are. With those of another one, all machines would
@@ -358,6 +375,7 @@ impl Account {
 
     async fn prepare(&self, order: &LaunchOrder) -> Result<Prepared> {
         self.check_account().await?;
+        self.identity().await;
         let region = &order.offer.region;
         let ec2 = self.clients.ec2(region).await;
         let facts = self.facts_of_type(&ec2, &order.offer.instance_type.name).await?;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use api::ids::BackendId;
@@ -15,6 +16,8 @@ pub(super) struct Regions {
     file: PathBuf,
     configured: Vec<String>,
     used: Mutex<Used>,
+    /// How many times something was about to be made since the start.
+    uses: AtomicU64,
 }
 
 /// Where something was made.
@@ -34,7 +37,7 @@ impl Regions {
         // Once it was a list of regions and nothing else.
         let old = || Some(Used { regions: serde_json::from_slice(&bytes).ok()?, account: None });
         let used = serde_json::from_slice(&bytes).ok().or_else(old).unwrap_or_default();
-        Regions { file, configured: configured.to_vec(), used: Mutex::new(used) }
+        Regions { file, configured: configured.to_vec(), used: Mutex::new(used), uses: AtomicU64::new(0) }
     }
 
     /// All that are looked at, those of the configuration first.
@@ -51,6 +54,7 @@ impl Regions {
 
     /// Something is about to be made in a region of an account. An error says that this could not be kept.
     pub(super) fn use_one(&self, region: &str, account: Option<String>) -> std::io::Result<()> {
+        self.uses.fetch_add(1, Ordering::Relaxed);
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let mut more = used.clone();
         more.regions.insert(region.to_owned());
@@ -63,9 +67,31 @@ impl Regions {
         Ok(())
     }
 
-    /// Nothing of ours is anywhere any more, so the next thing may be in another account.
-    pub(super) fn leave_account(&self) {
+    /// How many times something was about to be made since the start.
+    pub(super) fn uses(&self) -> u64 {
+        self.uses.load(Ordering::Relaxed)
+    }
+
+    /// The regions where something was made.
+    pub(super) fn used(&self) -> BTreeSet<String> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).regions.clone()
+    }
+
+    /// A machine of ours was seen: where the account is not remembered, as after a restart at a bad moment, it is now.
+    pub(super) fn note_account(&self, region: &str, account: Option<String>) {
+        if account.is_some() && self.account().is_none() {
+            // If it cannot be kept now, it is noted at the next look.
+            let _ = self.use_one(region, account);
+        }
+    }
+
+    /// No machine of ours is anywhere any more, so the next one may be in another account, unless something was about to be
+    /// made since that was looked at.
+    pub(super) fn leave_account(&self, uses: u64) {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.uses() != uses {
+            return;
+        }
         let nowhere = Used { account: None, ..used.clone() };
         if nowhere != *used && self.keep(&nowhere).is_ok() {
             *used = nowhere;
@@ -122,7 +148,15 @@ mod tests {
         open().use_one("east", Some("1".to_owned())).unwrap();
         open().use_one("east", Some("2".to_owned())).unwrap();
         assert_eq!(open().account().as_deref(), Some("1"));
-        open().leave_account();
+        let regions = open();
+        let before = regions.uses();
+        regions.use_one("east", None).unwrap();
+        regions.leave_account(before);
+        assert!(regions.account().is_some(), "something was made meanwhile");
+        regions.leave_account(regions.uses());
         assert_eq!(open().account(), None);
+        regions.note_account("east", Some("3".to_owned()));
+        regions.note_account("east", Some("4".to_owned()));
+        assert_eq!(open().account().as_deref(), Some("3"));
     }
 }

@@ -153,7 +153,12 @@ async fn members(ec2: &aws_sdk_ec2::Client, group: &str) -> Result<Vec<Reservati
             .into_paginator()
             .send();
         while let Some(page) = pages.next().await {
-            let page = page.map_err(|error| failure("ask for the groups of a capacity reservation", &error))?;
+            let page = match page {
+                Ok(page) => page,
+                // It was cancelled meanwhile.
+                Err(error) if error.code() == Some("InvalidCapacityReservationId.NotFound") => return Ok(None),
+                Err(error) => return Err(failure("ask for the groups of a capacity reservation", &error)),
+            };
             if page.capacity_reservation_groups().iter().any(|found| found.group_arn() == Some(group)) {
                 return Ok(Some(one));
             }

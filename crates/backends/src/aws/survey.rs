@@ -1,6 +1,8 @@
 //! Looks at all regions that may have something of ours. One that does not answer keeps nobody from the others.
 
-use std::sync::PoisonError;
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use jiff::Timestamp;
@@ -24,9 +26,40 @@ fn survey<T>(answers: Vec<(&String, Result<Vec<T>>)>) -> Result<Survey<T>> {
             Err(error) => survey.silent.push(SilentRegion { region: region.clone(), error }),
         }
     }
-    match survey.silent.first() {
-        Some(silent) if survey.silent.len() == regions => Err(silent.error.clone()),
-        _ => Ok(survey),
+    if survey.silent.is_empty() || survey.silent.len() < regions {
+        return Ok(survey);
+    }
+    // One that may answer the next time says more than one that never will.
+    let passing = survey.silent.iter().find(|silent| silent.error.kind.is_transient());
+    let SilentRegion { region, error } = passing.unwrap_or(&survey.silent[0]).clone();
+    Err(Error { message: format!("{error} (in {region})"), ..error })
+}
+
+/// How long a region may take to answer, so that those that do are not kept waiting; and one that was silent just before.
+const PATIENCE: Duration = Duration::from_secs(40);
+const LITTLE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// For how long a region that was silent is not waited for so long again.
+const SILENT_FOR: Duration = Duration::from_mins(5);
+
+/// When regions did not answer in time.
+#[derive(Debug, Default)]
+pub(super) struct Silences(Mutex<HashMap<String, Instant>>);
+
+impl Silences {
+    /// The answer of a region, if it comes in time.
+    async fn wait<T>(&self, region: &str, answer: impl Future<Output = Result<T>>) -> Result<T> {
+        let since = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(region).copied();
+        let is_slow = since.is_some_and(|at| at.elapsed() < SILENT_FOR);
+        let patience = if is_slow { LITTLE_PATIENCE } else { PATIENCE };
+        let answered = tokio::time::timeout(patience, answer).await;
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(answer) = answered {
+            all.remove(region);
+            return answer;
+        }
+        all.insert(region.to_owned(), Instant::now());
+        Err(Error::new(ErrorKind::Unavailable, format!("AWS has not answered for {} s", patience.as_secs())))
     }
 }
 
@@ -34,7 +67,8 @@ impl Account {
     /// What all regions offer, cheapest first.
     pub(super) async fn offers(&self, wanted: &OffersWanted) -> Result<Survey<BackendOffer>> {
         let regions = &self.config.regions;
-        let facts = join_all(regions.iter().map(|region| self.region_facts(region, wanted))).await;
+        let asked = regions.iter().map(|region| self.silences.wait(region, self.region_facts(region, wanted)));
+        let facts = join_all(asked).await;
         let now = Timestamp::try_from(files::now()).unwrap_or(Timestamp::UNIX_EPOCH);
         let mut reserved_type = None;
         let answers = regions.iter().zip(facts).map(|(region, facts)| {
@@ -66,15 +100,20 @@ impl Account {
     pub(super) async fn list(&self) -> Result<Survey<Machine>> {
         self.check_account().await?;
         let watched = self.regions.watched();
-        let regions = watched.iter().map(|region| async move {
-            let ec2 = self.clients.ec2(region).await;
-            let mut listed = machines::list(&ec2, self.owner, region).await?;
-            self.topology.add(&ec2, region, &mut listed).await;
-            Ok::<_, Error>(listed)
-        });
+        let regions = watched.iter().map(|region| self.silences.wait(region, self.list_region(region)));
         let listed = survey(watched.iter().zip(join_all(regions).await).collect())?;
         self.topology.keep(&listed.found);
+        if let Some(one) = listed.found.first() {
+            self.regions.note_account(&one.machine.region, self.identity().await);
+        }
         Ok(self.seen.listed(listed))
+    }
+
+    async fn list_region(&self, region: &str) -> Result<Vec<machines::Sighting>> {
+        let ec2 = self.clients.ec2(region).await;
+        let mut listed = machines::list(&ec2, self.owner, region).await?;
+        self.topology.add(&ec2, region, &mut listed).await;
+        Ok(listed)
     }
 
     /// A machine as it is known, asked for once more if it is not.
@@ -135,8 +174,15 @@ impl Account {
         if let Err(error) = self.check_account().await {
             return vec![format!("what cannot be seen ({error})")];
         }
+        let uses = self.regions.uses();
         let due = self.untidy(living);
-        let left = join_all(due.iter().map(|region| self.tidy_region(region, living))).await;
+        let tidied = due.iter().map(|region| {
+            let tidied = async move { Ok(self.tidy_region(region, living).await) };
+            self.silences.wait(region, tidied)
+        });
+        let left = join_all(tidied).await.into_iter().map(|tidied| {
+            tidied.unwrap_or_else(|error: Error| vec![format!("what could not be looked at ({error})")])
+        });
         let mut all = vec![];
         for (region, left) in due.iter().zip(left) {
             if left.is_empty() {
@@ -145,28 +191,41 @@ impl Account {
             }
             all.extend(left.into_iter().map(|what| format!("{what} in {region}")));
         }
-        if all.is_empty() && living.launches.is_empty() && living.open_launches.is_empty() && self.seen.has_none()
-        {
-            self.regions.leave_account();
+        if living.launches.is_empty() && living.machines.is_empty() && self.has_no_machine().await {
+            self.regions.leave_account(uses);
         }
         all
+    }
+
+    /// Whether no machine of ours is in any region where there may be one.
+    async fn has_no_machine(&self) -> bool {
+        if self.regions.account().is_none() {
+            return false;
+        }
+        let Ok(survey) = self.list().await else { return false };
+        let knows_all = self.regions.used().iter().all(|region| survey.knows(region));
+        knows_all && survey.found.iter().all(|machine| machine.state == MachineState::Gone)
     }
 
     async fn tidy_region(&self, region: &String, living: &Living) -> Vec<String> {
         let ec2 = self.clients.ec2(region).await;
         let mut left = tidy::tidy(&ec2, self.owner, region, living, &self.unclaimed).await;
         // Also a region that is not configured any more is left without a trace once it has no machine.
-        let is_over = if self.config.regions.contains(region) {
-            false
-        } else {
+        let is_left = !self.config.regions.contains(region);
+        let mut is_empty = false;
+        if living.is_leaving || is_left {
             match machines::list(&ec2, self.owner, region).await {
-                Ok(listed) => listed.iter().all(|one| one.machine.state == MachineState::Gone),
-                Err(error) => {
-                    left.push(format!("what could not be listed ({error})"));
-                    false
+                Ok(listed) => {
+                    let there = listed.iter().filter(|one| one.machine.state != MachineState::Gone).count();
+                    is_empty = there == 0;
+                    // Also one that no row knows needs the credentials until it is gone.
+                    let machines = if there == 1 { "machine" } else { "machines" };
+                    left.extend((living.is_leaving && there > 0).then(|| format!("{there} {machines}")));
                 }
+                Err(error) => left.push(format!("what could not be listed ({error})")),
             }
-        };
+        }
+        let is_over = is_left && is_empty;
         if living.is_leaving || is_over {
             match security_groups::remove(&ec2, self.owner).await {
                 Ok(more) => left.extend(more),
@@ -177,5 +236,42 @@ impl Account {
             self.regions.leave(region);
         }
         left
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_region_that_hangs_is_given_up_and_not_waited_for_so_long_again() {
+        let silences = Silences::default();
+        let hang = async || silences.wait("east", std::future::pending::<Result<()>>()).await.unwrap_err();
+        assert_eq!(
+            (hang().await.message.as_str(), hang().await.kind),
+            ("AWS has not answered for 40 s", ErrorKind::Unavailable)
+        );
+        assert_eq!(hang().await.message, "AWS has not answered for 10 s");
+        // Others are waited for as ever, and so is that one once it has answered.
+        let late = async {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            Ok(2)
+        };
+        assert_eq!(silences.wait("west", late).await, Ok(2));
+        assert_eq!(silences.wait("east", async { Ok(1) }).await, Ok(1));
+        assert_eq!(hang().await.message, "AWS has not answered for 40 s");
+    }
+
+    #[test]
+    fn what_may_pass_is_told_before_what_never_will() {
+        let (east, west) = ("east".to_owned(), "west".to_owned());
+        let denied = || Err::<Vec<()>, _>(Error::new(ErrorKind::PermissionDenied, "denied"));
+        let limited = || Err(Error::new(ErrorKind::RateLimited, "later"));
+        let error = survey(vec![(&east, denied()), (&west, limited())]).unwrap_err();
+        assert_eq!((error.kind, error.message.as_str()), (ErrorKind::RateLimited, "later (in west)"));
+        let error = survey(vec![(&east, denied()), (&west, denied())]).unwrap_err();
+        assert_eq!(error.message, "denied (in east)");
+        let half = survey(vec![(&east, denied()), (&west, Ok(vec![()]))]).unwrap();
+        assert!(half.knows("west") && !half.knows("east") && half.found.len() == 1);
     }
 }

@@ -95,6 +95,25 @@ async fn what_cannot_be_removed_keeps_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_backend_that_leaves_stays_until_its_last_machine_is_gone() {
+    // With groups that are given there is none of ours that could not be removed.
+    let rig = Rig::private().await;
+    let order = rig.order(1, 1).await;
+    let group = rig.backend.prepare(&order).await.unwrap()["security_group_ids"][0].clone();
+    let given = rig.reconfigured(&json!({ "security_group_ids": { REGION: [group] } }));
+    let mut order = rig.order_of(1, "t3.medium", 1, false).await;
+    order.prepared = given.prepare(&order).await.unwrap();
+    given.launch(&order).await.unwrap();
+    rig.machines(MachineState::Running, 1).await;
+    // No row knows of it.
+    let nobody = Living { is_leaving: true, ..Living::default() };
+    let left = given.tidy(&nobody).await.unwrap();
+    assert!(left.contains(&format!("1 machine in {REGION}")), "{left:?}");
+    given.terminate(&key(1, 0)).await.unwrap();
+    rig.end_everything().await;
+}
+
+#[tokio::test]
 async fn credentials_of_another_account_do_not_make_machines_vanish() {
     let rig = Rig::private().await;
     rig.launch(rig.order(1, 1).await).await.unwrap();

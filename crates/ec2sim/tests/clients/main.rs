@@ -55,7 +55,7 @@ async fn every_answer_has_the_shape_that_botocore_knows() {
     let Some(python) = program("DSTACK_TEST_EC2_PYTHON", test) else { return };
     let (_simulator, server) = start(Settings::immediate()).await;
     let said = run(&python, "every_action.py", &[&server.url(), &model()]).await;
-    assert_eq!(said.trim(), "64 actions answered");
+    assert_eq!(said.trim(), "65 actions answered");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

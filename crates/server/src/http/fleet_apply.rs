@@ -100,8 +100,15 @@ async fn offers_for(
     }
     let profile = configuration.merged_profile(Some(&spec.profile));
     let home = current.and_then(|row| row.value.state.home.as_ref());
+    let has = match current {
+        Some(row) => {
+            let there = store::instances::list_by_fleet(&deps.db, row.value.id).await?;
+            u32::try_from(there.iter().filter(|row| row.value.has_purchase()).count()).unwrap_or(u32::MAX)
+        }
+        None => 0,
+    };
     let query = OffersQuery {
-        least: configuration.nodes.map_or(1, |nodes| nodes.min),
+        least: configuration.nodes.map_or(1, |nodes| nodes.min.saturating_sub(has)),
         most: configuration.nodes.map_or(1, |nodes| nodes.max.unwrap_or(nodes.target)),
         requirements: &fleet_requirements(configuration, &profile),
         profile: &profile,

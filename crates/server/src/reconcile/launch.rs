@@ -90,7 +90,14 @@ async fn save(deps: &Deps, loaded: Versioned<Launch>, launch: Launch) -> store::
 async fn act(deps: &Deps, launch: &Versioned<Launch>, open: &OpenBackend) -> store::Result<()> {
     let mut order = order_of(deps, &launch.value).await?;
     let mut answered = launch.clone();
-    match prepare(deps, &mut answered, open, &mut order).await? {
+    let prepared = if open.draining && launch.value.state.maybe_heard == 0 {
+        // It was let go between the decision to buy and now.
+        let message = format!("`{}` is draining: it is no longer in the project's configuration", open.kind);
+        Err(backends::Error::new(ErrorKind::PermissionDenied, message))
+    } else {
+        prepare(deps, &mut answered, open, &mut order).await?
+    };
+    match prepared {
         Ok(()) => {
             let result = answer(open.backend.launch(&order)).await;
             deps.backends.changed(open.id);

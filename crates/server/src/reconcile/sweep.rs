@@ -8,7 +8,7 @@ use std::time::Duration;
 use api::agent::{TaskPhase, TaskState};
 use api::events::EventTargetType;
 use api::ids::{BackendId, InstanceId, LaunchId};
-use backends::{Machine, MachineKey, MachineState};
+use backends::{Machine, MachineKey, MachineState, Survey};
 use futures_util::future::join_all;
 use jiff::{SignedDuration, Timestamp};
 use lifecycle::events::Target;
@@ -46,7 +46,7 @@ const VISITS_AT_ONCE: usize = 16;
 /// What the sweep remembers from one pass to the next.
 #[derive(Debug, Default)]
 pub struct Unclaimed {
-    machines: Mutex<HashMap<MachineKey, Sighting>>,
+    machines: Mutex<HashMap<(BackendId, MachineKey), Sighting>>,
     /// How many machines each backend that is let go had when that was told last.
     draining: Mutex<HashMap<BackendId, usize>>,
     /// It was told that another server knows better.
@@ -57,28 +57,38 @@ pub struct Unclaimed {
 #[derive(Debug)]
 struct Sighting {
     since: Timestamp,
+    region: String,
     /// How many tasks it was told to run.
     told: usize,
 }
 
 impl Unclaimed {
-    /// The machines that no row has claimed for a while, and since when. Those that are claimed or gone are forgotten.
+    /// The machines of a backend that no row has claimed for a while, and since when. Those that are claimed or gone are
+    /// forgotten, and those of regions that do not answer are not.
     fn older_than_grace<'a>(
         &self,
-        listed: &'a [Machine],
+        backend: BackendId,
+        listed: &'a Survey<Machine>,
         claims: &Claims,
         now: Timestamp,
     ) -> Vec<(&'a Machine, Timestamp)> {
         let mut known = self.machines.lock().expect("nobody panics while sweeping");
         let mut old = vec![];
-        let there: HashSet<&MachineKey> = listed.iter().map(|machine| &machine.key).collect();
-        known.retain(|key, _| there.contains(key));
-        for machine in listed {
+        let there: HashSet<&MachineKey> = listed.found.iter().map(|machine| &machine.key).collect();
+        known.retain(|(of, key), sighting| {
+            *of != backend || there.contains(key) || !listed.knows(&sighting.region)
+        });
+        for machine in &listed.found {
+            let key = (backend, machine.key.clone());
             if machine.state == MachineState::Gone || claims.has(&machine.key) {
-                known.remove(&machine.key);
+                known.remove(&key);
                 continue;
             }
-            let sighting = known.entry(machine.key.clone()).or_insert(Sighting { since: now, told: 0 });
+            let sighting = known.entry(key).or_insert_with(|| Sighting {
+                since: now,
+                region: machine.region.clone(),
+                told: 0,
+            });
             if sighting.since + GRACE <= now {
                 old.push((machine, sighting.since));
             }
@@ -87,9 +97,11 @@ impl Unclaimed {
     }
 
     /// Whether it was not told yet that a machine runs so many tasks.
-    fn is_news(&self, key: &MachineKey, tasks: usize) -> bool {
+    fn is_news(&self, backend: BackendId, key: &MachineKey, tasks: usize) -> bool {
         let mut known = self.machines.lock().expect("nobody panics while sweeping");
-        known.get_mut(key).is_some_and(|sighting| std::mem::replace(&mut sighting.told, tasks) != tasks)
+        known
+            .get_mut(&(backend, key.clone()))
+            .is_some_and(|sighting| std::mem::replace(&mut sighting.told, tasks) != tasks)
     }
 }
 
@@ -157,7 +169,7 @@ async fn sweep_machines(deps: &Deps, backend: BackendId, unclaimed: &Unclaimed) 
     };
     let claims = Claims::load(deps, backend).await?;
     let (to_visit, to_end): (Vec<_>, Vec<_>) = unclaimed
-        .older_than_grace(&machines.found, &claims, deps.clock.now())
+        .older_than_grace(backend, &machines, &claims, deps.clock.now())
         .into_iter()
         .partition(|(machine, _)| machine.login.is_some() && machine.state == MachineState::Running);
     let to_end: Vec<&Machine> = to_end.into_iter().map(|(machine, _)| machine).collect();
@@ -226,7 +238,7 @@ async fn may_be_ended(
     match visited.unwrap_or_else(|_| Err(anyhow::anyhow!("it has not answered for {} s", VISIT.as_secs()))) {
         Ok(tasks) => {
             let running = tasks.iter().flatten().filter(|task| task.phase < TaskPhase::Exited).count();
-            if running > 0 && unclaimed.is_news(&machine.key, running) {
+            if running > 0 && unclaimed.is_news(open.id, &machine.key, running) {
                 tell_running(deps, open, machine, running).await?;
             }
             Ok(running == 0)
@@ -306,5 +318,53 @@ async fn end_task(deps: &Deps, instance: InstanceId, task: &TaskState) {
     };
     if let Err(error) = result {
         tracing::debug!(instance.id = %instance, job.id = %task.id, "cannot end an unclaimed task yet: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use backends::{Error, ErrorKind, SilentRegion};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn machine(number: u128, region: &str) -> Machine {
+        Machine {
+            key: MachineKey { launch_id: LaunchId(Uuid::from_u128(number)), index: 0 },
+            provider_id: format!("i-{number}"),
+            state: MachineState::Running,
+            hostname: None,
+            internal_ip: None,
+            container_network: None,
+            region: region.to_owned(),
+            zone: None,
+            ended_because: None,
+            lacked_room: false,
+            login: None,
+            network_path: vec![],
+        }
+    }
+
+    #[test]
+    fn what_one_backend_lists_says_nothing_of_the_machines_of_another() {
+        let unclaimed = Unclaimed::default();
+        let claims = Claims { open: HashSet::new(), machines: HashSet::new() };
+        let (cloud, other) = (BackendId(Uuid::from_u128(1)), BackendId(Uuid::from_u128(2)));
+        let listed = Survey::whole(vec![machine(7, "west"), machine(8, "east")]);
+        let nothing = Survey::whole(vec![]);
+        let silence = SilentRegion { region: "east".to_owned(), error: Error::new(ErrorKind::Unavailable, "") };
+        let half = Survey { found: vec![machine(7, "west")], silent: vec![silence] };
+        let start = Timestamp::UNIX_EPOCH;
+        let old = |backend, listed: &Survey<Machine>, secs| {
+            let now = start + SignedDuration::from_secs(secs);
+            let old = unclaimed.older_than_grace(backend, listed, &claims, now);
+            old.into_iter().map(|(machine, _)| machine.provider_id.clone()).collect::<Vec<_>>()
+        };
+        for (secs, seen) in [(0, &listed), (20, &listed), (40, &half)] {
+            assert!(old(cloud, seen, secs).is_empty() && old(other, &nothing, secs).is_empty());
+        }
+        assert_eq!(old(cloud, &listed, 60), ["i-7", "i-8"]);
+        // What is not listed any more is forgotten.
+        assert!(old(cloud, &nothing, 80).is_empty() && old(cloud, &listed, 100).is_empty());
     }
 }
