@@ -708,7 +708,8 @@ fn own_peer(text: &str, keys: &Path) -> TaskSpec {
         over_host: None,
         keep_alive_secs: 30,
     });
-    let host_public = host_public.trim_end_matches([' ', 'x', '\n']).to_owned();
+    // A key may end with any letter, also that of its comment.
+    let host_public = host_public.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
     spec.gang = Some(GangAccess { private_key, host_keys: vec![host_public.clone(), host_public], ports: vec![] });
     spec
 }
