@@ -148,26 +148,24 @@ pub async fn set_draining(mut db: impl Executor, id: BackendId) -> Result<()> {
     Ok(())
 }
 
+/// The launches of the backend $1 whose machines live, or may yet come to life.
+macro_rules! uses {
+    () => {
+        "FROM launches l WHERE l.backend_id = $1 AND (l.status NOT IN ('done', 'failed') \
+         OR EXISTS (SELECT 1 FROM instances i WHERE i.launch_id = l.id AND i.status <> 'terminated'))"
+    };
+}
+
 /// Whether machines of a backend live, or may yet come to life.
 pub async fn is_in_use(mut db: impl Executor, id: BackendId) -> Result<bool> {
-    let row = db
-        .row(
-            "SELECT (SELECT COUNT(*) FROM launches l WHERE l.backend_id = $1 AND (l.status NOT IN ('done', 'failed') \
-             OR EXISTS (SELECT 1 FROM instances i WHERE i.launch_id = l.id AND i.status <> 'terminated')))",
-            values![id],
-        )
-        .await?;
+    let row = db.row(concat!("SELECT COUNT(*) ", uses!()), values![id]).await?;
     row.map_or(Ok(false), |row| row.truth(0))
 }
 
 /// Forgets a backend that is neither wanted again nor used meanwhile, and its credentials.
 pub async fn delete_drained(mut db: impl Executor, id: BackendId) -> Result<()> {
-    db.execute(
-        "DELETE FROM backends WHERE id = $1 AND draining = 1 AND NOT EXISTS (SELECT 1 FROM launches l \
-         WHERE l.backend_id = $1 AND (l.status NOT IN ('done', 'failed') \
-         OR EXISTS (SELECT 1 FROM instances i WHERE i.launch_id = l.id AND i.status <> 'terminated')))",
-        values![id],
-    )
-    .await?;
+    let unused =
+        concat!("DELETE FROM backends WHERE id = $1 AND draining = 1 AND NOT EXISTS (SELECT 1 ", uses!(), ")");
+    db.execute(unused, values![id]).await?;
     Ok(())
 }

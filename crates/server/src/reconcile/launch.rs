@@ -93,7 +93,7 @@ async fn act(deps: &Deps, launch: &Versioned<Launch>, open: &OpenBackend) -> sto
     let prepared = if open.draining && launch.value.state.maybe_heard == 0 {
         // It was let go between the decision to buy and now.
         let message = format!("`{}` is draining: it is no longer in the project's configuration", open.kind);
-        Err(backends::Error::new(ErrorKind::PermissionDenied, message))
+        Err(backends::Error::new(ErrorKind::InvalidRequest, message))
     } else {
         prepare(deps, &mut answered, open, &mut order).await?
     };
