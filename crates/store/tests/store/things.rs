@@ -133,12 +133,18 @@ async fn a_backend_is_in_use_while_machines_of_it_may_live(db: Db) {
         ("done", Some("terminating"), true),
         ("done", Some("terminated"), false),
     ] {
-        let backend: BackendId = id();
+        let row = backend(id(), "one", 0);
+        let backend = row.id;
+        backends::insert(&db, &row).await.unwrap();
+        backends::set_draining(&db, backend).await.unwrap();
         let launched = add_launch(&db, backend, launch).await;
         if let Some(status) = instance {
             add_instance(&db, launched, status).await;
         }
         assert_eq!(backends::is_in_use(&db, backend).await.unwrap(), expected, "{launch} {instance:?}");
+        // Its credentials are needed for as long.
+        backends::delete_drained(&db, backend).await.unwrap();
+        assert_eq!(backends::get(&db, backend).await.unwrap().is_some(), expected, "{launch} {instance:?}");
     }
 }
 
